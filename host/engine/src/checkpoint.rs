@@ -1,0 +1,69 @@
+//! What survives a crash: the position that is safe to go on from, and who may move it.
+//!
+//! A checkpoint is written by one instance at a time: it takes a lease (an epoch number) when it starts, and every
+//! store operation carries that epoch, so that a paused instance that wakes up late cannot overwrite its successor's
+//! position. Positions only move forward, except by an operator's `oplogue checkpoint set`.
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::model::{CollectionUuid, Position};
+use crate::plugin::GenerationInfo;
+
+/// The stage a job is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// The full copy runs; the position is the one noted before its first read.
+    FullSync,
+    /// The full copy is done up to the newest source position at its end; unique indexes in `pending_indexes` are
+    /// built when incremental passes that mark.
+    Incremental,
+}
+
+/// One job's stored state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub stage: Stage,
+    /// Everything up to here is durable on the target.
+    pub position: Position,
+    /// Plugin generations that were active at `position`.
+    pub plugins: Vec<GenerationInfo>,
+    /// SHA-256 of the checked configuration, hexadecimal.
+    pub configuration: String,
+}
+
+/// What a store holds when a run starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing: a first run.
+    Nothing,
+    /// Our own document.
+    Ours(Checkpoint),
+    /// A MongoShake document: its time, without a term.
+    MongoShake(Position),
+}
+
+/// Pairs a source collection's identity with the target's (correctness.md §6).
+pub type Identity = (CollectionUuid, CollectionUuid);
+
+/// Keeps checkpoints. One store object = one holder of the lease.
+#[async_trait]
+pub trait CheckpointStore: Send + Sync {
+    /// Takes the lease (raises the epoch) and returns what is stored. Later calls of older holders fail `Fenced`.
+    async fn acquire(&self) -> Result<Found>;
+
+    /// Stores a checkpoint with majority concern.
+    ///
+    /// # Errors
+    /// `Fenced` when another instance holds the lease.
+    async fn save(&self, checkpoint: &Checkpoint) -> Result<()>;
+
+    /// All identity pairs.
+    async fn identities(&self) -> Result<Vec<Identity>>;
+
+    /// Records or replaces the target identity of a source collection, with majority concern.
+    async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()>;
+
+    /// Forgets a source collection that was dropped.
+    async fn forget_identity(&self, source: CollectionUuid) -> Result<()>;
+}

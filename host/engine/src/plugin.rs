@@ -1,0 +1,95 @@
+//! The engine's view of the plugin chain: no WebAssembly type appears here.
+//!
+//! A chain gives each worker thread its own [`ChainWorker`] with its own instances; workers process whole batches in
+//! place and keep the order of entries. A dropped change is taken out of the batch by the chain and thereby
+//! acknowledged: the batch's position stands even when nothing of it is left.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::model::{Change, ChangeBatch, NamespaceId};
+
+/// What one pass of a batch through the chain did. For every batch, `seen = kept + dropped + dead`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChainReport {
+    pub seen: u64,
+    pub kept: u64,
+    pub dropped: u64,
+    pub delayed: u64,
+    pub dead: u64,
+}
+
+/// A loaded chain that makes workers and can be replaced plugin by plugin while it runs.
+pub trait PluginChain: Send + Sync {
+    /// A worker with instances of its own. Made once for each thread.
+    ///
+    /// # Errors
+    /// `PluginFault` when an instance cannot be made.
+    fn worker(self: Arc<Self>) -> Result<Box<dyn ChainWorker>>;
+
+    /// The route of a namespace outside of a batch: for planning the full copy and for views and indexes.
+    /// `None` = dropped, `Some(target)` otherwise.
+    ///
+    /// # Errors
+    /// `PluginFault` when a router traps.
+    fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>>;
+
+    /// The active generation of each plugin, in chain order, for the checkpoint and the status page.
+    fn generations(&self) -> Vec<GenerationInfo>;
+}
+
+/// One worker's instances of the chain. Lives on one thread; called between batches only.
+pub trait ChainWorker: Send {
+    /// Runs every plugin over `batch`, in place. A newer generation is picked up before the first entry, never
+    /// inside a batch.
+    ///
+    /// # Errors
+    /// `PluginFault` when a plugin faults and its policy is `fail`; the batch is then unchanged from the source's
+    /// point of view: nothing of it was acknowledged.
+    fn process(&mut self, batch: &mut ChangeBatch) -> Result<ChainReport>;
+}
+
+/// Which version of a plugin is active.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenerationInfo {
+    pub plugin: String,
+    pub generation: u64,
+    /// Version in the manifest.
+    pub version: String,
+    /// SHA-256 of the module, hexadecimal.
+    pub sha256: String,
+}
+
+/// The chain without plugins: everything passes, under its own name.
+#[derive(Debug, Default)]
+pub struct EmptyChain;
+
+impl PluginChain for EmptyChain {
+    fn worker(self: Arc<Self>) -> Result<Box<dyn ChainWorker>> {
+        Ok(Box::new(PassAll))
+    }
+
+    fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
+        Ok(Some(source))
+    }
+
+    fn generations(&self) -> Vec<GenerationInfo> {
+        Vec::new()
+    }
+}
+
+struct PassAll;
+
+impl ChainWorker for PassAll {
+    fn process(&mut self, batch: &mut ChangeBatch) -> Result<ChainReport> {
+        let seen = batch.changes.len() as u64;
+        Ok(ChainReport { seen, kept: seen, ..ChainReport::default() })
+    }
+}
+
+/// Takes the entries that `keep` refuses out of a batch and counts them.
+pub fn retain(batch: &mut ChangeBatch, mut keep: impl FnMut(&mut Change) -> bool) -> u64 {
+    let before = batch.changes.len();
+    batch.changes.retain_mut(|change| keep(change));
+    (before - batch.changes.len()) as u64
+}

@@ -1,0 +1,117 @@
+//! The contract of a sink: writes with distinct keys in, one outcome for each write out.
+//!
+//! The scheduler has already ordered, coalesced and separated what a lane flushes, so a sink may send the writes of
+//! one flush in any order and in parallel. It reads every per-statement result; an error it cannot place on a
+//! statement is an error of the whole flush. What is written is *accepted*; [`Sink::durability`] says when it is
+//! *durable* (correctness.md §7).
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::model::{Change, NamespaceId, OpTime};
+
+/// An update's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Patch {
+    /// The server's `$v: 2` diff tree, raw.
+    Diff(Bytes),
+    /// `$v: 1` modifiers, raw.
+    Modifiers(Bytes),
+}
+
+/// What the target's document shall become. All forms are idempotent: writing the same content again over its own
+/// result changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A new document. A duplicate `_id` is the sink's duplicate policy's business.
+    Insert(Bytes),
+    /// The whole document; the target's is replaced or, when absent, created.
+    Replace(Bytes),
+    /// Changes to the document that stands there, applied one after the other, as one atomic write.
+    Patch(Vec<Patch>),
+    /// `base`, then `patches` over it, as one atomic replacing or creating write.
+    Patched { base: Bytes, patches: Vec<Patch> },
+    /// The document goes; absence is success.
+    Delete,
+}
+
+/// One statement: one key of one target namespace.
+#[derive(Debug, Clone)]
+pub struct Write {
+    pub target: NamespaceId,
+    /// The source's name of it, for a refetch.
+    pub source: NamespaceId,
+    /// Raw selector document (`{_id: …}` plus shard-key fields).
+    pub key: Bytes,
+    pub content: Content,
+    /// Whether the target's document may already contain this change or later ones.
+    pub overlap: bool,
+    /// Source time of the newest change inside.
+    pub time: OpTime,
+}
+
+/// Why one statement was not applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// A unique index other than `_id` has this value in another document.
+    UniqueKey { index: String, message: String },
+    /// Anything else, already found to be permanent.
+    Refused { code: i32, message: String },
+}
+
+/// What became of a flush. Statements without a refusal are accepted.
+#[derive(Debug, Default)]
+pub struct FlushReport {
+    /// (index into the flushed writes, reason), ascending.
+    pub refused: Vec<(usize, Refusal)>,
+    /// The target's `operationTime` of the last command of the flush.
+    pub operation_time: Option<OpTime>,
+}
+
+/// How far the target's majority has come, and who leads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Durability {
+    /// `lastWrite.majorityOpTime`: every write at or before it survives any fail-over.
+    pub majority: OpTime,
+    /// Term of the target's primary; accepted writes of an older term may be gone.
+    pub term: i64,
+}
+
+/// Writes to the target.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// Writes the statements of one flush. Keys are distinct within it, so the order is the sink's.
+    ///
+    /// # Errors
+    /// `Unavailable`/`FailedOver` when the outcome of any statement is unknown: the pipeline rewinds to the last
+    /// durable position and replays, in overlap. Permanent refusals of single statements are in the report instead.
+    async fn write(&self, writes: &[Write]) -> Result<FlushReport>;
+
+    /// Executes one DDL whose scope is drained, at most once by collection identity (correctness.md §6).
+    /// Returns the target's operation time, `None` if it turned out to be done already.
+    async fn ddl(&self, change: &Change, overlap: bool) -> Result<Option<OpTime>>;
+
+    /// Asks the target how far it is majority-committed.
+    async fn durability(&self) -> Result<Durability>;
+
+    /// Settles a group of changes that collided on unique keys: writes the final state of all of them together,
+    /// in one transaction on the target (correctness.md §4). The caller has drained the collection.
+    ///
+    /// Returns the writes that collide even so: true conflicts.
+    async fn settle(&self, writes: &[Write]) -> Result<FlushReport>;
+}
+
+/// Prepares the target for the full copy and finishes it.
+#[async_trait]
+pub trait CopyTarget: Send + Sync {
+    /// Makes `target` ready to take the documents of a source collection: drops or keeps what is there, creates it
+    /// with the source's options, and records the identity pair.
+    async fn prepare(&self, plan: &crate::source::CollectionPlan, target: NamespaceId) -> Result<()>;
+
+    /// Inserts raw documents (slices of a reply). Duplicates are replaced.
+    async fn insert(&self, target: NamespaceId, documents: &[Bytes]) -> Result<Option<OpTime>>;
+
+    /// Builds these indexes (raw specifications of the source).
+    async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<()>;
+}

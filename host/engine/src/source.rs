@@ -1,0 +1,95 @@
+//! The contract of a source: raw batches in order, resumable by position, and the full copy's reader.
+//!
+//! A source owns its cursor and nothing else. It never retries in secret: a lost cursor or connection is an error
+//! whose kind tells the pipeline to rewind, and the position that left the oplog is a fault that stops the run with
+//! the window in the message.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::budget::Permit;
+use crate::error::Result;
+use crate::model::{CollectionUuid, Namespace, OpTime, Position, RawBatch};
+
+/// Reads the changes of one replica set.
+#[async_trait]
+pub trait Source: Send {
+    /// Starts reading at `from`. The first entry that [`Source::next`] returns *is* the entry at `from` when the
+    /// position is an oplog time of a known term (the proof that the history is the same); the decoder drops it.
+    ///
+    /// # Errors
+    /// `HistoryLost` with the oplog window in the message when `from` is older than the oldest entry or the entry at
+    /// `from` is another one; `Unavailable`, `Unauthorized`.
+    async fn open(&mut self, from: &Position) -> Result<()>;
+
+    /// The next reply, possibly without entries when the source is idle. Waits for memory first.
+    ///
+    /// Cancel safe: a dropped call loses nothing, since the pipeline reopens by position after any cancellation.
+    async fn next(&mut self) -> Result<RawBatch>;
+
+    /// The newest majority-committed position of the source now: start of a copy, overlap mark, lag.
+    async fn newest(&self) -> Result<OpTime>;
+
+    /// The oldest and the newest entry of the oplog.
+    async fn window(&self) -> Result<Window>;
+}
+
+/// What the source's oplog holds at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// The oldest entry.
+    pub oldest: OpTime,
+    /// The newest majority-committed entry.
+    pub newest: OpTime,
+}
+
+/// A collection of the source as the full copy plans it.
+#[derive(Debug, Clone)]
+pub struct CollectionPlan {
+    /// Name in the source.
+    pub namespace: Namespace,
+    /// `collection`, `view` or `timeseries` (`listCollections` `type`).
+    pub kind: String,
+    /// Raw `options` document of `listCollections`.
+    pub options: Bytes,
+    /// Identity on the source; views have none.
+    pub uuid: Option<CollectionUuid>,
+    /// Estimated documents and bytes, for progress and partitioning.
+    pub documents: u64,
+    /// Uncompressed data size in bytes.
+    pub bytes: u64,
+}
+
+/// One `_id` range of a collection. Bounds are raw documents `{_id: value}`; the lower one belongs to the range.
+///
+/// A partition without `min` starts at the index's beginning, one without `max` reads to its end: together they
+/// cover every BSON type, `NaN`, `MinKey` and `MaxKey` (correctness.md §3).
+#[derive(Debug, Clone)]
+pub struct Partition {
+    pub namespace: Namespace,
+    pub min: Option<Bytes>,
+    pub max: Option<Bytes>,
+}
+
+/// Reads documents for the full copy.
+#[async_trait]
+pub trait SnapshotReader: Send + Sync {
+    /// Everything that could be copied: collections, views and time-series, of all databases but `local`.
+    async fn collections(&self) -> Result<Vec<CollectionPlan>>;
+
+    /// Splits one collection into ranges of about `partition_bytes`.
+    async fn partition(&self, plan: &CollectionPlan, partition_bytes: u64) -> Result<Vec<Partition>>;
+
+    /// Opens a cursor over a partition: majority reads not older than `after`.
+    async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>>;
+
+    /// Raw index specifications of `listIndexes`, the `_id` index included.
+    async fn indexes(&self, namespace: &Namespace) -> Result<Vec<Bytes>>;
+}
+
+/// A cursor over one partition.
+#[async_trait]
+pub trait SnapshotCursor: Send {
+    /// The next reply: a raw BSON array of documents in `_id` order, and its memory; `None` at the end.
+    async fn next(&mut self) -> Result<Option<(Bytes, Permit)>>;
+}
