@@ -156,7 +156,7 @@ impl Entry {
     pub fn to_change(&self, namespaces: &Namespaces) -> Result<Change> {
         let id = namespaces.intern(self.ns());
         let (operation, key, body) = match self.op {
-            b'i' => (Operation::Insert, Bytes::new(), self.o.clone()),
+            b'i' => (Operation::Insert, self.o2.clone(), self.o.clone()),
             b'd' => (Operation::Delete, self.o.clone(), Bytes::new()),
             _ => {
                 if self.o2.is_empty() {
