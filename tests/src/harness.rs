@@ -3,7 +3,12 @@
 //! They stand in the test binary because they need servers. They are few: what the other tests use all the
 //! time is proven there. None of them starts the collector.
 
+use std::time::Duration;
+
 use bson::doc;
+use mongodb::IndexModel;
+use oplogue_tests::compare::{self, Comparison, DifferenceKind};
+use oplogue_tests::load::{Load, LoadOptions};
 use oplogue_tests::servers::{Options, ReplicaSet, User};
 
 #[tokio::test]
@@ -72,4 +77,66 @@ async fn commands_fail_on_request() {
     things.insert_one(doc! { "_id": 1 }).await.unwrap_err();
     things.insert_one(doc! { "_id": 1 }).await.unwrap();
     set.heal_commands().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_load_runs_and_compares_equal_only_with_itself() {
+    let set = ReplicaSet::single().await.unwrap();
+    let client = set.client();
+    let options = LoadOptions {
+        ddl: true,
+        coll_mod: true,
+        odd_names: true,
+        ..LoadOptions::default()
+    };
+    Load::prepare(&client, &options, 50).await.unwrap();
+    let mut load = Load::start(&client, &options);
+    load.reach(3_000, Duration::from_secs(120)).await.unwrap();
+    let totals = load.stop().await.unwrap();
+    assert_eq!(totals.lost, 0, "seed {}: {totals:?}", options.seed);
+    let itself = Comparison::new(client.clone(), client.clone());
+    let found = itself.run().await.unwrap();
+    assert!(found.is_empty(), "{}", compare::report(&found));
+    let renamed = Comparison::new(client.clone(), client.clone()).rename("shop", "mall");
+    let found = renamed.run().await.unwrap();
+    assert_eq!(found[0].kind, DifferenceKind::MissingCollection);
+    assert_eq!(found[0].namespace, "mall.c00");
+}
+
+#[tokio::test]
+async fn the_comparison_sees_what_a_decoder_would_not() {
+    let (source, target) = tokio::join!(ReplicaSet::single(), ReplicaSet::single());
+    let (source, target) = (source.unwrap(), target.unwrap());
+    let things = |set: &ReplicaSet| set.client().database("shop").collection("things");
+    let (left, right) = (things(&source), things(&target));
+    left.insert_many([
+        doc! { "_id": 1, "n": 1 },
+        doc! { "_id": 2 },
+        doc! { "_id": 3 },
+    ])
+    .await
+    .unwrap();
+    right
+        .insert_many([
+            doc! { "_id": 1, "n": 1_i64 },
+            doc! { "_id": 3 },
+            doc! { "_id": 4 },
+        ])
+        .await
+        .unwrap();
+    left.create_index(IndexModel::builder().keys(doc! { "n": 1 }).build())
+        .await
+        .unwrap();
+    let found = Comparison::new(source.client(), target.client())
+        .run()
+        .await
+        .unwrap();
+    let kinds: Vec<DifferenceKind> = found.iter().map(|difference| difference.kind).collect();
+    use DifferenceKind::{Document, ExtraDocument, Index, MissingDocument};
+    assert_eq!(
+        kinds,
+        [Index, Document, MissingDocument, ExtraDocument],
+        "{}",
+        compare::report(&found)
+    );
 }

@@ -9,3 +9,7 @@ pub mod paths;
 pub mod child;
 
 pub mod servers;
+
+pub mod compare;
+
+pub mod load;
