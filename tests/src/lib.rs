@@ -13,3 +13,5 @@ pub mod servers;
 pub mod compare;
 
 pub mod load;
+
+pub mod collector;
