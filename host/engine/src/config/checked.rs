@@ -4,10 +4,14 @@
 //! only when its feature is built: a key of MongoShake that would change the behaviour in a way that is not built is
 //! refused while reading. Names of the fields follow the keys; the docs name the key where they differ.
 
+mod build;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::uri::MongoUri;
+
+pub(super) use build::build;
 
 /// `sync_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

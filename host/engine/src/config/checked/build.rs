@@ -1,0 +1,488 @@
+//! From settings to the checked configuration: the rules between keys.
+//!
+//! Each rule is a small function that may add a problem; the configuration is made whether or not there are any, from
+//! defaults where a value is wrong, and the caller throws it away when the report is not empty. Rules that MongoShake
+//! has are kept unless docs/MIGRATING.md names them.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    Checkpoint, Config, ConflictWriteTo, ConnectMode, CreateIndex, Filter, FullSync, Incr, Limits,
+    Log, LogFile, LogLevel, MissingDocument, Monitor, PluginEntry, ShardKey, SyncMode,
+};
+use crate::config::keys::{self, Status};
+use crate::config::raw::Format;
+use crate::config::report::{Fault, Report};
+use crate::config::settings::Settings;
+use crate::config::uri::MongoUri;
+use crate::config::value::{Value, split_uris};
+
+/// MongoShake's versions of its file that are read.
+const VERSIONS: std::ops::RangeInclusive<i64> = 4..=14;
+/// The last version whose keys all work or are refused by name.
+const VERSION_KNOWN: i64 = 10;
+
+const SPECIAL_DBS: [&str; 5] = ["admin", "local", "config", "mongoshake", "system.views"];
+
+struct Builder<'a> {
+    settings: &'a Settings,
+    format: Format,
+    report: &'a mut Report,
+}
+
+/// Makes the checked form; it is meaningful only when `report` has no problem afterwards.
+pub(in crate::config) fn build(
+    settings: &Settings,
+    plugins: Vec<PluginEntry>,
+    format: Format,
+    report: &mut Report,
+) -> Option<Config> {
+    let mut builder = Builder {
+        settings,
+        format,
+        report,
+    };
+    builder.version();
+    let sources = builder.sources();
+    let target = builder.target();
+    builder.ports();
+    builder.filters();
+    builder.missing_document();
+    builder.object_id_list();
+    builder.address_of_monitor();
+    let (source, target) = (sources.first()?.clone(), target?);
+    builder.one_cluster(&source, &target);
+    builder.standalone(&source);
+    let mut config = builder.assemble(sources, source, target, plugins);
+    config.fingerprint = fingerprint(settings, &config.plugins);
+    Some(config)
+}
+
+impl Builder<'_> {
+    /// Adds a problem to a key that has none yet.
+    fn fault(&mut self, key: &str, fault: Fault) {
+        if !self.settings.is_faulty(key) {
+            let line = self.settings.line(key);
+            let given = line
+                .and_then(|_| self.settings.value(key))
+                .map(Value::shown);
+            self.report.problem(line, key, given, fault);
+        }
+    }
+
+    fn note(&mut self, key: &str, text: &str) {
+        self.report.note(self.settings.line(key), key, text);
+    }
+
+    fn version(&mut self) {
+        const KEY: &str = "conf.version";
+        let version = self.settings.int(KEY);
+        if self.settings.line(KEY).is_none() || self.settings.is_faulty(KEY) {
+            return;
+        }
+        if !VERSIONS.contains(&version) {
+            let fault = Fault::new(format!(
+                "must be from {} to {}, the versions of MongoShake 2.4.6 and later",
+                VERSIONS.start(),
+                VERSIONS.end()
+            ));
+            self.fault(
+                KEY,
+                fault.suggest("bring the file to version 10 first, or write TOML without this key"),
+            );
+        } else if version > VERSION_KNOWN {
+            self.note(KEY, "keys that are newer than version 10 are accepted only with values that change nothing");
+        }
+    }
+
+    fn sources(&mut self) -> Vec<MongoUri> {
+        const KEY: &str = "mongo_urls";
+        let sources = self.settings.uris(KEY);
+        let unique: std::collections::BTreeSet<_> = sources.iter().map(MongoUri::expose).collect();
+        if sources.is_empty() {
+            let fault = Fault::new("is required: the connection string of the source");
+            self.fault(
+                KEY,
+                fault.suggest("such as mongodb://user:password@host1:27017,host2:27017"),
+            );
+        } else if unique.len() < sources.len() {
+            self.fault(
+                KEY,
+                Fault::new("names one source twice")
+                    .suggest("hosts of one replica set are parted by commas"),
+            );
+        } else if sources.len() > 1 {
+            let fault = Fault::new(
+                "reading several shards is not built yet; only one replica set is accepted",
+            );
+            self.fault(
+                KEY,
+                fault.suggest("hosts of one replica set are parted by commas"),
+            );
+        }
+        sources
+    }
+
+    fn target(&mut self) -> Option<MongoUri> {
+        const KEY: &str = "tunnel.address";
+        let tunnel = self.settings.text("tunnel");
+        if tunnel != "direct" {
+            let mode = self.settings.text("sync_mode");
+            if mode != "incr" {
+                let fault = Fault::new(format!(
+                    "must be incr with tunnel = {tunnel}: only direct takes a full copy"
+                ));
+                self.fault("sync_mode", fault);
+            }
+            return None;
+        }
+        let addresses = split_uris(self.settings.text(KEY));
+        let Some(first) = addresses.first() else {
+            let fault = Fault::new("is required: the connection string of the target");
+            self.fault(
+                KEY,
+                fault.suggest("such as mongodb://user:password@host1:27017,host2:27017"),
+            );
+            return None;
+        };
+        if addresses.len() > 1 {
+            let fault =
+                Fault::new("writing to several addresses is not built yet; only one is accepted");
+            self.fault(
+                KEY,
+                fault.suggest("hosts of one replica set are parted by commas"),
+            );
+        }
+        match MongoUri::parse(first) {
+            Ok(uri) => Some(uri),
+            Err(reason) => {
+                self.fault(KEY, Fault::new(reason));
+                None
+            }
+        }
+    }
+
+    fn ports(&mut self) {
+        let (full, incr) = (
+            self.settings.int("full_sync.http_port"),
+            self.settings.int("incr_sync.http_port"),
+        );
+        if full == incr && full > 0 {
+            let key = if self.settings.line("incr_sync.http_port").is_some() {
+                "incr_sync.http_port"
+            } else {
+                "full_sync.http_port"
+            };
+            self.fault(
+                key,
+                Fault::new("must differ from the other http_port")
+                    .suggest("0 switches one of them off"),
+            );
+        }
+    }
+
+    fn filters(&mut self) {
+        let black = self.settings.list("filter.namespace.black");
+        let white = self.settings.list("filter.namespace.white");
+        if !black.is_empty() && !white.is_empty() {
+            let fault = Fault::new("must not be set together with filter.namespace.black");
+            self.fault(
+                "filter.namespace.white",
+                fault.suggest("keep the white list: what it lacks is left out anyway"),
+            );
+        }
+        let checkpoint_db = self.settings.text("checkpoint.storage.db");
+        let special = |db: &str| SPECIAL_DBS.contains(&db) || db == checkpoint_db;
+        let passing = self.settings.list("filter.pass.special.db");
+        if let Some(db) = passing.iter().find(|db| !special(db)) {
+            self.note(
+                "filter.pass.special.db",
+                &format!("{db} is no special database: it passes anyway"),
+            );
+        }
+        let held = white
+            .iter()
+            .filter_map(|rule| rule.split('.').next())
+            .find(|db| special(db));
+        if let Some(db) = held.filter(|db| !passing.iter().any(|passed| passed == db)) {
+            let text = format!(
+                "{db} is a special database: it passes only when filter.pass.special.db names it too"
+            );
+            self.note("filter.namespace.white", &text);
+        }
+    }
+
+    fn missing_document(&mut self) {
+        const KEY: &str = "incr_sync.executor.missing_document";
+        let policy = self.settings.text(KEY);
+        let given = self.settings.line(KEY).is_some();
+        if given
+            && self.settings.flag("incr_sync.executor.upsert")
+            && matches!(policy, "ignore" | "stop")
+        {
+            let fault = Fault::new(
+                "contradicts incr_sync.executor.upsert = true, which is the same as \"refetch\"",
+            );
+            self.fault(KEY, fault.suggest("delete one of the two lines"));
+        }
+    }
+
+    fn object_id_list(&mut self) {
+        const KEY: &str = "incr_sync.shard_by_object_id_whitelist";
+        if !self.settings.list(KEY).is_empty()
+            && self.settings.text("incr_sync.shard_key") != "collection"
+        {
+            self.fault(
+                KEY,
+                Fault::new("goes only with incr_sync.shard_key = collection"),
+            );
+        }
+    }
+
+    fn address_of_monitor(&mut self) {
+        if !self.settings.ip("monitor.listen").is_loopback() {
+            self.note(
+                "monitor.listen",
+                "the status ports have no authentication and are open to the network",
+            );
+        }
+    }
+
+    /// Source and target in one cluster need names that differ, or every write comes back as a change.
+    fn one_cluster(&mut self, source: &MongoUri, target: &MongoUri) {
+        let renamed = !self.settings.list("transform.namespace").is_empty();
+        let chosen = !self.settings.list("filter.namespace.white").is_empty();
+        if !source.hosts().is_empty() && source.hosts() == target.hosts() && !(renamed && chosen) {
+            let fault =
+                Fault::new("has the hosts of mongo_urls: every write would come back as a change");
+            let hint =
+                "to copy inside one cluster set filter.namespace.white and transform.namespace";
+            self.fault("tunnel.address", fault.suggest(hint));
+        }
+    }
+
+    fn standalone(&mut self, source: &MongoUri) {
+        if self.settings.text("mongo_connect_mode") == "standalone" && source.hosts().contains(',')
+        {
+            let fault = Fault::new(
+                "reads the one node that mongo_urls names, and mongo_urls names several",
+            );
+            self.fault(
+                "mongo_connect_mode",
+                fault.suggest("name one host, or use secondaryPreferred"),
+            );
+        }
+    }
+
+    fn assemble(
+        &mut self,
+        sources: Vec<MongoUri>,
+        source: MongoUri,
+        target: MongoUri,
+        plugins: Vec<PluginEntry>,
+    ) -> Config {
+        let sync_mode = sync_mode(self.settings.text("sync_mode"));
+        Config {
+            id: self.settings.text("id").to_owned(),
+            sync_mode,
+            sources,
+            source_root_ca_file: path(self.settings, "mongo_ssl_root_ca_file"),
+            connect_mode: connect_mode(self.settings.text("mongo_connect_mode")),
+            target,
+            target_root_ca_file: path(self.settings, "tunnel.mongo_ssl_root_ca_file"),
+            checkpoint: self.checkpoint(source, sync_mode),
+            filter: filter(self.settings),
+            transform_namespace: self.settings.list("transform.namespace"),
+            full_sync: full_sync(self.settings),
+            incr: incr(self.settings),
+            plugins,
+            log: log(self.settings, self.format),
+            monitor: monitor(self.settings),
+            limits: limits(self.settings),
+            fingerprint: String::new(),
+        }
+    }
+
+    fn checkpoint(&mut self, source: MongoUri, sync_mode: SyncMode) -> Checkpoint {
+        let s = self.settings;
+        let start = s.date("checkpoint.start_position");
+        if start > 0 && sync_mode != SyncMode::Incr {
+            self.note(
+                "checkpoint.start_position",
+                "is used only with sync_mode = incr: ignored",
+            );
+        }
+        let own = s.uri("checkpoint.storage.url");
+        let own_ca = path(s, "checkpoint.storage.url.mongo_ssl_root_ca_file");
+        let root_ca_file = match own {
+            Some(_) => own_ca,
+            None => own_ca.or_else(|| path(s, "mongo_ssl_root_ca_file")),
+        };
+        Checkpoint {
+            url: own.unwrap_or(source),
+            root_ca_file,
+            db: s.text("checkpoint.storage.db").to_owned(),
+            collection: s.text("checkpoint.storage.collection").to_owned(),
+            start_position: (start > 0 && sync_mode == SyncMode::Incr).then_some(start),
+            interval: s.time("checkpoint.interval"),
+        }
+    }
+}
+
+fn path(s: &Settings, key: &str) -> Option<PathBuf> {
+    Some(s.text(key))
+        .filter(|text| !text.is_empty())
+        .map(PathBuf::from)
+}
+
+fn sync_mode(word: &str) -> SyncMode {
+    match word {
+        "all" => SyncMode::All,
+        "full" => SyncMode::Full,
+        _ => SyncMode::Incr,
+    }
+}
+
+fn connect_mode(word: &str) -> ConnectMode {
+    match word {
+        "primary" => ConnectMode::Primary,
+        "secondary" => ConnectMode::Secondary,
+        "nearest" => ConnectMode::Nearest,
+        "standalone" => ConnectMode::Standalone,
+        _ => ConnectMode::SecondaryPreferred,
+    }
+}
+
+fn filter(s: &Settings) -> Filter {
+    Filter {
+        black: s.list("filter.namespace.black"),
+        white: s.list("filter.namespace.white"),
+        pass_special_db: s.list("filter.pass.special.db"),
+        ddl_enable: s.flag("filter.ddl_enable"),
+    }
+}
+
+fn full_sync(s: &Settings) -> FullSync {
+    FullSync {
+        collection_parallel: s.count("full_sync.reader.collection_parallel"),
+        write_document_parallel: s.count("full_sync.reader.write_document_parallel"),
+        document_batch_size: s.count("full_sync.reader.document_batch_size"),
+        fetch_batch_size: s.count("full_sync.reader.fetch_batch_size"),
+        partition_parallel: s.count("full_sync.reader.parallel_thread"),
+        collection_exist_drop: s.flag("full_sync.collection_exist_drop"),
+        create_index: match s.text("full_sync.create_index") {
+            "none" => CreateIndex::None,
+            "background" => CreateIndex::Background,
+            _ => CreateIndex::Foreground,
+        },
+        insert_on_dup_update: s.flag("full_sync.executor.insert_on_dup_update"),
+        majority_enable: s.flag("full_sync.executor.majority_enable"),
+    }
+}
+
+fn incr(s: &Settings) -> Incr {
+    Incr {
+        shard_key: match s.text("incr_sync.shard_key") {
+            "auto" => ShardKey::Auto,
+            "id" => ShardKey::Id,
+            _ => ShardKey::Collection,
+        },
+        workers: s.count("incr_sync.worker"),
+        target_delay: s.time("incr_sync.target_delay"),
+        missing_document: match s.text("incr_sync.executor.missing_document") {
+            "ignore" => MissingDocument::Ignore,
+            "upsert" => MissingDocument::Upsert,
+            "stop" => MissingDocument::Stop,
+            _ => MissingDocument::Refetch,
+        },
+        insert_on_dup_update: s.flag("incr_sync.executor.insert_on_dup_update"),
+        majority_enable: s.flag("incr_sync.executor.majority_enable"),
+        conflict_write_to: match s.text("incr_sync.conflict_write_to") {
+            "db" => ConflictWriteTo::Db,
+            _ => ConflictWriteTo::None,
+        },
+        fetch_batch_size: s.count("incr_sync.reader.fetch_batch_size"),
+    }
+}
+
+fn log(s: &Settings, format: Format) -> Log {
+    let wanted = format == Format::CollectorConf
+        || s.line("log.dir").is_some()
+        || s.line("log.file").is_some();
+    const DAY_SECS: u64 = 86_400;
+    Log {
+        level: match s.text("log.level") {
+            "debug" => LogLevel::Debug,
+            "warning" => LogLevel::Warning,
+            "error" => LogLevel::Error,
+            _ => LogLevel::Info,
+        },
+        file: wanted.then(|| LogFile {
+            dir: PathBuf::from(s.text("log.dir")),
+            name: s.text("log.file").to_owned(),
+            files_max: usize::try_from(s.time("log.max_age").as_secs() / DAY_SECS)
+                .unwrap_or(1)
+                .max(1),
+        }),
+        flush: s.flag("log.flush"),
+    }
+}
+
+fn monitor(s: &Settings) -> Monitor {
+    let port = |key| u16::try_from(s.int(key)).ok().filter(|port| *port > 0);
+    Monitor {
+        listen: s.ip("monitor.listen"),
+        full_http_port: port("full_sync.http_port"),
+        incr_http_port: port("incr_sync.http_port"),
+    }
+}
+
+fn limits(s: &Settings) -> Limits {
+    Limits {
+        memory_bytes: s.bytes("limits.memory_bytes"),
+        guest_memory_bytes: s.bytes("limits.guest_memory_bytes"),
+        guest_batch_time: s.time("limits.guest_batch_time"),
+        shutdown_time: s.time("limits.shutdown_time"),
+    }
+}
+
+/// Keys that say how a run looks and not what it does.
+fn is_cosmetic(name: &str) -> bool {
+    let sections = ["log.", "limits.", "monitor."];
+    name == "conf.version"
+        || name.ends_with("http_port")
+        || sections.iter().any(|section| name.starts_with(section))
+}
+
+fn fingerprint(settings: &Settings, plugins: &[PluginEntry]) -> String {
+    let mut hash = Sha256::new();
+    for spec in
+        keys::all().filter(|spec| spec.status == Status::Supported && !is_cosmetic(spec.name))
+    {
+        let value = settings
+            .value(spec.name)
+            .filter(|value| **value != Value::default_of(spec));
+        if let Some(value) = value {
+            hash.update(format!("{}={}\n", spec.name, value.shown()));
+        }
+    }
+    for plugin in plugins {
+        let PluginEntry {
+            name,
+            path,
+            kind,
+            config,
+            on_error,
+            grants,
+        } = plugin;
+        hash.update(format!(
+            "{name} {path:?} {kind:?} {config} {on_error:?} {grants:?}\n"
+        ));
+    }
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

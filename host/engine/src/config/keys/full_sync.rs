@@ -1,0 +1,49 @@
+//! The keys of the full copy.
+
+use super::Shape::{Bool, Int, OneOf, Size, Text, Texts};
+use super::Since::{Conf, Hidden, Newer};
+use super::Status::{DefaultOnly, Hint, Inert, Removed, Supported};
+use super::{KeySpec, SizeUnit, key};
+
+#[rustfmt::skip]
+pub(super) const KEYS: &[KeySpec] = &[
+    key("full_sync.reader.collection_parallel", Int(1, 1_024), "6", Conf(4), Supported,
+        "Collections that are copied at once."),
+    key("full_sync.reader.write_document_parallel", Int(1, 256), "8", Conf(4), Supported,
+        "Writers of one collection."),
+    // The server takes at most 100,000 statements in one command (maxWriteBatchSize).
+    key("full_sync.reader.document_batch_size", Int(1, 100_000), "128", Conf(4), Supported,
+        "Most documents of one insert command."),
+    key("full_sync.reader.fetch_batch_size", Int(1, 1_000_000), "1024", Conf(10), Supported,
+        "Documents asked for in one reply of the source."),
+    key("full_sync.reader.parallel_thread", Int(1, 128), "1", Conf(10), Supported,
+        "Ranges of _id of one collection that are read at once."),
+    key("full_sync.reader.parallel_index", Text, "_id", Conf(10), Hint("ranges are always cut on _id"),
+        "Index on which MongoShake cuts ranges."),
+    key("full_sync.reader.split_max_chunk_size", Int(1, 1_024), "1024", Newer("version 12"), Hint("ranges are cut by samples of _id, not by size"),
+        "Largest range in MB."),
+    key("full_sync.reader.read_document_count", Int(0, i64::MAX), "0", Conf(4), Removed("MongoShake removed it in 2.6.4 and refuses it since; delete the line (full_sync.reader.fetch_batch_size took its place)"),
+        "Removed."),
+    key("full_sync.reader.oplog_store_disk", Bool, "false", Hidden, DefaultOnly("keeping the oplog on local disk during the full copy"),
+        "Keep the oplog on local disk during the full copy."),
+    key("full_sync.reader.oplog_store_disk_max_size", Size(SizeUnit::Megabytes, 1, 1 << 30), "256000", Hidden, Inert("it matters only with full_sync.reader.oplog_store_disk = true"),
+        "Most disk space for that."),
+    key("full_sync.collection_exist_drop", Bool, "true", Conf(4), Supported,
+        "true: a collection of the target that has the name of a source collection is DROPPED before the copy. false: it is an error."),
+    key("full_sync.create_index", OneOf(&["none", "foreground", "background"]), "foreground", Conf(4), Supported,
+        "none; foreground: after the data; background: before the data. Unique ones always when the copy is consistent."),
+    key("full_sync.do_not_shard_destination", Bool, "false", Newer("version 11"), Inert("it matters only with a sharded source"),
+        "Leave the target unsharded."),
+    key("full_sync.executor.insert_on_dup_update", Bool, "false", Conf(4), Supported,
+        "What an insert does to a document with the same _id that stood on the target before: true = replace it, false = an error."),
+    key("full_sync.executor.filter.orphan_document", Bool, "false", Conf(4), Inert("a replica set has no orphans"),
+        "Leave out orphaned documents of a sharded source."),
+    key("full_sync.executor.majority_enable", Bool, "false", Conf(4), Supported,
+        "Write with majority concern."),
+    key("full_sync.executor.immutable_shard_key_fallback", Bool, "false", Newer("2.8.9"), DefaultOnly("delete and insert for a changed shard key"),
+        "Delete and insert when an update meets an immutable shard key."),
+    key("full_sync.executor.debug", Bool, "false", Hidden, DefaultOnly("reading without writing"),
+        "Read without writing."),
+    key("full_sync.field.whitelist", Texts, "", Newer("2.8.9"), DefaultOnly("copying only some fields (a plugin can)"),
+        "Fields that are copied."),
+];

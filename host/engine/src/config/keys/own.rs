@@ -1,0 +1,23 @@
+//! The keys that MongoShake does not have. (`[[plugin]]` is read by `raw::plugin`; two more of ours stand among the
+//! keys of incremental.)
+
+use super::Shape::{Ip, Size, Time};
+use super::Since::Oplogue;
+use super::Status::Supported;
+use super::{KeySpec, SizeUnit, TimeUnit, key};
+
+const MIB: u64 = 1 << 20;
+
+#[rustfmt::skip]
+pub(super) const KEYS: &[KeySpec] = &[
+    key("monitor.listen", Ip, "127.0.0.1", Oplogue, Supported,
+        "Address on which the status ports listen. There is no authentication: keep it on loopback or inside a trusted network."),
+    key("limits.memory_bytes", Size(SizeUnit::Bytes, 16 * MIB, 1 << 40), "96MB", Oplogue, Supported,
+        "Memory for data on its way from the source to the target; units are KB, MB, GB (powers of 1024)."),
+    key("limits.guest_memory_bytes", Size(SizeUnit::Bytes, MIB, 4096 * MIB), "64MB", Oplogue, Supported,
+        "Memory of one instance of a plugin."),
+    key("limits.guest_batch_time", Time(TimeUnit::Milliseconds, 10, 600_000), "1000", Oplogue, Supported,
+        "A plugin that works longer on one batch is stopped; a bare number counts milliseconds."),
+    key("limits.shutdown_time", Time(TimeUnit::Seconds, 1, 86_400), "30", Oplogue, Supported,
+        "Time for an ordered shutdown, then exit code 3; a bare number counts seconds."),
+];
