@@ -265,8 +265,7 @@ fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
         let text = concern.get_str("errmsg").unwrap_or_default();
         return Err(Error::new(Side::Sink, kind, format!("write to {namespace}: {text} (write concern, code {code})")));
     }
-    let mut errors: Vec<_> =
-        reply.get_array("writeErrors").into_iter().flatten().filter_map(statement_error).collect();
+    let mut errors: Vec<_> = reply.get_array("writeErrors").into_iter().flatten().filter_map(statement_error).collect();
     errors.sort_by_key(|(at, _)| *at);
     for (_, error) in &errors {
         // The node could not write any more: what became of its neighbours is unknown too.
@@ -330,7 +329,7 @@ mod tests {
         assert_eq!(
             read_command(&bytes),
             doc! { "delete": "c", "ordered": false, "writeConcern": { "w": 1 },
-                   "deletes": [{ "q": { "_id": { "$eq": { "$gt": 1 } }, "shard": "x" }, "limit": 1 }] }
+            "deletes": [{ "q": { "_id": { "$eq": { "$gt": 1 } }, "shard": "x" }, "limit": 1 }] }
         );
     }
 

@@ -15,7 +15,7 @@ use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Result, Side};
 use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
-use oplogue_engine::sink::{Durability, FlushReport, Refusal, Sink, Write};
+use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
 use tokio::sync::OnceCell;
 
 use super::command::Manner;
@@ -128,7 +128,9 @@ impl MongoSink {
     /// not be written to whatever stands under that name now.
     #[must_use]
     pub fn superseded(&self, change: &Change) -> bool {
-        let Some(source) = change.collection else { return false };
+        let Some(source) = change.collection else {
+            return false;
+        };
         let name = self.namespaces.name(change.target);
         matches!(self.catalogue.standing(&name, source), Standing::Other | Standing::Gone)
     }
@@ -151,10 +153,7 @@ impl MongoSink {
     }
 
     pub(super) fn manner(&self, target: Target) -> Manner {
-        Manner {
-            majority: self.options.majority || target.is_mongos,
-            bypass_validation: target.bypass_validation,
-        }
+        Manner { majority: self.options.majority || target.is_mongos, bypass_validation: target.bypass_validation }
     }
 }
 
@@ -191,7 +190,7 @@ impl Sink for MongoSink {
         Ok(report)
     }
 
-    async fn ddl(&self, change: &Change, overlap: bool) -> Result<Option<OpTime>> {
+    async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
         self.execute_ddl(change, overlap).await
     }
 
