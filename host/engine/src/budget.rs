@@ -35,7 +35,7 @@ impl Budget {
         // The semaphore is never closed; a closed one would only mean that nothing limits us any more.
         let permit = Arc::clone(&self.semaphore).acquire_many_owned(units as u32).await.ok();
         self.held.fetch_add(units, Ordering::Relaxed);
-        Permit { _permit: permit, units, held: Arc::clone(&self.held) }
+        Permit { permit, units, held: Arc::clone(&self.held) }
     }
 
     /// The whole budget in bytes.
@@ -54,7 +54,7 @@ impl Budget {
 /// Bytes taken from a [`Budget`], given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     units: usize,
     held: Arc<AtomicUsize>,
 }
@@ -63,13 +63,39 @@ impl Permit {
     /// A permit that holds nothing: for heartbeats and tests.
     #[must_use]
     pub fn none() -> Self {
-        Self { _permit: None, units: 0, held: Arc::default() }
+        Self { permit: None, units: 0, held: Arc::default() }
     }
 
     /// The bytes this permit holds, rounded up to the unit.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.units * UNIT_BYTES
+    }
+
+    /// Corrects an estimate when the true size is known, without waiting.
+    ///
+    /// What was taken too much is given back. What is missing is taken if it is free; the rest overshoots the budget
+    /// until the permit is dropped (waiting here while holding memory could make two readers wait for each other),
+    /// so an estimate should be the size of the last reply. The overshoot counts in [`Budget::held_bytes`].
+    pub fn resize(&mut self, bytes: usize) {
+        let Some(permit) = &mut self.permit else { return };
+        let units = bytes.div_ceil(UNIT_BYTES).max(1);
+        let taken = permit.num_permits();
+        if units < taken {
+            drop(permit.split(taken - units));
+        } else if let Ok(missing) = u32::try_from(units - taken) {
+            let free = u32::try_from(permit.semaphore().available_permits()).unwrap_or(u32::MAX);
+            let more = Arc::clone(permit.semaphore()).try_acquire_many_owned(missing.min(free));
+            if let Ok(more) = more {
+                permit.merge(more);
+            }
+        }
+        if units >= self.units {
+            self.held.fetch_add(units - self.units, Ordering::Relaxed);
+        } else {
+            self.held.fetch_sub(self.units - units, Ordering::Relaxed);
+        }
+        self.units = units;
     }
 }
 
@@ -92,6 +118,21 @@ mod tests {
         assert!(futures_util::poll!(&mut waiting).is_pending());
         drop(first);
         assert_eq!(waiting.await.bytes(), 4 * 1024);
+    }
+
+    #[tokio::test]
+    async fn an_estimate_is_corrected_both_ways() {
+        let budget = Budget::new(10 * 1024);
+        let mut first = budget.acquire(8 * 1024).await;
+        first.resize(2 * 1024);
+        assert_eq!(budget.held_bytes(), 2 * 1024);
+        let second = budget.acquire(6 * 1024).await;
+        first.resize(7 * 1024);
+        assert_eq!(budget.held_bytes(), 13 * 1024, "the overshoot is counted");
+        drop(first);
+        drop(second);
+        assert_eq!(budget.held_bytes(), 0);
+        assert_eq!(budget.acquire(10 * 1024).await.bytes(), 10 * 1024);
     }
 
     #[tokio::test]

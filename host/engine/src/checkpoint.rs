@@ -11,12 +11,14 @@ use crate::model::{CollectionUuid, Position};
 use crate::plugin::GenerationInfo;
 
 /// The stage a job is in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// The full copy runs; the position is the one noted before its first read.
     FullSync,
-    /// The full copy is done up to the newest source position at its end; unique indexes in `pending_indexes` are
-    /// built when incremental passes that mark.
+    /// The copy is done, the changes that happened meanwhile are being applied over it. Unique indexes are not built
+    /// yet: they cannot stand on a fuzzy copy (correctness.md §3) and follow at the overlap mark.
+    CatchUp,
+    /// Copy, overlap and indexes are done, or there was no copy.
     Incremental,
 }
 

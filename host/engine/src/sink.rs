@@ -20,6 +20,16 @@ pub enum Patch {
     Modifiers(Bytes),
 }
 
+impl Patch {
+    /// Bytes of its document.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Diff(bytes) | Self::Modifiers(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// What the target's document shall become. All forms are idempotent: writing the same content again over its own
 /// result changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +106,8 @@ pub trait Sink: Send + Sync {
     async fn durability(&self) -> Result<Durability>;
 
     /// Settles a group of changes that collided on unique keys: writes the final state of all of them together,
-    /// in one transaction on the target (correctness.md §4). The caller has drained the collection.
+    /// in one transaction on the target (correctness.md §4). The caller has drained the collection. Unlike in
+    /// [`Sink::write`], a document may occur more than once; its writes then stand in source order.
     ///
     /// Returns the writes that collide even so: true conflicts.
     async fn settle(&self, writes: &[Write]) -> Result<FlushReport>;

@@ -60,15 +60,28 @@ pub struct CollectionPlan {
     pub bytes: u64,
 }
 
+/// In which order a partition is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ScanOrder {
+    /// By `_id`: a lost cursor goes on behind the last document.
+    #[default]
+    Id,
+    /// As the documents were inserted: capped collections, whose order belongs to their content. Always one partition,
+    /// and one writer.
+    Natural,
+}
+
 /// One `_id` range of a collection. Bounds are raw documents `{_id: value}`; the lower one belongs to the range.
 ///
 /// A partition without `min` starts at the index's beginning, one without `max` reads to its end: together they
 /// cover every BSON type, `NaN`, `MinKey` and `MaxKey` (correctness.md §3).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
+    /// Where the documents are read: the collection itself, or the `system.buckets.*` behind a time-series.
     pub namespace: Namespace,
     pub min: Option<Bytes>,
     pub max: Option<Bytes>,
+    pub order: ScanOrder,
 }
 
 /// Reads documents for the full copy.
@@ -90,6 +103,11 @@ pub trait SnapshotReader: Send + Sync {
 /// A cursor over one partition.
 #[async_trait]
 pub trait SnapshotCursor: Send {
-    /// The next reply: a raw BSON array of documents in `_id` order, and its memory; `None` at the end.
+    /// The next reply: a raw BSON array of documents in the partition's order, never empty, and its memory; `None` at
+    /// the end. A lost cursor is opened again behind the last document in here.
+    ///
+    /// # Errors
+    /// After `Unavailable`, `FailedOver` or `CursorLost` the caller may call again (after its backoff): reading goes on behind the
+    /// last document that was returned.
     async fn next(&mut self) -> Result<Option<(Bytes, Permit)>>;
 }

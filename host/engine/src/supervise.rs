@@ -11,6 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result, Side};
 
+/// Runs `work` on a thread where it may take its time, and waits for it.
+///
+/// # Errors
+/// `Bug` when the work panics.
+pub async fn off_thread<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(Side::Internal, Kind::Bug, format!("{name} panicked")).caused_by(e))
+}
+
 /// Owns named tasks.
 #[derive(Debug, Default)]
 pub struct Supervisor {
@@ -35,6 +48,12 @@ impl Supervisor {
     /// Starts a task. Its error, or its panic, comes out of [`Supervisor::next_end`].
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<()>> + Send + 'static) {
         let handle = self.tasks.spawn(async move { (name, task.await) });
+        self.names.push((handle.id(), name, handle));
+    }
+
+    /// Starts a task on a thread of its own, for work that must not run inside the pipeline's poll (plugins).
+    pub fn spawn_blocking(&mut self, name: &'static str, task: impl FnOnce() -> Result<()> + Send + 'static) {
+        let handle = self.tasks.spawn_blocking(move || (name, task()));
         self.names.push((handle.id(), name, handle));
     }
 

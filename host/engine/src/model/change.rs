@@ -57,7 +57,8 @@ pub struct Change {
     /// The namespace it goes to: the source's, until a plugin renames it.
     pub target: NamespaceId,
     /// Raw BSON document that selects the one document: `{_id: …}` plus shard-key fields if the source logged them
-    /// (`o2`, or `o` of a delete). Empty for inserts and snapshots, whose `_id` stands in the body, and for DDL.
+    /// (`o2`, or `o` of a delete). Empty for DDL, and for inserts and snapshots whose source logged no selector: their
+    /// `_id` stands in the body.
     pub key: Bytes,
     /// Raw BSON document; its meaning depends on `operation`.
     pub body: Bytes,

@@ -9,6 +9,7 @@
 use std::hash::Hasher as _;
 use std::sync::OnceLock;
 
+use bytes::Bytes;
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
 use super::raw::{self, Elements, Malformed, kind};
@@ -40,6 +41,22 @@ impl DocumentKey {
         let mixed = (self.0 as u64) ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed % lanes.max(1) as u64) as usize
     }
+}
+
+/// A selector document `{_id: …}` out of a whole document.
+///
+/// # Errors
+/// `Malformed` when the document has no `_id`.
+pub fn selector(document: &[u8]) -> Result<Bytes, Malformed> {
+    let id = raw::find(document, "_id")?.ok_or(Malformed { offset: 0, reason: "the document has no _id" })?;
+    let length = 4 + 1 + 4 + id.value.len() + 1;
+    let mut out = Vec::with_capacity(length);
+    out.extend_from_slice(&i32::try_from(length).unwrap_or(i32::MAX).to_le_bytes());
+    out.push(id.kind);
+    out.extend_from_slice(b"_id\0");
+    out.extend_from_slice(id.value);
+    out.push(0);
+    Ok(Bytes::from(out))
 }
 
 fn hasher() -> SipHasher13 {
@@ -280,6 +297,13 @@ mod tests {
                 assert_ne!(key(a.clone()), key(b.clone()), "{a} and {b}");
             }
         }
+    }
+
+    #[test]
+    fn a_selector_holds_the_id_alone() {
+        let doc = bson::rawdoc! { "a": 1, "_id": { "b": 2 } };
+        let selector = selector(doc.as_bytes()).unwrap();
+        assert_eq!(bson::deserialize_from_slice::<bson::Document>(&selector).unwrap(), doc! { "_id": { "b": 2 } });
     }
 
     #[test]

@@ -1,0 +1,26 @@
+//! MongoDB: reading it, writing it, and keeping checkpoints in it.
+//!
+//! Read in the order below: how a client is made and what a driver's error means, what stands behind the
+//! address, then the readers, the writers and the store. Documents pass through as raw bytes; the driver's typed
+//! documents appear only where a reply is small.
+
+pub mod classify;
+pub mod client;
+pub mod privileges;
+pub mod topology;
+
+pub mod oplog;
+pub mod reply;
+pub mod snapshot;
+
+pub(crate) mod writer;
+pub mod patch;
+pub mod literal;
+pub(crate) mod command;
+pub(crate) mod identity;
+pub mod sink;
+pub(crate) mod ddl;
+pub(crate) mod settle;
+pub mod copy;
+
+pub mod store;

@@ -1,0 +1,123 @@
+//! Reads a replica set for the full copy: what there is, how to split it, and the documents of each part.
+//!
+//! Reads are majority reads not older than the copy's start position, so that a lagging secondary loses nothing.
+//! Splits go by bounds of the `_id` index, which cross all BSON types, and never by filters, which compare within one
+//! type only. This module knows nothing of filters or targets: the planner asks for what it wants.
+
+mod catalogue;
+mod cursor;
+mod split;
+
+use async_trait::async_trait;
+use bson::{Document, RawDocumentBuf, rawdoc};
+use bytes::Bytes;
+use mongodb::Client;
+use mongodb::options::SelectionCriteria;
+use mongodb::raw_batch_cursor::RawBatchCursor;
+use oplogue_engine::budget::Budget;
+use oplogue_engine::error::{Result, Side};
+use oplogue_engine::model::{Namespace, OpTime};
+use oplogue_engine::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader};
+
+use super::client::ConnectMode;
+use super::{classify, reply};
+
+/// How the full copy reads.
+#[derive(Debug, Clone)]
+pub struct SnapshotOptions {
+    /// Which member is read.
+    pub mode: ConnectMode,
+    /// Of `admin` and `config`, those that the configuration lets pass (`filter.pass.special.db`). The others are not
+    /// even asked for: the guide's user may not read `config`.
+    pub special_databases: Vec<String>,
+    /// Databases that are never copied: the checkpoint's and the conflicts'.
+    pub skip_databases: Vec<String>,
+    /// Size of a reply that is aimed at, in bytes. A reply of unusually large documents is larger, up to 16 MiB.
+    pub reply_bytes: usize,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> Self {
+        Self {
+            mode: ConnectMode::Primary,
+            special_databases: Vec::new(),
+            skip_databases: Vec::new(),
+            reply_bytes: 2 * 1024 * 1024,
+        }
+    }
+}
+
+/// The full copy's reader of one replica set.
+pub struct SnapshotSource {
+    client: Client,
+    options: SnapshotOptions,
+    budget: Budget,
+}
+
+impl SnapshotSource {
+    /// A reader whose replies take their memory from `budget`.
+    #[must_use]
+    pub fn new(client: Client, options: SnapshotOptions, budget: Budget) -> Self {
+        Self { client, options, budget }
+    }
+
+    fn criteria(&self) -> SelectionCriteria {
+        self.options.mode.criteria()
+    }
+
+    async fn run(&self, database: &str, doing: &str, command: Document) -> Result<Document> {
+        let answer = self.client.database(database).run_command(command).selection_criteria(self.criteria()).await;
+        answer.map_err(|e| classify::error(Side::Source, doing, e))
+    }
+
+    async fn cursor(&self, database: &str, command: RawDocumentBuf) -> mongodb::error::Result<RawBatchCursor> {
+        let database = self.client.database(database);
+        database.run_raw_cursor_command(command).selection_criteria(self.criteria()).batch().await
+    }
+}
+
+#[async_trait]
+impl SnapshotReader for SnapshotSource {
+    async fn collections(&self) -> Result<Vec<CollectionPlan>> {
+        catalogue::collections(self).await
+    }
+
+    async fn partition(&self, plan: &CollectionPlan, partition_bytes: u64) -> Result<Vec<Partition>> {
+        split::partition(self, plan, partition_bytes).await
+    }
+
+    async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
+        let read = cursor::Read {
+            client: self.client.clone(),
+            criteria: self.criteria(),
+            partition: partition.clone(),
+            after,
+            reply_bytes: self.options.reply_bytes,
+        };
+        Ok(Box::new(cursor::PartitionCursor::new(read, self.budget.clone())))
+    }
+
+    /// None for a view, and for a collection that was dropped meanwhile.
+    async fn indexes(&self, namespace: &Namespace) -> Result<Vec<Bytes>> {
+        let doing = format!("list the indexes of {namespace} (needs `listIndexes`)");
+        let command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {} };
+        let cursor = match self.cursor(namespace.database(), command).await {
+            Ok(cursor) => cursor,
+            // NamespaceNotFound, CommandNotSupportedOnView.
+            Err(e) if matches!(classify::code(&e), Some(26 | 166)) => return Ok(Vec::new()),
+            Err(e) => return Err(classify::error(Side::Source, &doing, e)),
+        };
+        let mut specs = Vec::new();
+        reply::drain(Side::Source, &doing, cursor, |spec| {
+            specs.push(spec);
+            Ok(())
+        })
+        .await?;
+        Ok(specs)
+    }
+}
+
+/// A partition that is the whole collection.
+fn whole(namespace: Namespace, order: ScanOrder) -> Partition {
+    Partition { namespace, min: None, max: None, order }
+}

@@ -1,0 +1,216 @@
+//! Keeps checkpoints in a collection, in documents that an operator can read and a MongoShake user recognises.
+//!
+//! One document a job and replica set holds position, stage and lease; the identity pairs of collections stand beside
+//! it. Every write carries the lease's epoch in its filter, so a paused instance that wakes up changes nothing, and
+//! the position only moves forward. Writes and reads have majority concern: what was stored survives a fail-over. A
+//! document of MongoShake in the same collection is read and never written.
+
+mod document;
+mod operate;
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use async_trait::async_trait;
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::error::Error as DriverError;
+use mongodb::options::{
+    Acknowledgment, CollectionOptions, ReadConcern, ReadPreference, ReturnDocument, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, Collection};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::CollectionUuid;
+
+use super::classify;
+
+pub use operate::{Stored, StoredKind};
+
+/// Where checkpoints are kept and whose they are.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// `checkpoint.storage.db`.
+    pub database: String,
+    /// `checkpoint.storage.collection`.
+    pub collection: String,
+    /// The job's `id`.
+    pub job: String,
+    /// Name of the source's replica set: MongoShake's `name`.
+    pub replica_set: String,
+    /// Who takes the lease, for people: host and process.
+    pub holder: String,
+}
+
+/// A [`CheckpointStore`] in MongoDB.
+pub struct MongoStore {
+    documents: Collection<Document>,
+    options: StoreOptions,
+    /// The lease's epoch; 0 before [`CheckpointStore::acquire`].
+    epoch: AtomicI64,
+}
+
+impl MongoStore {
+    /// A store that holds no lease yet. `client` may be the source's, whatever member that one prefers.
+    #[must_use]
+    pub fn new(client: &Client, options: StoreOptions) -> Self {
+        let concern = WriteConcern::builder()
+            .w(Acknowledgment::Majority)
+            .w_timeout(std::time::Duration::from_secs(30))
+            .build();
+        let collection = CollectionOptions::builder()
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .read_concern(ReadConcern::majority())
+            .write_concern(concern)
+            .build();
+        let documents = client.database(&options.database).collection_with_options(&options.collection, collection);
+        Self { documents, options, epoch: AtomicI64::new(0) }
+    }
+
+    /// The job's document: `<job>/<replica set>`.
+    fn id(&self) -> String {
+        format!("{}/{}", self.options.job, self.options.replica_set)
+    }
+
+    fn fault(&self, doing: &str, e: DriverError) -> Error {
+        let StoreOptions { database, collection, .. } = &self.options;
+        let doing = format!("{doing} in {database}.{collection} (needs `readWrite` on `{database}`)");
+        classify::error(Side::Store, &doing, e)
+    }
+
+    fn epoch(&self) -> Result<i64> {
+        match self.epoch.load(Ordering::Acquire) {
+            0 => Err(Error::new(Side::Store, Kind::Bug, "the store is written before its lease is taken")),
+            epoch => Ok(epoch),
+        }
+    }
+
+    async fn own(&self) -> Result<Option<Document>> {
+        let found = self.documents.find_one(doc! { "_id": self.id() }).await;
+        found.map_err(|e| self.fault("read the checkpoint", e))
+    }
+
+    async fn of_mongoshake(&self) -> Result<Option<Document>> {
+        let filter = doc! { "name": &self.options.replica_set, "format": { "$exists": false } };
+        self.documents.find_one(filter).await.map_err(|e| self.fault("look for MongoShake's checkpoint", e))
+    }
+
+    /// Fails unless this object still holds the lease.
+    async fn check_lease(&self) -> Result<()> {
+        let epoch = self.epoch()?;
+        match self.own().await? {
+            Some(own) if document::epoch(&own) == epoch => Ok(()),
+            found => Err(self.fenced(found.as_ref())),
+        }
+    }
+
+    fn fenced(&self, found: Option<&Document>) -> Error {
+        let text = match found.map(document::lease) {
+            Some((epoch, holder)) => {
+                format!("the lease of {} was taken by {holder} (epoch {epoch})", self.id())
+            }
+            None => format!("the checkpoint document {} was removed", self.id()),
+        };
+        Error::new(Side::Store, Kind::Fenced, text)
+    }
+
+    /// Why an update matched nothing: another holder, or a position that would move backwards.
+    async fn refused(&self, checkpoint: &Checkpoint) -> Error {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        match self.own().await {
+            Err(fault) => fault,
+            Ok(Some(own)) if document::epoch(&own) == epoch => {
+                let stored = document::position(&own).map_or_else(|| "nothing".to_owned(), |at| at.to_string());
+                let text = format!("a checkpoint would move back from {stored} to {}", checkpoint.position);
+                Error::new(Side::Store, Kind::Bug, text)
+            }
+            Ok(found) => self.fenced(found.as_ref()),
+        }
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for MongoStore {
+    async fn acquire(&self) -> Result<Found> {
+        let update = doc! {
+            "$inc": { "lease.epoch": 1_i64 },
+            "$set": {
+                "format": document::FORMAT,
+                "name": &self.options.replica_set,
+                "lease.holder": &self.options.holder,
+            },
+            "$currentDate": { "lease.since": true },
+        };
+        let taken = self
+            .documents
+            .find_one_and_update(doc! { "_id": self.id() }, update)
+            .upsert(true)
+            .return_document(ReturnDocument::After)
+            .await
+            .map_err(|e| self.fault("take the lease of the checkpoint", e))?
+            .ok_or_else(|| Error::new(Side::Store, Kind::Bug, "the lease was taken and no document came back"))?;
+        self.epoch.store(document::epoch(&taken), Ordering::Release);
+        if taken.contains_key("position") {
+            return Ok(Found::Ours(document::read(&taken)?));
+        }
+        if taken.contains_key("reset_at") {
+            return Ok(Found::Nothing);
+        }
+        let other = self.of_mongoshake().await?;
+        Ok(other.and_then(|other| document::mongoshake(&other)).map_or(Found::Nothing, Found::MongoShake))
+    }
+
+    async fn save(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let time = document::timestamp(checkpoint.position.time());
+        let filter = doc! {
+            "_id": self.id(),
+            "lease.epoch": self.epoch()?,
+            "$or": [{ "position": { "$exists": false } }, { "position.ts": { "$lte": time } }],
+        };
+        let update = doc! {
+            "$set": document::write(checkpoint)?,
+            "$unset": { "reset_at": "" },
+            "$currentDate": { "updated_at": true },
+        };
+        let saved = self.documents.update_one(filter, update).await;
+        let saved = saved.map_err(|e| self.fault("store the checkpoint", e))?;
+        if saved.matched_count == 1 { Ok(()) } else { Err(self.refused(checkpoint).await) }
+    }
+
+    async fn identities(&self) -> Result<Vec<Identity>> {
+        let doing = "read the identities of collections";
+        let cursor = self.documents.find(document::identities_of(&self.id())).await;
+        let cursor = cursor.map_err(|e| self.fault(doing, e))?;
+        let found: Vec<Document> = cursor.try_collect().await.map_err(|e| self.fault(doing, e))?;
+        found.iter().map(document::identity).collect()
+    }
+
+    async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
+        self.check_lease().await?;
+        let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
+        let update = doc! { "$set": document::write_identity(source, target, self.epoch()?) };
+        match self.documents.update_one(filter, update).upsert(true).await {
+            Ok(_) => Ok(()),
+            // The pair is there with a higher epoch: the upsert met it as a duplicate.
+            Err(e) if classify::kind(Side::Store, &e) == Kind::Conflict => {
+                Err(self.fenced(self.own().await?.as_ref()))
+            }
+            Err(e) => Err(self.fault("record the identity of a collection", e)),
+        }
+    }
+
+    async fn forget_identity(&self, source: CollectionUuid) -> Result<()> {
+        self.check_lease().await?;
+        let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
+        let deleted = self.documents.delete_one(filter).await;
+        deleted.map(|_| ()).map_err(|e| self.fault("forget the identity of a collection", e))
+    }
+}
+
+/// A key of a document as text, for people.
+fn id_text(document: &Document) -> String {
+    match document.get("_id") {
+        Some(Bson::String(id)) => id.clone(),
+        Some(Bson::ObjectId(id)) => id.to_hex(),
+        other => other.map(ToString::to_string).unwrap_or_default(),
+    }
+}

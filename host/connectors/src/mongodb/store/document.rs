@@ -1,0 +1,219 @@
+//! The shape of the stored documents.
+//!
+//! `{_id: "<job>/<set>", format: "oplogue", name: "<set>", ckpt: <secs << 32 | inc>, stage, position: {ts, t, date},
+//! plugins: […], configuration, lease: {epoch, holder, since}, updated_at}`. `name` and `ckpt` mean what they mean in
+//! MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
+//! read back from `position` only.
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
+use bytes::Bytes;
+use oplogue_engine::checkpoint::{Checkpoint, Identity, Stage};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{CollectionUuid, OpTime, Position};
+use oplogue_engine::plugin::GenerationInfo;
+
+/// Marks our documents.
+pub(super) const FORMAT: &str = "oplogue";
+
+const FULL_SYNC: &str = "full-sync";
+const CATCH_UP: &str = "catch-up";
+const INCREMENTAL: &str = "incremental";
+
+/// The fields that a checkpoint sets.
+pub(super) fn write(checkpoint: &Checkpoint) -> Result<Document> {
+    let time = checkpoint.position.time();
+    let plugins: Vec<Document> = checkpoint.plugins.iter().map(write_plugin).collect();
+    Ok(doc! {
+        "format": FORMAT,
+        "ckpt": time.ts().cast_signed(),
+        "stage": match checkpoint.stage {
+            Stage::FullSync => FULL_SYNC,
+            Stage::CatchUp => CATCH_UP,
+            Stage::Incremental => INCREMENTAL,
+        },
+        "position": write_position(&checkpoint.position)?,
+        "plugins": plugins,
+        "configuration": &checkpoint.configuration,
+    })
+}
+
+/// Reads a document of ours that has a position.
+pub(super) fn read(document: &Document) -> Result<Checkpoint> {
+    let malformed = |what: &str| {
+        let text = format!("read the checkpoint: its {what} is missing or wrong; see `oplogue checkpoint set`");
+        Error::new(Side::Store, Kind::Malformed, text)
+    };
+    let stage = match document.get_str("stage") {
+        Ok(FULL_SYNC) => Stage::FullSync,
+        Ok(CATCH_UP) => Stage::CatchUp,
+        Ok(INCREMENTAL) => Stage::Incremental,
+        _ => return Err(malformed("stage")),
+    };
+    let plugins = document.get_array("plugins").into_iter().flatten().filter_map(Bson::as_document);
+    Ok(Checkpoint {
+        stage,
+        position: position(document).ok_or_else(|| malformed("position"))?,
+        plugins: plugins.map(read_plugin).collect(),
+        configuration: text(document, "configuration"),
+    })
+}
+
+fn write_position(position: &Position) -> Result<Document> {
+    let time = position.time();
+    let mut written = doc! { "ts": timestamp(time), "t": time.term, "date": date(time) };
+    if let Position::Stream { token, .. } = position {
+        let malformed = |e| Error::new(Side::Store, Kind::Malformed, "store a resume token").caused_by(e);
+        let token = RawDocumentBuf::from_bytes(token.to_vec()).map_err(malformed)?;
+        written.insert("token", Document::try_from(token).map_err(malformed)?);
+    }
+    Ok(written)
+}
+
+/// The position of a document of ours.
+pub(super) fn position(document: &Document) -> Option<Position> {
+    let position = document.get_document("position").ok()?;
+    let time = super::super::topology::op_time(position)?;
+    match position.get_document("token") {
+        Ok(token) => {
+            let token = RawDocumentBuf::try_from(token).ok()?;
+            Some(Position::Stream { token: Bytes::from(token.into_bytes()), time })
+        }
+        Err(_) => Some(Position::Oplog(time)),
+    }
+}
+
+/// The position of MongoShake's document; none while it is only a place holder. Its `ckpt` is a number
+/// (`secs << 32 | inc`, 1 at first) or a timestamp and knows no term.
+pub(super) fn mongoshake(document: &Document) -> Option<Position> {
+    let ts = match document.get("ckpt")? {
+        Bson::Int64(n) => n.cast_unsigned(),
+        Bson::Timestamp(ts) => (u64::from(ts.time) << 32) | u64::from(ts.increment),
+        _ => return None,
+    };
+    let time = OpTime::from_ts(ts);
+    (time.secs > 1).then_some(Position::Oplog(time))
+}
+
+pub(super) fn timestamp(time: OpTime) -> Timestamp {
+    Timestamp { time: time.secs, increment: time.inc }
+}
+
+fn date(time: OpTime) -> DateTime {
+    DateTime::from_millis(i64::from(time.secs) * 1000)
+}
+
+fn write_plugin(info: &GenerationInfo) -> Document {
+    doc! {
+        "plugin": &info.plugin,
+        "generation": info.generation.cast_signed(),
+        "version": &info.version,
+        "sha256": &info.sha256,
+    }
+}
+
+fn read_plugin(document: &Document) -> GenerationInfo {
+    GenerationInfo {
+        plugin: text(document, "plugin"),
+        generation: document.get_i64("generation").unwrap_or_default().cast_unsigned(),
+        version: text(document, "version"),
+        sha256: text(document, "sha256"),
+    }
+}
+
+/// The epoch of the lease; 0 where there is none. A shell may have made another number type of it.
+pub(super) fn epoch(document: &Document) -> i64 {
+    lease(document).0
+}
+
+/// Epoch and holder of the lease.
+pub(super) fn lease(document: &Document) -> (i64, String) {
+    let Ok(lease) = document.get_document("lease") else { return (0, "nobody".to_owned()) };
+    let epoch = match lease.get("epoch") {
+        Some(Bson::Int64(n)) => *n,
+        Some(Bson::Int32(n)) => i64::from(*n),
+        Some(Bson::Double(n)) => *n as i64,
+        _ => 0,
+    };
+    (epoch, text(lease, "holder"))
+}
+
+pub(super) fn text(document: &Document, name: &str) -> String {
+    document.get_str(name).unwrap_or_default().to_owned()
+}
+
+/// `<job>/<set>/ui/<hex>`: found by a range of the `_id` index.
+pub(super) fn identity_id(job: &str, source: CollectionUuid) -> String {
+    let hex: String = source.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{job}/ui/{hex}")
+}
+
+/// All identity documents of a job.
+pub(super) fn identities_of(job: &str) -> Document {
+    // '0' follows '/': every `<job>/ui/…` and nothing else.
+    doc! { "_id": { "$gte": format!("{job}/ui/"), "$lt": format!("{job}/ui0") } }
+}
+
+pub(super) fn write_identity(source: CollectionUuid, target: CollectionUuid, epoch: i64) -> Document {
+    doc! { "format": FORMAT, "source": uuid(source), "target": uuid(target), "epoch": epoch }
+}
+
+pub(super) fn identity(document: &Document) -> Result<Identity> {
+    let side = |name| match document.get(name) {
+        Some(Bson::Binary(binary)) => CollectionUuid::try_from(binary.bytes.as_slice()).ok(),
+        _ => None,
+    };
+    side("source").zip(side("target")).ok_or_else(|| {
+        let text = format!("read the identity {}: it holds no pair", super::id_text(document));
+        Error::new(Side::Store, Kind::Malformed, text)
+    })
+}
+
+fn uuid(bytes: CollectionUuid) -> Binary {
+    Binary { subtype: BinarySubtype::Uuid, bytes: bytes.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(position: Position) -> Checkpoint {
+        Checkpoint {
+            stage: Stage::Incremental,
+            position,
+            plugins: vec![GenerationInfo {
+                plugin: "namespace-filter".to_owned(),
+                generation: 3,
+                version: "0.1.0".to_owned(),
+                sha256: "ab".to_owned(),
+            }],
+            configuration: "cd".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let time = OpTime::new(1_700_000_000, 5, 2);
+        let token = Bytes::copy_from_slice(bson::rawdoc! { "_data": "82" }.as_bytes());
+        for position in [Position::Oplog(time), Position::Stream { token, time }] {
+            let checkpoint = checkpoint(position);
+            assert_eq!(read(&write(&checkpoint).unwrap()).unwrap(), checkpoint);
+        }
+    }
+
+    #[test]
+    fn the_number_of_mongoshake_is_the_time() {
+        let expected = Position::Oplog(OpTime::new(1_700_000_000, 7, -1));
+        let number = (1_700_000_000_i64 << 32) | 7;
+        assert_eq!(mongoshake(&doc! { "name": "rs", "ckpt": number }), Some(expected.clone()));
+        let ts = Timestamp { time: 1_700_000_000, increment: 7 };
+        assert_eq!(mongoshake(&doc! { "name": "rs", "ckpt": ts }), Some(expected));
+        assert_eq!(mongoshake(&doc! { "name": "rs", "ckpt": 1_i64 }), None);
+    }
+
+    #[test]
+    fn a_broken_document_is_named() {
+        let fault = read(&doc! { "stage": "incremental", "position": { "t": 1 } }).unwrap_err();
+        assert!(fault.to_string().contains("position"), "{fault}");
+    }
+}

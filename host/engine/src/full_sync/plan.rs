@@ -1,0 +1,88 @@
+//! What is copied where: the source's collections routed by the plugin chain.
+//!
+//! Planning reads catalogues and asks routers; it changes nothing on either side. Large collections come first, so
+//! that the last reader is not left alone with the largest one.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Kind, Result, Side};
+use crate::model::{Namespace, NamespaceId, Namespaces};
+use crate::plugin::PluginChain;
+use crate::source::{CollectionPlan, SnapshotReader};
+
+/// One collection and its place on the target.
+#[derive(Debug, Clone)]
+pub struct PlannedCollection {
+    pub plan: CollectionPlan,
+    pub source: NamespaceId,
+    pub target: NamespaceId,
+}
+
+impl PlannedCollection {
+    /// Whether there are documents to copy: a view has none of its own.
+    #[must_use]
+    pub fn has_documents(&self) -> bool {
+        self.plan.kind != "view"
+    }
+
+    /// Where the documents go: a time-series collection keeps them in its bucket collection.
+    #[must_use]
+    pub fn stored_in(&self, namespaces: &Namespaces) -> NamespaceId {
+        if self.plan.kind != "timeseries" {
+            return self.target;
+        }
+        let target = namespaces.name(self.target);
+        let bucket = Namespace::of(target.database(), &format!("system.buckets.{}", target.collection()));
+        namespaces.intern(bucket.as_str())
+    }
+}
+
+/// Everything to copy, largest first; views last.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pub collections: Vec<PlannedCollection>,
+    /// Collections that the chain drops.
+    pub left_out: Vec<Namespace>,
+}
+
+impl Plan {
+    /// Routes all collections of the source.
+    ///
+    /// # Errors
+    /// The reader's and the chain's; `Misconfigured` when two collections are renamed to one.
+    pub async fn make(
+        reader: &dyn SnapshotReader,
+        chain: &Arc<dyn PluginChain>,
+        namespaces: &Namespaces,
+    ) -> Result<Self> {
+        let mut plan = Self::default();
+        for collection in reader.collections().await? {
+            let source = namespaces.intern(collection.namespace.as_str());
+            match chain.route(source)? {
+                Some(target) => plan.collections.push(PlannedCollection { plan: collection, source, target }),
+                None => plan.left_out.push(collection.namespace),
+            }
+        }
+        plan.refuse_merges(namespaces)?;
+        plan.collections.sort_by_key(|c| (c.plan.kind == "view", std::cmp::Reverse(c.plan.bytes)));
+        Ok(plan)
+    }
+
+    fn refuse_merges(&self, namespaces: &Namespaces) -> Result<()> {
+        let mut by_target = std::collections::HashMap::new();
+        for collection in &self.collections {
+            if let Some(other) = by_target.insert(collection.target, &collection.plan.namespace) {
+                return Err(Error::new(
+                    Side::Config,
+                    Kind::Misconfigured,
+                    format!(
+                        "{other} and {} would both be written to {}",
+                        collection.plan.namespace,
+                        namespaces.name(collection.target)
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}

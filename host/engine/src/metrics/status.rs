@@ -1,0 +1,238 @@
+//! The state of a run, as an operator asks for it: stage, replica set, positions, last fault, plugins, copy.
+//!
+//! Exactly one `Status` exists a run; the stages that know a fact store it here and everybody else reads a snapshot.
+//! It is written rarely (stage changes, faults, swaps) except for positions and the copy's counts, which are atomics.
+//! Nothing in the engine decides anything by what stands here, and no secret is ever put in: faults come as the text
+//! of [`Error`], whose makers redact connection strings.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use super::copy::{CopyNow, CopyProgress};
+use super::labels::{Label, SyncStage};
+use super::positions::{Positions, PositionsNow};
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::plugin::GenerationInfo;
+
+/// Shared state of one run. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Status {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    clock: Clock,
+    start_ms: i64,
+    stage: AtomicU8,
+    positions: Positions,
+    copy: CopyProgress,
+    budget: OnceLock<Budget>,
+    facts: RwLock<Facts>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    replset: String,
+    trouble: Option<Trouble>,
+    last_fault: Option<Trouble>,
+    generations: Vec<GenerationInfo>,
+}
+
+/// A fault as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Wall-clock milliseconds.
+    pub at_ms: i64,
+    /// What went wrong.
+    pub text: String,
+    /// What the operator should do about it.
+    pub advice: &'static str,
+}
+
+/// Everything at one moment.
+#[derive(Debug, Clone)]
+pub struct StatusSnapshot {
+    /// The job's `id`.
+    pub name: String,
+    pub stage: SyncStage,
+    /// The source's replica set; empty until it is known.
+    pub replset: String,
+    /// Wall-clock milliseconds of this snapshot and of the start of the process.
+    pub now_ms: i64,
+    pub start_ms: i64,
+    pub positions: PositionsNow,
+    pub copy: CopyNow,
+    /// A fault that is being retried at this moment.
+    pub trouble: Option<Trouble>,
+    /// The last fault, over or not.
+    pub last_fault: Option<Trouble>,
+    pub generations: Vec<GenerationInfo>,
+    /// Bytes held and the whole budget; `None` before the pipeline is built.
+    pub budget: Option<(usize, usize)>,
+}
+
+impl Status {
+    /// The status of a run that starts now. `name` is the configuration's `id`.
+    #[must_use]
+    pub fn new(name: impl Into<String>, clock: Clock) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                name: name.into(),
+                start_ms: clock.now_ms(),
+                stage: AtomicU8::new(0),
+                positions: Positions::new(clock.clone()),
+                copy: CopyProgress::new(clock.clone()),
+                budget: OnceLock::new(),
+                facts: RwLock::default(),
+                clock,
+            }),
+        }
+    }
+
+    /// The run enters a stage. `Fault` is final: a later stage does not hide it.
+    pub fn set_stage(&self, stage: SyncStage) {
+        let fault = SyncStage::Fault.place() as u8;
+        let next = stage.place() as u8;
+        let _kept =
+            self.shared.stage.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now != fault).then_some(next));
+    }
+
+    /// The stage the run is in.
+    #[must_use]
+    pub fn stage(&self) -> SyncStage {
+        SyncStage::of_place(self.shared.stage.load(Ordering::Relaxed))
+    }
+
+    /// The source's replica set name, as its `hello` says.
+    pub fn set_replset(&self, name: &str) {
+        self.facts_mut(|facts| name.clone_into(&mut facts.replset));
+    }
+
+    /// The active generation of each plugin, at the start and after every swap.
+    pub fn set_generations(&self, generations: Vec<GenerationInfo>) {
+        self.facts_mut(|facts| facts.generations = generations);
+    }
+
+    /// The memory budget, to show what is held.
+    pub fn set_budget(&self, budget: &Budget) {
+        // A second pipeline of one process (a rewind) shares the budget of the first.
+        self.shared.budget.get_or_init(|| budget.clone());
+    }
+
+    /// A fault that is being retried. Until [`Status::recovered`] the run counts as unhealthy.
+    pub fn trouble(&self, error: &Error) {
+        let trouble = self.shown(error);
+        self.facts_mut(|facts| {
+            facts.trouble = Some(trouble.clone());
+            facts.last_fault = Some(trouble);
+        });
+    }
+
+    /// The retried fault is over.
+    pub fn recovered(&self) {
+        self.facts_mut(|facts| facts.trouble = None);
+    }
+
+    /// The fault that ends the run.
+    pub fn fault(&self, error: &Error) {
+        let trouble = self.shown(error);
+        self.facts_mut(|facts| {
+            facts.trouble = None;
+            facts.last_fault = Some(trouble);
+        });
+        self.set_stage(SyncStage::Fault);
+    }
+
+    /// Positions, to store them.
+    #[must_use]
+    pub fn positions(&self) -> &Positions {
+        &self.shared.positions
+    }
+
+    /// Progress of the full copy, to announce collections.
+    #[must_use]
+    pub fn copy(&self) -> &CopyProgress {
+        &self.shared.copy
+    }
+
+    /// The clock of this run.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    /// The job's `id`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Everything at this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> StatusSnapshot {
+        let facts = self.shared.facts.read().unwrap_or_else(PoisonError::into_inner).clone();
+        StatusSnapshot {
+            name: self.shared.name.clone(),
+            stage: self.stage(),
+            replset: facts.replset,
+            now_ms: self.shared.clock.now_ms(),
+            start_ms: self.shared.start_ms,
+            positions: self.shared.positions.now(),
+            copy: self.shared.copy.now(),
+            trouble: facts.trouble,
+            last_fault: facts.last_fault,
+            generations: facts.generations,
+            budget: self.shared.budget.get().map(|budget| (budget.held_bytes(), budget.bytes())),
+        }
+    }
+
+    fn shown(&self, error: &Error) -> Trouble {
+        Trouble { at_ms: self.shared.clock.now_ms(), text: error.to_string(), advice: error.kind().advice() }
+    }
+
+    fn facts_mut(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.shared.facts.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl StatusSnapshot {
+    /// Why the run is not healthy; `None` when it is.
+    #[must_use]
+    pub fn unhealthy(&self) -> Option<String> {
+        let shown = |trouble: &Trouble| format!("{}; {}", trouble.text, trouble.advice);
+        match (self.stage, &self.trouble, &self.last_fault) {
+            (SyncStage::Fault, _, Some(fault)) => Some(shown(fault)),
+            (SyncStage::Fault, _, None) => Some("stopped by a fault".to_owned()),
+            (SyncStage::Stopping, _, _) => Some("shutting down".to_owned()),
+            (SyncStage::Starting | SyncStage::FullSync | SyncStage::Incremental, Some(trouble), _) => {
+                Some(format!("being retried: {}", shown(trouble)))
+            }
+            (SyncStage::Starting | SyncStage::FullSync | SyncStage::Incremental, None, _) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Kind, Side};
+
+    #[test]
+    fn a_fault_is_final_and_keeps_its_reason() {
+        let status = Status::new("job", Clock::System);
+        status.set_stage(SyncStage::Incremental);
+        assert_eq!(status.snapshot().unhealthy(), None);
+        status.trouble(&Error::new(Side::Source, Kind::Unavailable, "read oplog batch: no primary"));
+        assert!(status.snapshot().unhealthy().unwrap().contains("no primary"));
+        status.recovered();
+        assert_eq!(status.snapshot().unhealthy(), None);
+        status.fault(&Error::new(Side::Source, Kind::HistoryLost, "the oplog starts at 7"));
+        status.set_stage(SyncStage::Stopping);
+        assert_eq!(status.stage(), SyncStage::Fault);
+        assert!(status.snapshot().unhealthy().unwrap().contains("starts at 7"));
+    }
+}

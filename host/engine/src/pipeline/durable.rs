@@ -1,0 +1,139 @@
+//! From accepted to durable: which accepted position the target's majority has reached.
+//!
+//! A `w: 1` reply says that the primary has the write; only a majority-committed operation time says that no
+//! fail-over can take it away (correctness.md §7). This queue remembers which operation time each accepted position
+//! depends on. It asks nobody and stores nothing; the loop feeds it.
+
+use std::collections::VecDeque;
+
+use crate::model::{OpTime, Position};
+use crate::sink::Durability;
+
+/// Accepted positions that wait for the target's majority.
+#[derive(Debug, Default)]
+pub struct DurableQueue {
+    waiting: VecDeque<(Position, OpTime)>,
+    /// The newest operation time that any accepted write had.
+    newest_write: OpTime,
+    /// The term in which the target's writes were accepted, as last polled.
+    term: Option<i64>,
+    /// How far the majority had come at the last poll.
+    majority: OpTime,
+    /// A write was accepted by a primary of another term than the polled one.
+    mixed_terms: bool,
+    /// A loss was reported: nothing that waited may be called durable any more.
+    lost: bool,
+}
+
+/// The target changed its primary while accepted writes were not yet majority-committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostLeader;
+
+impl DurableQueue {
+    /// A write was accepted at this operation time of the target (term -1 where the reply named none).
+    pub fn wrote(&mut self, operation_time: OpTime) {
+        if let Some(term) = self.term
+            && operation_time.term >= 0
+            && operation_time.term != term
+        {
+            self.mixed_terms = true;
+        }
+        self.newest_write = self.newest_write.max(operation_time);
+    }
+
+    /// Everything up to `position` is accepted.
+    pub fn accepted(&mut self, position: Position) {
+        match self.waiting.back_mut() {
+            // Positions between two polls that depend on the same write are one.
+            Some((last, time)) if *time == self.newest_write => *last = position,
+            Some(_) | None => self.waiting.push_back((position, self.newest_write)),
+        }
+    }
+
+    /// The target's majority has come this far. Returns the newest position that is durable now, if it moved.
+    ///
+    /// # Errors
+    /// [`LostLeader`] when the primary's term changed while writes were waiting: they may be rolled back, so the
+    /// pipeline must go back to the last durable position.
+    pub fn reached(&mut self, durability: Durability) -> Result<Option<Position>, LostLeader> {
+        let same_term = self.term.is_none_or(|term| term == durability.term);
+        let at_stake = !self.waiting.is_empty() || self.newest_write.ts() > self.majority.ts();
+        self.term = Some(durability.term);
+        self.majority = durability.majority;
+        if self.lost || self.mixed_terms || (!same_term && at_stake) {
+            self.lost = true;
+            self.waiting.clear();
+            return Err(LostLeader);
+        }
+        let mut durable = None;
+        while self.waiting.front().is_some_and(|(_, time)| time.ts() <= durability.majority.ts()) {
+            durable = self.waiting.pop_front().map(|(position, _)| position);
+        }
+        Ok(durable)
+    }
+
+    /// Whether accepted positions wait.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(inc: u32) -> Position {
+        Position::Oplog(OpTime::new(1, inc, 1))
+    }
+
+    fn majority(inc: u32, term: i64) -> Durability {
+        Durability { majority: OpTime::new(9, inc, term), term }
+    }
+
+    #[test]
+    fn a_position_waits_for_the_majority_of_its_newest_write() {
+        let mut queue = DurableQueue::default();
+        queue.wrote(OpTime::new(9, 5, 1));
+        queue.accepted(at(1));
+        queue.wrote(OpTime::new(9, 8, 1));
+        queue.accepted(at(2));
+        assert_eq!(queue.reached(majority(4, 1)), Ok(None));
+        assert_eq!(queue.reached(majority(7, 1)), Ok(Some(at(1))));
+        assert_eq!(queue.reached(majority(8, 1)), Ok(Some(at(2))));
+    }
+
+    #[test]
+    fn a_new_primary_under_waiting_writes_is_a_loss() {
+        let mut queue = DurableQueue::default();
+        queue.wrote(OpTime::new(9, 5, 1));
+        queue.accepted(at(1));
+        assert_eq!(queue.reached(majority(4, 1)), Ok(None));
+        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader), "a loss is final for this run");
+    }
+
+    #[test]
+    fn a_write_of_an_unfinished_batch_is_at_stake_too() {
+        let mut queue = DurableQueue::default();
+        assert_eq!(queue.reached(majority(1, 1)), Ok(None));
+        queue.wrote(OpTime::new(9, 5, 1));
+        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+    }
+
+    #[test]
+    fn a_reply_of_the_former_primary_that_comes_late_is_a_loss() {
+        let mut queue = DurableQueue::default();
+        assert_eq!(queue.reached(majority(1, 2)), Ok(None));
+        queue.wrote(OpTime::new(9, 5, 1));
+        queue.accepted(at(1));
+        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+    }
+
+    #[test]
+    fn a_dropped_change_needs_no_write() {
+        let mut queue = DurableQueue::default();
+        queue.accepted(at(1));
+        assert_eq!(queue.reached(majority(0, 1)), Ok(Some(at(1))));
+    }
+}

@@ -1,0 +1,430 @@
+//! The half of the pipeline that does things: it turns I/O into events for `state` and its commands into I/O.
+//!
+//! Five kinds of tasks surround the loop, all named and owned: the reader (source and decoder), the chain on a thread
+//! of its own, one writer a lane, the poller of the target's majority, and one-shot fences. The loop itself never
+//! waits for a server except before a destructive DDL, when everything is drained anyway. It decides nothing about
+//! order; that is `state`'s.
+
+mod lanes;
+mod reader;
+mod saver;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::ack::SlotId;
+use crate::checkpoint::{Checkpoint, CheckpointStore, Stage};
+use crate::decode::Decoder;
+use crate::error::{Action, Error, Kind, Result, Side};
+use crate::metrics::{Metrics, Status};
+use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Position};
+use crate::pipeline::durable::DurableQueue;
+use crate::pipeline::state::{Command, Core, CoreOptions, FenceId};
+use crate::plugin::PluginChain;
+use crate::sink::{Durability, FlushReport, Sink};
+use crate::source::Source;
+use crate::supervise::Supervisor;
+use lanes::{LaneDone, Lanes};
+use saver::Saver;
+
+/// How often the target is asked for its majority.
+const DURABILITY_POLL: Duration = Duration::from_millis(200);
+
+/// How long the end of a run waits for the target's majority before the last checkpoint.
+const LAST_MAJORITY_WAIT: Duration = Duration::from_secs(10);
+
+/// What must happen when the overlap is over, besides settling.
+#[async_trait]
+pub trait AtMark: Send + Sync {
+    /// Everything before the mark is written and nothing is in flight: builds what could not stand before (unique
+    /// indexes). `None` = done; `Some(until)` = not possible yet, overlap goes on until that source time.
+    async fn reached(&self) -> Result<Option<OpTime>>;
+}
+
+/// The job's numbers.
+#[derive(Debug, Clone)]
+pub struct IncrementalOptions {
+    pub core: CoreOptions,
+    /// Time between two stored checkpoints.
+    pub checkpoint_interval: Duration,
+    /// The stage that is stored until the mark is passed; `Incremental` after it.
+    pub stage: Stage,
+    /// SHA-256 of the configuration, stored with each checkpoint.
+    pub configuration: String,
+}
+
+/// Everything one incremental run is made of. The source is open at the checkpoint's position.
+pub struct Incremental {
+    pub source: Box<dyn Source>,
+    pub decoder: Decoder,
+    pub namespaces: Arc<Namespaces>,
+    pub chain: Arc<dyn PluginChain>,
+    pub sink: Arc<dyn Sink>,
+    pub store: Arc<dyn CheckpointStore>,
+    pub at_mark: Arc<dyn AtMark>,
+    pub metrics: Metrics,
+    pub status: Status,
+    pub options: IncrementalOptions,
+}
+
+/// Why a run ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// As asked: everything accepted is durable and stored.
+    Stopped,
+    /// A passing fault: start again from the last durable position, after a pause.
+    Rewind(Error),
+    /// A fault that an operator must look at. Nothing is lost by it: the checkpoint stands before it.
+    Fault(Error),
+}
+
+/// What a run leaves behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub why: Ended,
+    /// The last position that was durable on the target, if any became so in this run.
+    pub durable: Option<Position>,
+    /// The last position that was stored.
+    pub stored: Option<Position>,
+    /// The stage to go on with.
+    pub stage: Stage,
+}
+
+impl Incremental {
+    /// Runs until `stop` is cancelled or a fault comes.
+    pub async fn run(self, stop: CancellationToken) -> Finished {
+        let mut tasks = Supervisor::new(&stop);
+        let mut pipeline = Loop::start(self, &mut tasks);
+        let outcome = pipeline.until_end(&mut tasks, &stop).await;
+        let finish = pipeline.finish().await;
+        tasks.shutdown(Duration::from_secs(10)).await.ok();
+        let why = match outcome.and(finish) {
+            Ok(()) => Ended::Stopped,
+            Err(error) if error.action() == Action::Rewind => Ended::Rewind(error),
+            Err(error) => Ended::Fault(error),
+        };
+        Finished { why, durable: pipeline.durable_at, stored: pipeline.stored_at, stage: pipeline.options.stage }
+    }
+}
+
+/// A batch whose changes are admitted as their time comes.
+struct Admitting {
+    slot: SlotId,
+    rest: std::vec::IntoIter<Change>,
+    next: Option<Change>,
+    last: Position,
+}
+
+enum FenceDone {
+    Ddl(FenceId, Result<Option<OpTime>>),
+    Settle(FenceId, Result<FlushReport>),
+    Mark(FenceId, Result<Option<OpTime>>),
+}
+
+struct Loop {
+    core: Core,
+    durable: DurableQueue,
+    lanes: Lanes,
+    batches: mpsc::Receiver<ChangeBatch>,
+    polled: mpsc::Receiver<Result<Durability>>,
+    fences: (mpsc::Sender<FenceDone>, mpsc::Receiver<FenceDone>),
+    admitting: Option<Admitting>,
+    durable_at: Option<Position>,
+    stored_at: Option<Position>,
+    saver: Saver,
+    sink: Arc<dyn Sink>,
+    at_mark: Arc<dyn AtMark>,
+    chain: Arc<dyn PluginChain>,
+    metrics: Metrics,
+    status: Status,
+    options: IncrementalOptions,
+}
+
+impl Loop {
+    fn start(run: Incremental, tasks: &mut Supervisor) -> Self {
+        let Incremental { source, decoder, namespaces, chain, sink, store, at_mark, metrics, status, options } = run;
+        let batches = reader::start(tasks, source, decoder, Arc::clone(&chain), &metrics, &status);
+        let lanes = Lanes::start(tasks, options.core.lanes, &sink, &metrics);
+        let polled = poll_durability(tasks, Arc::clone(&sink));
+        let saver = Saver::start(tasks, store, options.checkpoint_interval);
+        Self {
+            core: Core::new(namespaces, options.core.clone()),
+            durable: DurableQueue::default(),
+            lanes,
+            batches,
+            polled,
+            fences: mpsc::channel(16),
+            admitting: None,
+            durable_at: None,
+            stored_at: None,
+            saver,
+            sink,
+            at_mark,
+            chain,
+            metrics,
+            status,
+            options,
+        }
+    }
+
+    /// The loop. The arms stand in the order of what frees most: an end first, then what frees lanes, then what moves
+    /// the position, then new work.
+    async fn until_end(&mut self, tasks: &mut Supervisor, stop: &CancellationToken) -> Result<()> {
+        loop {
+            let due_ms = self.due_in_ms();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some((name, ended)) = tasks.next_end() => ended.map_err(|e| e.context(name))?,
+                Some(done) = self.lanes.finished() => self.lane_done(done)?,
+                Some(done) = self.fences.1.recv() => self.fence_done(done)?,
+                Some(durability) = self.polled.recv() => self.reached(durability?)?,
+                Some(saved) = self.saver.saved() => self.saved(saved?),
+                () = tokio::time::sleep(Duration::from_millis(due_ms.unwrap_or_default())), if due_ms.is_some() => {
+                    self.admit_due()?;
+                }
+                batch = self.batches.recv(), if self.admitting.is_none() => match batch {
+                    Some(batch) => self.take(batch)?,
+                    None => return self.reader_ended(tasks).await,
+                },
+            }
+            self.execute(tasks).await?;
+            self.saver.save_if_due();
+        }
+    }
+
+    /// The chain closed its channel: its or the reader's own error is the reason.
+    async fn reader_ended(&self, tasks: &mut Supervisor) -> Result<()> {
+        while let Some((name, ended)) = tasks.next_end().await {
+            ended.map_err(|e| e.context(name))?;
+        }
+        Err(Error::new(Side::Internal, Kind::Bug, "the reader ended without a reason"))
+    }
+
+    fn take(&mut self, batch: ChangeBatch) -> Result<()> {
+        self.metrics.schedule.queued.inc_by(batch.changes.len() as u64);
+        if batch.changes.iter().all(|change| change.not_before_ms == 0) {
+            self.core.batch(batch)?;
+            return self.after_core();
+        }
+        let slot = self.core.open(batch.seq, batch.changes.len(), batch.last.clone(), batch.permit)?;
+        let mut rest = batch.changes.into_iter();
+        self.admitting = Some(Admitting { slot, next: rest.next(), rest, last: batch.last });
+        self.admit_due()
+    }
+
+    /// Milliseconds until the next delayed change is due; `None` when none waits.
+    fn due_in_ms(&self) -> Option<u64> {
+        let next = self.admitting.as_ref()?.next.as_ref()?;
+        Some((next.not_before_ms - self.status.clock().now_ms()).max(0).unsigned_abs())
+    }
+
+    fn admit_due(&mut self) -> Result<()> {
+        let now = self.status.clock().now_ms();
+        if let Some(open) = &mut self.admitting {
+            while let Some(change) = open.next.take_if(|change| change.not_before_ms <= now) {
+                self.core.offer(open.slot, change)?;
+                open.next = open.rest.next();
+            }
+            if open.next.is_none() {
+                let reached = open.last.time();
+                self.admitting = None;
+                self.core.close(reached)?;
+            } else {
+                self.core.pump()?;
+            }
+        }
+        self.after_core()
+    }
+
+    fn lane_done(&mut self, done: LaneDone) -> Result<()> {
+        let report = done.report?;
+        if let Some(time) = report.operation_time {
+            self.durable.wrote(time);
+        }
+        self.metrics.sink.refused.inc_by(report.refused.len() as u64);
+        self.core.flushed(done.lane, done.writes, &report)?;
+        self.after_core()
+    }
+
+    fn fence_done(&mut self, done: FenceDone) -> Result<()> {
+        match done {
+            FenceDone::Ddl(id, outcome) => {
+                match outcome? {
+                    Some(time) => {
+                        self.durable.wrote(time);
+                        self.metrics.sink.ddl_executed.inc();
+                    }
+                    None => {
+                        self.metrics.sink.ddl_skipped.inc();
+                    }
+                }
+                self.core.fence_done(id)?;
+            }
+            FenceDone::Settle(id, report) => {
+                let report = report?;
+                if let Some(time) = report.operation_time {
+                    self.durable.wrote(time);
+                }
+                self.core.settled(id, &report)?;
+            }
+            FenceDone::Mark(id, outcome) => match outcome? {
+                Some(until) => self.core.mark_again(id, until)?,
+                None => {
+                    self.core.fence_done(id)?;
+                    self.options.stage = Stage::Incremental;
+                    tracing::info!("overlap is over: the target has passed the newest source position of the start");
+                }
+            },
+        }
+        self.after_core()
+    }
+
+    fn after_core(&mut self) -> Result<()> {
+        if let Some(position) = self.core.take_watermark() {
+            self.status.positions().set_accepted(position.time());
+            self.durable.accepted(position);
+        }
+        Ok(())
+    }
+
+    fn reached(&mut self, durability: Durability) -> Result<()> {
+        let position = self.durable.reached(durability).map_err(|_| {
+            Error::new(Side::Sink, Kind::FailedOver, "the target elected a new primary while writes were not durable")
+        })?;
+        if let Some(position) = position {
+            self.status.positions().set_durable(position.time());
+            self.status.recovered();
+            self.durable_at = Some(position.clone());
+            self.saver.offer(self.checkpoint(position));
+        }
+        Ok(())
+    }
+
+    fn saved(&mut self, position: Position) {
+        self.metrics.pipeline.checkpoint_saves.inc();
+        self.status.positions().set_checkpoint(position.time());
+        self.stored_at = Some(position);
+    }
+
+    fn checkpoint(&self, position: Position) -> Checkpoint {
+        Checkpoint {
+            stage: self.options.stage,
+            position,
+            plugins: self.chain.generations(),
+            configuration: self.options.configuration.clone(),
+        }
+    }
+
+    async fn execute(&mut self, tasks: &mut Supervisor) -> Result<()> {
+        for command in self.core.take_commands() {
+            match command {
+                Command::Flush { lane, writes } => self.lanes.flush(lane, writes)?,
+                Command::Ddl { fence, change, overlap } => {
+                    if change.ddl.as_ref().is_some_and(|ddl| ddl.is_destructive()) {
+                        self.store_now().await?;
+                    }
+                    let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
+                    tasks.spawn("ddl", async move {
+                        let outcome = sink.ddl(&change, overlap).await;
+                        done.send(FenceDone::Ddl(fence, outcome)).await.ok();
+                        Ok(())
+                    });
+                }
+                Command::Settle { fence, writes } => {
+                    let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
+                    tasks.spawn("settle", async move {
+                        let outcome = sink.settle(&writes).await;
+                        done.send(FenceDone::Settle(fence, outcome)).await.ok();
+                        Ok(())
+                    });
+                }
+                Command::Mark { fence } => {
+                    let (at_mark, done) = (Arc::clone(&self.at_mark), self.fences.0.clone());
+                    tasks.spawn("mark", async move {
+                        let outcome = at_mark.reached().await;
+                        done.send(FenceDone::Mark(fence, outcome)).await.ok();
+                        Ok(())
+                    });
+                }
+            }
+        }
+        self.measure();
+        Ok(())
+    }
+
+    fn measure(&self) {
+        let counts = self.core.counts();
+        let schedule = &self.metrics.schedule;
+        schedule.busy_lanes.set(i64::try_from(self.lanes.busy()).unwrap_or(i64::MAX));
+        for (counter, now) in [
+            (&schedule.coalesced, counts.coalesced),
+            (&schedule.parked, counts.parked),
+            (&schedule.barriers, counts.fences),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Waits until all that is accepted is durable, and stores it: what must be true before a destructive DDL.
+    async fn store_now(&mut self) -> Result<()> {
+        self.after_core()?;
+        while self.durable.is_waiting() {
+            let durability = self.sink.durability().await?;
+            self.reached(durability)?;
+            if self.durable.is_waiting() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        if let Some(position) = self.saver.store_now().await? {
+            self.saved(position);
+        }
+        Ok(())
+    }
+
+    /// Lets what is on its way come back, then stores the last position. New work is not taken any more.
+    async fn finish(&mut self) -> Result<()> {
+        let mut first_error = Ok(());
+        while self.lanes.busy() > 0 {
+            let Some(done) = self.lanes.finished().await else { break };
+            let handled = self.lane_done(done);
+            first_error = first_error.and(handled);
+        }
+        let stored = self.store_last().await;
+        first_error.and(stored)
+    }
+
+    async fn store_last(&mut self) -> Result<()> {
+        let give_up = tokio::time::Instant::now() + LAST_MAJORITY_WAIT;
+        match tokio::time::timeout_at(give_up, self.store_now()).await {
+            Ok(stored) => stored,
+            Err(_) => {
+                tracing::warn!("the target's majority is late: the last checkpoint stands before the newest writes");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn poll_durability(tasks: &mut Supervisor, sink: Arc<dyn Sink>) -> mpsc::Receiver<Result<Durability>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let stop = tasks.token();
+    tasks.spawn("durability poller", async move {
+        loop {
+            let durability = sink.durability().await;
+            let failed = durability.is_err();
+            if sender.send(durability).await.is_err() || failed {
+                return Ok(());
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(DURABILITY_POLL) => {}
+            }
+        }
+    });
+    receiver
+}

@@ -1,0 +1,130 @@
+//! From the source to the loop: the reader task and the chain's thread.
+//!
+//! The reader owns the source and the decoder; the chain runs on a thread of its own, because a plugin may take its
+//! time and must never do so inside a poll. Between them and behind them stand channels of a few batches; what keeps
+//! memory bounded is the byte permit that every batch carries.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::decode::{DecodeCounts, Decoder};
+use crate::error::Result;
+use crate::metrics::{DropReason, Metrics, Status};
+use crate::model::ChangeBatch;
+use crate::plugin::{ChainWorker, PluginChain};
+use crate::source::Source;
+use crate::supervise::Supervisor;
+
+/// Batches between two stages.
+const QUEUE: usize = 4;
+
+/// How often the source is asked for its newest position, for the lag.
+const NEWEST_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts both and returns the batches that come out of the chain, in order.
+pub(super) fn start(
+    tasks: &mut Supervisor,
+    source: Box<dyn Source>,
+    decoder: Decoder,
+    chain: Arc<dyn PluginChain>,
+    metrics: &Metrics,
+    status: &Status,
+) -> mpsc::Receiver<ChangeBatch> {
+    let (decoded, to_chain) = mpsc::channel(QUEUE);
+    let (chained, out) = mpsc::channel(QUEUE);
+    let stop = tasks.token();
+    let reader = Reader { source, decoder, metrics: metrics.clone(), status: status.clone(), newest_at: None };
+    tasks.spawn("reader", reader.run(decoded, stop));
+    let (metrics, status) = (metrics.clone(), status.clone());
+    tasks.spawn_blocking("plugin chain", move || {
+        let generations = Arc::clone(&chain);
+        let worker = chain.worker()?;
+        pass_through(worker, to_chain, &chained, &metrics, || status.set_generations(generations.generations()))
+    });
+    out
+}
+
+struct Reader {
+    source: Box<dyn Source>,
+    decoder: Decoder,
+    metrics: Metrics,
+    status: Status,
+    newest_at: Option<Instant>,
+}
+
+impl Reader {
+    async fn run(mut self, out: mpsc::Sender<ChangeBatch>, stop: CancellationToken) -> Result<()> {
+        self.metrics.source.opens.inc();
+        loop {
+            self.ask_newest().await?;
+            let raw = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                raw = self.source.next() => raw?,
+            };
+            let bytes = raw.entries.len() as u64;
+            let before = self.decoder.counts();
+            let batches = self.decoder.decode(raw)?;
+            self.measure(before, bytes);
+            for batch in batches {
+                self.status.positions().set_read(batch.last.time());
+                for change in &batch.changes {
+                    self.metrics.decode.changes.of(change.operation).inc();
+                }
+                if out.send(batch).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn ask_newest(&mut self) -> Result<()> {
+        if self.newest_at.is_none_or(|at| at.elapsed() >= NEWEST_EVERY) {
+            self.status.positions().set_newest(self.source.newest().await?);
+            self.newest_at = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn measure(&self, before: DecodeCounts, bytes: u64) {
+        let now = self.decoder.counts();
+        let entries = now.entries - before.entries;
+        self.metrics.source.read(entries, bytes, bytes / entries.max(1));
+        let dropped = &self.metrics.decode.dropped;
+        for (reason, count) in [
+            (DropReason::Noop, now.noop - before.noop),
+            (DropReason::FromMigrate, now.from_migrate - before.from_migrate),
+            (DropReason::Own, now.own - before.own),
+            (DropReason::Internal, now.index_build_steps - before.index_build_steps),
+            (DropReason::Aborted, now.aborted - before.aborted),
+        ] {
+            dropped.of(reason).inc_by(count);
+        }
+    }
+}
+
+fn pass_through(
+    mut worker: Box<dyn ChainWorker>,
+    mut batches: mpsc::Receiver<ChangeBatch>,
+    out: &mpsc::Sender<ChangeBatch>,
+    metrics: &Metrics,
+    publish: impl Fn(),
+) -> Result<()> {
+    publish();
+    let mut published = Instant::now();
+    while let Some(mut batch) = batches.blocking_recv() {
+        let report = worker.process(&mut batch)?;
+        metrics.plugin.passed(&report);
+        if published.elapsed() >= NEWEST_EVERY {
+            publish();
+            published = Instant::now();
+        }
+        if out.blocking_send(batch).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,561 @@
+//! The pure half of the pipeline: where every change waits, what may be written now, and which position is safe.
+//!
+//! Events come in (a batch, a finished flush, a finished fence), commands go out. Between the two stand the lanes, the
+//! barriers that DDL and unique-key conflicts put up, the changes held behind them, and the tracker of positions.
+//! Nothing here waits, does I/O or reads a clock, so an event sequence replays exactly.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use crate::ack::{AckTracker, SlotId};
+use crate::budget::Permit;
+use crate::error::{Error, Kind, Result, Side};
+use crate::model::key::selector;
+use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
+use crate::schedule::coalesce::content;
+use crate::schedule::lane::{Acks, Address};
+use crate::schedule::{Lane, Pending, Scope};
+use crate::sink::{FlushReport, Refusal, Write};
+
+/// What the loop must do next.
+#[derive(Debug)]
+pub enum Command {
+    /// Write these on `lane`; answer with [`Core::flushed`].
+    Flush { lane: usize, writes: Vec<Write> },
+    /// Execute the DDL; everything in its scope is drained. Answer with [`Core::fence_done`].
+    Ddl { fence: FenceId, change: Box<Change>, overlap: bool },
+    /// Settle colliding writes; their collections are drained. Answer with [`Core::settled`].
+    Settle { fence: FenceId, writes: Vec<Write> },
+    /// The overlap mark is reached and everything before it is written. Answer with [`Core::fence_done`].
+    Mark { fence: FenceId },
+}
+
+/// A barrier's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FenceId(u64);
+
+/// What the core must know of the job.
+#[derive(Debug, Clone)]
+pub struct CoreOptions {
+    /// Number of lanes, at least 1.
+    pub lanes: usize,
+    /// Changes at or before this source time are in overlap.
+    pub overlap_until: OpTime,
+    /// Target collections whose changes must keep their order as a whole: capped ones, and ones with a collation,
+    /// under which different `_id`s may be one key.
+    pub single_lane: HashSet<NamespaceId>,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Ddl { change: Option<Box<Change>>, slot: SlotId },
+    Settle,
+    Mark,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Waiting until nothing in the scope is pending or in flight.
+    Draining,
+    /// Parked writes of the scope are being settled.
+    Settling,
+    /// The settled scope is ready for the fence's own command.
+    Settled,
+    /// The command is out.
+    Fired,
+}
+
+#[derive(Debug)]
+struct Fence {
+    id: FenceId,
+    scope: Scope,
+    purpose: Purpose,
+    phase: Phase,
+    /// What is being settled, with what it acknowledges.
+    settling: Vec<Pending>,
+}
+
+/// Changes behind barriers, in source order, with an index of what they cover.
+#[derive(Debug, Default)]
+struct Held {
+    changes: VecDeque<(SlotId, Change)>,
+    namespaces: HashSet<NamespaceId>,
+    scopes: Vec<Scope>,
+}
+
+impl Held {
+    fn push(&mut self, slot: SlotId, change: Change) {
+        match &change.ddl {
+            Some(ddl) => self.scopes.push(Scope::of(ddl)),
+            None => {
+                self.namespaces.insert(change.target);
+            }
+        }
+        self.changes.push_back((slot, change));
+    }
+
+    /// Whether a later change of `namespace` must stay behind something that is held.
+    fn covers(&self, namespace: NamespaceId) -> bool {
+        self.namespaces.contains(&namespace) || self.scopes.iter().any(|scope| scope.covers(namespace))
+    }
+}
+
+/// Counts for the status page and the tests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CoreCounts {
+    pub coalesced: u64,
+    pub parked: u64,
+    pub fences: u64,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Core {
+    namespaces: Arc<Namespaces>,
+    options: CoreOptions,
+    lanes: Vec<Lane>,
+    tracker: AckTracker,
+    outstanding: HashMap<NamespaceId, usize>,
+    outstanding_all: usize,
+    fences: Vec<Fence>,
+    held: Held,
+    parked: HashMap<Address, VecDeque<Pending>>,
+    passed_mark: bool,
+    next_fence: u64,
+    commands: Vec<Command>,
+    counts: CoreCounts,
+}
+
+impl Core {
+    /// A core with nothing in it.
+    #[must_use]
+    pub fn new(namespaces: Arc<Namespaces>, options: CoreOptions) -> Self {
+        let lanes = (0..options.lanes.max(1)).map(|_| Lane::default()).collect();
+        Self {
+            namespaces,
+            options,
+            lanes,
+            tracker: AckTracker::default(),
+            outstanding: HashMap::new(),
+            outstanding_all: 0,
+            fences: Vec::new(),
+            held: Held::default(),
+            parked: HashMap::new(),
+            passed_mark: false,
+            next_fence: 0,
+            commands: Vec::new(),
+            counts: CoreCounts::default(),
+        }
+    }
+
+    /// A batch has come from the chain, and all of it may be written now.
+    ///
+    /// # Errors
+    /// `Malformed` for a change without a usable `_id`; `Bug`.
+    pub fn batch(&mut self, batch: ChangeBatch) -> Result<()> {
+        let reached = batch.last.time();
+        let slot = self.open(batch.seq, batch.changes.len(), batch.last, batch.permit)?;
+        for change in batch.changes {
+            self.offer(slot, change)?;
+        }
+        self.close(reached)
+    }
+
+    /// Opens a batch whose changes come one by one, as their time comes: [`Core::offer`] each, then [`Core::close`].
+    ///
+    /// # Errors
+    /// `Bug` when a batch is missing.
+    pub fn open(&mut self, seq: u64, changes: usize, last: Position, permit: Arc<Permit>) -> Result<SlotId> {
+        self.tracker.open(seq, changes, last, permit)
+    }
+
+    /// The next change of an open batch. Call [`Core::pump`] when no more come for now.
+    ///
+    /// # Errors
+    /// As [`Core::batch`].
+    pub fn offer(&mut self, slot: SlotId, change: Change) -> Result<()> {
+        if change.time.ts() > self.options.overlap_until.ts() {
+            self.reach_mark();
+        }
+        self.admit(slot, change)
+    }
+
+    /// The source has been read up to `reached`: the open batch is complete.
+    ///
+    /// # Errors
+    /// As [`Core::batch`].
+    pub fn close(&mut self, reached: OpTime) -> Result<()> {
+        if reached.ts() >= self.options.overlap_until.ts() {
+            self.reach_mark();
+        }
+        self.pump()
+    }
+
+    fn reach_mark(&mut self) {
+        if !self.passed_mark && !self.fences.iter().any(|fence| matches!(fence.purpose, Purpose::Mark)) {
+            self.raise(Scope::Cluster, Purpose::Mark);
+        }
+    }
+
+    /// The mark's work cannot be finished yet: overlap goes on until `until`.
+    ///
+    /// # Errors
+    /// `Bug` for an unknown fence.
+    pub fn mark_again(&mut self, id: FenceId, until: OpTime) -> Result<()> {
+        self.lower(id)?;
+        self.options.overlap_until = until;
+        self.release()?;
+        self.pump()
+    }
+
+    /// A lane's flush has come back; `report` speaks of the writes in the order in which they were sent.
+    ///
+    /// # Errors
+    /// `CannotApply` when the target refuses a write for good.
+    pub fn flushed(&mut self, lane: usize, writes: Vec<Write>, report: &FlushReport) -> Result<()> {
+        let notes = self.lanes.get_mut(lane).map(Lane::finish_flush).unwrap_or_default();
+        if notes.len() != writes.len() {
+            return Err(bug(format!("lane {lane} returned {} of {} writes", writes.len(), notes.len())));
+        }
+        let mut refused = report.refused.iter().peekable();
+        for (at, ((address, acks), write)) in notes.into_iter().zip(writes).enumerate() {
+            self.settle_count(address.0)?;
+            let refusal = refused.next_if(|(index, _)| *index == at).map(|(_, refusal)| refusal);
+            match refusal {
+                None => self.acknowledge(&acks)?,
+                Some(Refusal::UniqueKey { .. }) => self.park(lane, Pending { address, write, acks })?,
+                Some(Refusal::Refused { code, message }) => {
+                    return Err(self.refused(address.0, &write, &format!("error {code}: {message}"), Kind::CannotApply));
+                }
+            }
+        }
+        self.pump()
+    }
+
+    /// A DDL or the mark's work is done.
+    ///
+    /// # Errors
+    /// `Bug` for an unknown fence.
+    pub fn fence_done(&mut self, id: FenceId) -> Result<()> {
+        let fence = self.lower(id)?;
+        match fence.purpose {
+            Purpose::Ddl { slot, .. } => self.tracker.resolve(slot, 1)?,
+            Purpose::Mark => self.passed_mark = true,
+            Purpose::Settle => {}
+        }
+        self.release()?;
+        self.pump()
+    }
+
+    /// A settlement is done; `report` names the writes that collide even so.
+    ///
+    /// # Errors
+    /// `Conflict` when writes collide although the target stands where the source stood.
+    pub fn settled(&mut self, id: FenceId, report: &FlushReport) -> Result<()> {
+        let at = self.fences.iter().position(|fence| fence.id == id).ok_or_else(|| bug("unknown fence".into()))?;
+        let Some(fence) = self.fences.get_mut(at) else { return Err(bug("unknown fence".into())) };
+        let settling = std::mem::take(&mut fence.settling);
+        fence.phase = Phase::Settled;
+        let is_final = self.passed_mark || matches!(fence.purpose, Purpose::Mark);
+        let only_settles = matches!(fence.purpose, Purpose::Settle);
+        for (index, pending) in settling.into_iter().enumerate() {
+            let refusal = report.refused.iter().find(|(at, _)| *at == index).map(|(_, refusal)| refusal);
+            match refusal {
+                None => self.acknowledge(&pending.acks)?,
+                Some(Refusal::UniqueKey { .. }) if !is_final => self.park_again(pending),
+                Some(Refusal::UniqueKey { index, message }) => {
+                    let text = format!("unique index {index}: {message}");
+                    return Err(self.refused(pending.address.0, &pending.write, &text, Kind::Conflict));
+                }
+                Some(Refusal::Refused { code, message }) => {
+                    let text = format!("error {code}: {message}");
+                    return Err(self.refused(pending.address.0, &pending.write, &text, Kind::CannotApply));
+                }
+            }
+        }
+        if only_settles {
+            self.lower(id)?;
+            self.release()?;
+        }
+        self.pump()
+    }
+
+    /// What to do now, since the last call.
+    pub fn take_commands(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.commands)
+    }
+
+    /// The position up to which everything is accepted, if it moved.
+    pub fn take_watermark(&mut self) -> Option<Position> {
+        self.tracker.take_watermark()
+    }
+
+    /// Whether nothing is pending, in flight, held or parked.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.tracker.outstanding() == 0 && self.fences.is_empty() && self.held.changes.is_empty()
+    }
+
+    /// Whether something was handed out that has not come back: the loop must not end before it has.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.lanes.iter().any(Lane::is_busy)
+            || self.fences.iter().any(|fence| matches!(fence.phase, Phase::Settling | Phase::Fired))
+    }
+
+    /// Batches that wait for their last acknowledgement.
+    #[must_use]
+    pub fn outstanding_batches(&self) -> usize {
+        self.tracker.outstanding()
+    }
+
+    /// Whether the overlap is over.
+    #[must_use]
+    pub fn passed_mark(&self) -> bool {
+        self.passed_mark
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn counts(&self) -> CoreCounts {
+        self.counts
+    }
+
+    /// Sends a change to its lane, or holds it when a barrier or an earlier held change stands before it.
+    fn admit(&mut self, slot: SlotId, change: Change) -> Result<()> {
+        if self.must_wait(&change) {
+            self.held.push(slot, change);
+            return Ok(());
+        }
+        self.dispatch(slot, change)
+    }
+
+    fn must_wait(&self, change: &Change) -> bool {
+        if self.fences.is_empty() {
+            return false;
+        }
+        // A DDL waits for every barrier and everything held, so that DDL keep their order among themselves.
+        if change.ddl.is_some() {
+            return true;
+        }
+        self.fences.iter().any(|fence| fence.scope.covers(change.target)) || self.held.covers(change.target)
+    }
+
+    fn dispatch(&mut self, slot: SlotId, change: Change) -> Result<()> {
+        let overlap = change.time.ts() <= self.options.overlap_until.ts();
+        if let Some(ddl) = &change.ddl {
+            self.learn(ddl);
+            let scope = Scope::of(ddl);
+            self.raise(scope, Purpose::Ddl { change: Some(Box::new(change)), slot });
+            return Ok(());
+        }
+        let Some(content) = content(&change) else { return Err(bug("a DDL without its command".into())) };
+        let key = if change.key.is_empty() { selector(&change.body)? } else { change.key };
+        let document = DocumentKey::of_document(&key)?;
+        let address = (change.target, document);
+        let write =
+            Write { target: change.target, source: change.source, key, content, overlap, time: change.time };
+        let pending = Pending { address, write, acks: Acks::one(slot) };
+        if let Some(waiting) = self.parked.get_mut(&address) {
+            if let Some(apart) = absorb_last(waiting, pending) {
+                waiting.push_back(apart);
+            }
+            return Ok(());
+        }
+        let lane = self.lane_of(address);
+        if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending)) {
+            self.counts.coalesced += 1;
+        } else {
+            *self.outstanding.entry(address.0).or_default() += 1;
+            self.outstanding_all += 1;
+        }
+        Ok(())
+    }
+
+    fn lane_of(&self, (namespace, document): Address) -> usize {
+        let salt = namespace.index() as u64 + 1;
+        if self.options.single_lane.contains(&namespace) {
+            return (salt as usize) % self.lanes.len();
+        }
+        document.lane(salt, self.lanes.len())
+    }
+
+    /// A collection created now may be one that must keep its order as a whole.
+    fn learn(&mut self, ddl: &crate::model::Ddl) {
+        if let crate::model::Ddl::Create { namespace, options } = ddl
+            && keeps_order(options)
+        {
+            self.options.single_lane.insert(namespace.target);
+        }
+        if let crate::model::Ddl::Rename { from, to, .. } = ddl
+            && self.options.single_lane.contains(&from.target)
+        {
+            self.options.single_lane.insert(to.target);
+        }
+    }
+
+    fn raise(&mut self, scope: Scope, purpose: Purpose) {
+        let id = FenceId(self.next_fence);
+        self.next_fence += 1;
+        self.counts.fences += 1;
+        self.fences.push(Fence { id, scope, purpose, phase: Phase::Draining, settling: Vec::new() });
+    }
+
+    fn lower(&mut self, id: FenceId) -> Result<Fence> {
+        let at = self.fences.iter().position(|fence| fence.id == id).ok_or_else(|| bug("unknown fence".into()))?;
+        Ok(self.fences.remove(at))
+    }
+
+    /// Lets held changes go on as far as the remaining barriers allow.
+    fn release(&mut self) -> Result<()> {
+        let held = std::mem::take(&mut self.held);
+        for (slot, change) in held.changes {
+            self.admit(slot, change)?;
+        }
+        Ok(())
+    }
+
+    /// A unique key refused a write: it waits until its collection is drained, with everything later of its document.
+    fn park(&mut self, lane: usize, pending: Pending) -> Result<()> {
+        let address = pending.address;
+        self.counts.parked += 1;
+        let later = self.lanes.get_mut(lane).map(|lane| lane.take(&address)).unwrap_or_default();
+        let mut waiting = VecDeque::from([pending]);
+        for next in later {
+            self.settle_count(address.0)?;
+            if let Some(apart) = absorb_last(&mut waiting, next) {
+                waiting.push_back(apart);
+            }
+        }
+        self.parked.insert(address, waiting);
+        let scope = Scope::Collection(address.0);
+        let exists = self
+            .fences
+            .iter()
+            .any(|f| matches!(f.purpose, Purpose::Settle) && f.scope == scope && f.phase == Phase::Draining);
+        if self.passed_mark && !exists {
+            self.raise(scope, Purpose::Settle);
+        }
+        Ok(())
+    }
+
+    fn park_again(&mut self, pending: Pending) {
+        self.parked.entry(pending.address).or_default().push_back(pending);
+    }
+
+    /// Starts what can be started: flushes of idle lanes, and barriers whose scope is drained.
+    ///
+    /// # Errors
+    /// `Bug`.
+    pub fn pump(&mut self) -> Result<()> {
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            if let Some(writes) = lane.start_flush() {
+                self.commands.push(Command::Flush { lane: number, writes });
+            }
+        }
+        for at in 0..self.fences.len() {
+            self.fire(at)?;
+        }
+        Ok(())
+    }
+
+    fn fire(&mut self, at: usize) -> Result<()> {
+        let Some(fence) = self.fences.get(at) else { return Ok(()) };
+        let (id, scope, phase) = (fence.id, fence.scope, fence.phase);
+        let blocked = self.fences.iter().take(at).any(|earlier| earlier.scope.intersects(scope));
+        if blocked || !self.drained(scope) || matches!(phase, Phase::Settling | Phase::Fired) {
+            return Ok(());
+        }
+        if phase == Phase::Draining {
+            let settling = self.take_parked(scope);
+            if !settling.is_empty() {
+                let writes = settling.iter().map(|pending| pending.write.clone()).collect();
+                if let Some(fence) = self.fences.get_mut(at) {
+                    fence.settling = settling;
+                    fence.phase = Phase::Settling;
+                }
+                self.commands.push(Command::Settle { fence: id, writes });
+                return Ok(());
+            }
+        }
+        self.fire_own(at)
+    }
+
+    fn fire_own(&mut self, at: usize) -> Result<()> {
+        let until = self.options.overlap_until.ts();
+        let Some(fence) = self.fences.get_mut(at) else { return Ok(()) };
+        fence.phase = Phase::Fired;
+        let id = fence.id;
+        match &mut fence.purpose {
+            Purpose::Ddl { change, .. } => {
+                let change = change.take().ok_or_else(|| bug("a DDL was fired twice".into()))?;
+                let overlap = change.time.ts() <= until;
+                self.commands.push(Command::Ddl { fence: id, change, overlap });
+            }
+            Purpose::Mark => self.commands.push(Command::Mark { fence: id }),
+            // Everything parked was settled with an earlier barrier: nothing is left to do.
+            Purpose::Settle => {
+                self.lower(id)?;
+                self.release()?;
+                return self.pump();
+            }
+        }
+        Ok(())
+    }
+
+    fn take_parked(&mut self, scope: Scope) -> Vec<Pending> {
+        let mut addresses: Vec<_> = self.parked.keys().filter(|address| scope.covers(address.0)).copied().collect();
+        addresses.sort_unstable();
+        addresses.iter().filter_map(|address| self.parked.remove(address)).flatten().collect()
+    }
+
+    fn drained(&self, scope: Scope) -> bool {
+        match scope {
+            Scope::Collection(namespace) => self.outstanding.get(&namespace).copied().unwrap_or_default() == 0,
+            Scope::Cluster => self.outstanding_all == 0,
+        }
+    }
+
+    fn settle_count(&mut self, namespace: NamespaceId) -> Result<()> {
+        let count = self.outstanding.entry(namespace).or_default();
+        *count = count.checked_sub(1).ok_or_else(|| bug("more writes came back than went out".into()))?;
+        self.outstanding_all -= 1;
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, acks: &Acks) -> Result<()> {
+        acks.iter().try_for_each(|(slot, count)| self.tracker.resolve(slot, count))
+    }
+
+    fn refused(&self, namespace: NamespaceId, write: &Write, why: &str, kind: Kind) -> Error {
+        let key = bson::RawDocument::from_bytes(&write.key)
+            .map_or_else(|_| "an unreadable key".to_owned(), |key| format!("{key:?}"));
+        Error::new(
+            Side::Sink,
+            kind,
+            format!("write to {} at {} for {key}: {why}", self.namespaces.name(namespace), write.time),
+        )
+    }
+}
+
+/// Merges into the last waiting write; gives the write back when it must stand alone.
+fn absorb_last(waiting: &mut VecDeque<Pending>, pending: Pending) -> Option<Pending> {
+    match waiting.back_mut() {
+        Some(last) => last.absorb(pending),
+        None => Some(pending),
+    }
+}
+
+/// Whether a collection with these `create` options keeps its order as a whole.
+#[must_use]
+pub fn keeps_order(options: &[u8]) -> bool {
+    let has = |name| crate::model::raw::find(options, name).ok().flatten();
+    has("capped").is_some_and(|capped| capped.value == [1]) || has("collation").is_some()
+}
+
+fn bug(message: String) -> Error {
+    Error::new(Side::Internal, Kind::Bug, message)
+}
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,177 @@
+//! One ordered writer and what waits for it.
+//!
+//! While a lane's flush is on its way, the next one forms behind it: no timer decides when to write, so an idle
+//! lane writes a single change at once and a busy one writes batches that grow by themselves. Waiting writes stand
+//! in waves; within a wave every document occurs once, so a wave can be sent in any order, and two writes of one
+//! document that could not be merged stand in different waves.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::ack::SlotId;
+use crate::model::{DocumentKey, NamespaceId};
+use crate::schedule::coalesce::{Merge, merge};
+use crate::sink::Write;
+
+/// Statements in one flush.
+const WAVE_WRITES_MAX: usize = 8192;
+
+/// Bytes in one flush; the server takes 48 MB in one command.
+const WAVE_BYTES_MAX: usize = 24 << 20;
+
+/// A document of the target.
+pub type Address = (NamespaceId, DocumentKey);
+
+/// Which changes a write stands for: slots and how many of each.
+#[derive(Debug, Clone, Default)]
+pub struct Acks(Vec<(SlotId, usize)>);
+
+impl Acks {
+    /// One change of `slot`.
+    #[must_use]
+    pub fn one(slot: SlotId) -> Self {
+        Self(vec![(slot, 1)])
+    }
+
+    /// Adds the changes of another write that was merged into this one.
+    pub fn extend(&mut self, other: Self) {
+        for (slot, count) in other.0 {
+            match self.0.last_mut() {
+                Some((last, n)) if *last == slot => *n += count,
+                Some(_) | None => self.0.push((slot, count)),
+            }
+        }
+    }
+
+    /// The slots and counts.
+    pub fn iter(&self) -> impl Iterator<Item = (SlotId, usize)> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// A write that waits, with what it acknowledges.
+#[derive(Debug)]
+pub struct Pending {
+    pub address: Address,
+    pub write: Write,
+    pub acks: Acks,
+}
+
+impl Pending {
+    /// Merges `later`, of the same document, into this one; gives it back when they must stay two writes.
+    pub fn absorb(&mut self, later: Self) -> Option<Self> {
+        let same_side = self.write.overlap == later.write.overlap;
+        let placeholder = crate::sink::Content::Delete;
+        let earlier = std::mem::replace(&mut self.write.content, placeholder);
+        match merge(earlier, later.write.content, same_side) {
+            Merge::Merged(content) => {
+                self.write.content = content;
+                self.write.overlap = later.write.overlap;
+                self.write.time = later.write.time;
+                self.write.key = later.write.key;
+                self.acks.extend(later.acks);
+                None
+            }
+            Merge::Apart(earlier, content) => {
+                self.write.content = earlier;
+                Some(Self { address: later.address, write: Write { content, ..later.write }, acks: later.acks })
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        use crate::sink::{Content, Patch};
+        let patches = |list: &[Patch]| list.iter().map(Patch::bytes).sum::<usize>();
+        self.write.key.len()
+            + match &self.write.content {
+                Content::Insert(document) | Content::Replace(document) => document.len(),
+                Content::Patch(list) => patches(list),
+                Content::Patched { base, patches: list } => base.len() + patches(list),
+                Content::Delete => 0,
+            }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Wave {
+    entries: Vec<Option<Pending>>,
+    index: HashMap<Address, usize>,
+    bytes: usize,
+}
+
+/// One lane's waiting writes and the flush that is on its way.
+#[derive(Debug, Default)]
+pub struct Lane {
+    waves: VecDeque<Wave>,
+    in_flight: Option<Vec<(Address, Acks)>>,
+}
+
+impl Lane {
+    /// Adds a write behind everything that waits. Returns whether it was merged into a waiting one.
+    pub fn push(&mut self, pending: Pending) -> bool {
+        let mut pending = pending;
+        if let Some(wave) = self.waves.back_mut() {
+            let at = wave.index.get(&pending.address).copied();
+            if let Some(waiting) = at.and_then(|at| wave.entries.get_mut(at)).and_then(Option::as_mut) {
+                wave.bytes += pending.bytes();
+                match waiting.absorb(pending) {
+                    None => return true,
+                    Some(apart) => pending = apart,
+                }
+                self.waves.push_back(Wave::default());
+            } else if wave.entries.len() >= WAVE_WRITES_MAX || wave.bytes >= WAVE_BYTES_MAX {
+                self.waves.push_back(Wave::default());
+            }
+        } else {
+            self.waves.push_back(Wave::default());
+        }
+        if let Some(wave) = self.waves.back_mut() {
+            wave.bytes += pending.bytes();
+            wave.index.insert(pending.address, wave.entries.len());
+            wave.entries.push(Some(pending));
+        }
+        false
+    }
+
+    /// The next flush, if the lane is idle and something waits.
+    pub fn start_flush(&mut self) -> Option<Vec<Write>> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        loop {
+            let wave = self.waves.pop_front()?;
+            let mut notes = Vec::with_capacity(wave.entries.len());
+            let mut writes = Vec::with_capacity(wave.entries.len());
+            for pending in wave.entries.into_iter().flatten() {
+                notes.push((pending.address, pending.acks));
+                writes.push(pending.write);
+            }
+            // A wave can be empty when all of its writes were taken out behind a parked one.
+            if !writes.is_empty() {
+                self.in_flight = Some(notes);
+                return Some(writes);
+            }
+        }
+    }
+
+    /// The flush came back: what its writes stood for, in their order.
+    pub fn finish_flush(&mut self) -> Vec<(Address, Acks)> {
+        self.in_flight.take().unwrap_or_default()
+    }
+
+    /// Takes out every waiting write of one document, oldest first.
+    pub fn take(&mut self, address: &Address) -> Vec<Pending> {
+        let mut taken = Vec::new();
+        for wave in &mut self.waves {
+            if let Some(at) = wave.index.remove(address) {
+                taken.extend(wave.entries.get_mut(at).and_then(Option::take));
+            }
+        }
+        taken
+    }
+
+    /// Whether a flush is on its way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.is_some()
+    }
+}

@@ -1,0 +1,125 @@
+//! The other paths: health and metrics for machines, and truthful equivalents of MongoShake's inner views.
+//!
+//! MongoShake's `/worker`, `/queue`, `/executor` and `/persist` show queues that Oplogue does not have; their fields are
+//! answered with what stands in that place, and a field without a counterpart is left out rather than invented.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use oplogue_engine::metrics::families::CONTENT_TYPE;
+use oplogue_engine::metrics::labels::Label as _;
+use oplogue_engine::metrics::{SyncStage, WriteKind};
+use serde_json::{Value, json};
+
+use super::Monitored;
+use crate::logging::redact::redact;
+
+/// Every path with what it answers, for `/` and the docs' test.
+pub const PATHS: &[(&str, &str)] = &[
+    ("/healthz", "200 while the run works, 503 with the reason otherwise"),
+    ("/metrics", "all metrics, for Prometheus"),
+    ("/status", "a page for people"),
+    ("/repl", "incremental: counts, positions, rate (MongoShake's JSON)"),
+    ("/progress", "the full copy, by collection (MongoShake's JSON)"),
+    ("/worker", "lanes"),
+    ("/queue", "memory held between source and acknowledgement"),
+    ("/executor", "statements by kind"),
+    ("/persist", "stage of the fetcher"),
+    ("/conf", "the configuration, secrets masked"),
+    ("/sentinel", "run-time options (read only for now)"),
+];
+
+pub(super) async fn list() -> Json<Value> {
+    Json(PATHS.iter().map(|(path, what)| json!({ "path": path, "what": what })).collect())
+}
+
+pub(super) async fn unknown() -> (StatusCode, Json<Value>) {
+    (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path; GET / lists all paths" })))
+}
+
+pub(super) async fn healthz(State(run): State<Monitored>) -> (StatusCode, Json<Value>) {
+    let now = run.status.snapshot();
+    let reason = now.unhealthy();
+    let code = if reason.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let fault = now.last_fault.as_ref().map(|fault| json!({ "at_ms": fault.at_ms, "text": redact(&fault.text) }));
+    let body = json!({
+        "status": if reason.is_some() { "unhealthy" } else { "ok" },
+        "reason": reason.map(|text| redact(&text).into_owned()),
+        "stage": now.stage.text(),
+        "lag_seconds": now.positions.lag_ms as f64 / 1000.0,
+        "source_silent_seconds": now.positions.silent_ms.map(|ms| ms as f64 / 1000.0),
+        "last_fault": fault,
+    });
+    (code, Json(body))
+}
+
+pub(super) async fn metrics(State(run): State<Monitored>) -> Response {
+    match run.metrics.encode(&run.status) {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+pub(super) async fn worker(State(run): State<Monitored>) -> Json<Value> {
+    let (schedule, positions) = (&run.metrics.schedule, run.status.positions().now());
+    Json(json!({
+        "busy_lanes": schedule.busy_lanes.get(),
+        "jobs_unack_buffer": schedule.queued.get().saturating_sub(run.metrics.sink.changes.get()),
+        "last_unack": positions.read.ts(),
+        "last_ack": positions.accepted.ts(),
+        "count": schedule.queued.get(),
+        "coalesced": schedule.coalesced.get(),
+        "parked": schedule.parked.get(),
+        "barriers": schedule.barriers.get(),
+    }))
+}
+
+pub(super) async fn queue(State(run): State<Monitored>) -> Json<Value> {
+    let now = run.status.snapshot();
+    let (held, limit) = now.budget.unwrap_or_default();
+    Json(json!({
+        "syncer_replica_set_name": now.replset,
+        "budget_held_bytes": held,
+        "budget_limit_bytes": limit,
+    }))
+}
+
+pub(super) async fn executor(State(run): State<Monitored>) -> Json<Value> {
+    let sink = &run.metrics.sink;
+    let of = |kind| sink.statements.of(kind).get();
+    Json(json!({
+        "insert": of(WriteKind::Insert),
+        "replace": of(WriteKind::Replace),
+        "update": of(WriteKind::Update),
+        "delete": of(WriteKind::Delete),
+        "ddl": sink.ddl_executed.get(),
+        "error": sink.refused.get(),
+        "conflicts": sink.conflicts.get(),
+        "missing": sink.missing.get(),
+        "refetched": sink.refetched.get(),
+    }))
+}
+
+pub(super) async fn persist(State(run): State<Monitored>) -> Json<Value> {
+    let fetch_stage = match run.status.stage() {
+        SyncStage::Starting | SyncStage::FullSync => "full-sync",
+        SyncStage::Incremental => "store-memory-apply",
+        SyncStage::Stopping | SyncStage::Fault => "stopped",
+    };
+    Json(json!({ "enable_disk_persist": false, "fetch_stage": fetch_stage }))
+}
+
+pub(super) async fn conf(State(run): State<Monitored>) -> Json<Value> {
+    Json(run.conf)
+}
+
+pub(super) async fn sentinel() -> Json<Value> {
+    Json(json!({ "Pause": false, "TPS": 0, "Shutdown": false }))
+}
+
+pub(super) async fn sentinel_options() -> (StatusCode, Json<Value>) {
+    let text = "run-time options cannot be changed yet: set the key in the configuration and start again; \
+                to pause or stop, send SIGTERM, the run goes on from its checkpoint";
+    (StatusCode::NOT_IMPLEMENTED, Json(json!({ "error": text })))
+}

@@ -1,0 +1,212 @@
+//! The server as a script sees it: a real listener on a free port, a status filled by hand.
+
+use std::collections::BTreeSet;
+
+use oplogue_engine::clock::Clock;
+use oplogue_engine::error::Error;
+use oplogue_engine::metrics::catalog;
+use oplogue_engine::metrics::{SyncStage, WriteKind};
+use oplogue_engine::model::OpTime;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+
+fn monitored() -> Monitored {
+    let status = Status::new("job-1", Clock::System);
+    status.set_replset("rs0");
+    status.set_stage(SyncStage::Incremental);
+    status.positions().set_newest(OpTime::new(1_707_334_793, 3, 1));
+    status.positions().set_read(OpTime::new(1_707_334_793, 3, 1));
+    status.positions().set_accepted(OpTime::new(1_707_334_793, 2, 1));
+    status.positions().set_durable(OpTime::new(1_707_334_793, 1, 1));
+    status.positions().set_checkpoint(OpTime::new(1_707_334_656, 2, 1));
+    let metrics = Metrics::new();
+    metrics.source.read(4, 2012, 12_585);
+    metrics.schedule.queued.inc_by(3);
+    metrics.sink.changes.inc_by(2);
+    metrics.sink.statements.of(WriteKind::Replace).inc();
+    let tps = Tps::default();
+    tps.set(17);
+    Monitored { metrics, status, tps, conf: serde_json::json!({ "mongo_urls": "mongodb://u:***@h" }) }
+}
+
+/// One request against a fresh server: status code, head and body.
+async fn ask(run: &Monitored, method: &str, path: &str) -> (u16, String, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let mut tasks = oplogue_engine::supervise::Supervisor::new(&stop);
+    tasks.spawn("status server", serve(listener, run.clone(), stop.clone()));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    stop.cancel();
+    let (_, ended) = tasks.next_end().await.unwrap();
+    ended.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_owned(), body.to_owned())
+}
+
+async fn json(run: &Monitored, path: &str) -> Value {
+    let (code, _, body) = ask(run, "GET", path).await;
+    assert_eq!(code, 200, "{path}: {body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn repl_has_mongoshakes_shape() {
+    let value = json(&monitored(), "/repl").await;
+    let wanted = [
+        "who",
+        "tag",
+        "replset",
+        "logs_get",
+        "logs_repl",
+        "logs_success",
+        "tps",
+        "lsn",
+        "lsn_ack",
+        "lsn_ckpt",
+        "now",
+        "log_size_avg",
+        "log_size_max",
+        "fetcher_status",
+        "lag_seconds",
+    ];
+    assert_eq!(keys(&value), wanted);
+    for lsn in ["lsn", "lsn_ack", "lsn_ckpt"] {
+        assert_eq!(keys(&value[lsn]), ["unix", "time", "ts"]);
+    }
+    assert_eq!(keys(&value["now"]), ["unix", "time"]);
+    assert_eq!(value["who"], "job-1");
+    assert_eq!(value["replset"], "rs0");
+    assert_eq!((&value["logs_get"], &value["logs_repl"], &value["logs_success"]), (&4.into(), &3.into(), &2.into()));
+    assert_eq!(value["tps"], 17);
+    // A position is text in `ts` and a number in `unix`, as MongoShake answers them.
+    assert_eq!(value["lsn_ckpt"]["ts"], "7332946510847410178");
+    assert_eq!(value["lsn_ckpt"]["unix"], 1_707_334_656);
+    let time = value["lsn_ckpt"]["time"].as_str().unwrap();
+    assert!(jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", time).is_ok(), "{time}");
+    assert_eq!((&value["log_size_avg"], &value["log_size_max"]), (&"503.00B".into(), &"12.29KB".into()));
+    assert_eq!(value["fetcher_status"], "normal");
+}
+
+#[tokio::test]
+async fn progress_has_mongoshakes_shape() {
+    let run = monitored();
+    let empty = json(&run, "/progress").await;
+    assert_eq!((&empty["progress"], &empty["total_collection_number"]), (&"0.00%".into(), &0.into()));
+    run.status.copy().plan("db.waiting", 10, 100);
+    let b = run.status.copy().plan("db.processing", 3, 100);
+    b.start();
+    b.add(1, 30);
+    let c = run.status.copy().plan("db.finished", 0, 0);
+    c.start();
+    c.finish();
+    let value = json(&run, "/progress").await;
+    let wanted = serde_json::json!({
+        "progress": "33.33%",
+        "total_collection_number": 3,
+        "finished_collection_number": 1,
+        "processing_collection_number": 1,
+        "wait_collection_number": 1,
+        "collection_metric": {
+            "db.finished": "100.00% (0/0)",
+            "db.processing": "33.33% (1/3)",
+            "db.waiting": "-",
+        },
+    });
+    assert_eq!(value, wanted);
+    assert_eq!(keys(&value), keys(&wanted));
+}
+
+#[tokio::test]
+async fn health_follows_the_run() {
+    let run = monitored();
+    assert_eq!(json(&run, "/healthz").await["status"], "ok");
+    let lost = Error::new(Side::Sink, Kind::Unavailable, "write a flush: mongodb://u:s3cret@h is gone");
+    run.status.trouble(&lost);
+    let (code, _, body) = ask(&run, "GET", "/healthz").await;
+    assert_eq!(code, 503);
+    assert!(body.contains("being retried") && !body.contains("s3cret"), "{body}");
+    assert_eq!(json(&run, "/repl").await["fetcher_status"], "degraded");
+    run.status.recovered();
+    assert_eq!(ask(&run, "GET", "/healthz").await.0, 200);
+    run.status.fault(&lost);
+    let (code, _, body) = ask(&run, "GET", "/healthz").await;
+    assert_eq!((code, body.contains("\"stage\":\"fault\"")), (503, true));
+}
+
+/// A strict reader of the exposition: every sample has a number and belongs to a family announced before it.
+fn families(text: &str) -> BTreeSet<String> {
+    let mut families = BTreeSet::new();
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            families.insert(rest.split(' ').next().unwrap().to_owned());
+        } else if !line.starts_with("# HELP ") {
+            let (series, number) = line.rsplit_once(' ').unwrap();
+            number.parse::<f64>().unwrap_or_else(|_| panic!("{line}"));
+            let name = series.split('{').next().unwrap();
+            assert!(families.iter().any(|family| name.starts_with(family.as_str())), "{line} has no TYPE");
+        }
+    }
+    families
+}
+
+#[tokio::test]
+async fn metrics_parse_and_are_the_documented_set() {
+    let (code, head, text) = ask(&monitored(), "GET", "/metrics").await;
+    assert_eq!(code, 200);
+    assert!(head.contains("application/openmetrics-text"), "{head}");
+    let wanted: BTreeSet<_> = catalog::ALL.iter().map(|d| d.registered_name().to_owned()).collect();
+    assert_eq!(families(&text), wanted);
+    let manual = include_str!("../../../docs/OPERATIONS.md");
+    for description in catalog::ALL {
+        let row = format!("| `{}` |", description.name);
+        assert!(manual.contains(&row), "docs/OPERATIONS.md lacks {row}");
+        assert!(manual.contains(description.help), "docs/OPERATIONS.md lacks: {}", description.help);
+    }
+}
+
+#[tokio::test]
+async fn every_listed_path_answers_and_is_documented() {
+    let run = monitored();
+    let manual = include_str!("../../../docs/OPERATIONS.md");
+    for entry in json(&run, "/").await.as_array().unwrap() {
+        let path = entry["path"].as_str().unwrap();
+        assert_eq!(ask(&run, "GET", path).await.0, 200, "{path}");
+        assert!(manual.contains(&format!("`{path}`")), "docs/OPERATIONS.md lacks {path}");
+    }
+    assert_eq!(ask(&run, "GET", "/nothing").await.0, 404);
+    let (code, _, body) = ask(&run, "POST", "/sentinel/options").await;
+    assert_eq!(code, 501, "{body}");
+}
+
+#[tokio::test]
+async fn the_page_escapes_what_it_shows() {
+    let run = monitored();
+    run.status.copy().plan("db.<script>", 1, 1).start();
+    let (code, head, body) = ask(&run, "GET", "/status").await;
+    assert_eq!((code, head.contains("text/html")), (200, true));
+    assert!(body.contains("db.&lt;script&gt;") && !body.contains("<script>"), "{body}");
+}
+
+#[tokio::test]
+async fn a_taken_port_names_its_key_and_off_is_off() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut settings =
+        Settings { listen: "127.0.0.1".parse().unwrap(), full_http_port: None, incr_http_port: Some(port) };
+    let error = bind(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("incr_sync.http_port") && error.contains(&port.to_string()), "{error}");
+    settings.incr_http_port = None;
+    assert!(bind(&settings).await.unwrap().is_empty());
+}

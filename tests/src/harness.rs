@@ -1,0 +1,142 @@
+//! Tests of the harness itself: a set starts, has its users, loses and regains members, and leaves nothing.
+//!
+//! They stand in the test binary because they need servers. They are few: what the other tests use all the
+//! time is proven there. None of them starts the collector.
+
+use std::time::Duration;
+
+use bson::doc;
+use mongodb::IndexModel;
+use oplogue_tests::compare::{self, Comparison, DifferenceKind};
+use oplogue_tests::load::{Load, LoadOptions};
+use oplogue_tests::servers::{Options, ReplicaSet, User};
+
+#[tokio::test]
+async fn a_single_member_takes_writes_and_steps_down() {
+    let set = ReplicaSet::single().await.unwrap();
+    let things = set.client().database("shop").collection("things");
+    things.insert_one(doc! { "_id": 1 }).await.unwrap();
+    set.step_down().await.unwrap();
+    things.insert_one(doc! { "_id": 2 }).await.unwrap();
+    assert_eq!(things.count_documents(doc! {}).await.unwrap(), 2);
+    let dir = set.dir().to_owned();
+    drop(set);
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn the_guides_users_have_the_guides_rights() {
+    let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
+    let user = oplogue_tests::servers::connect(&set.uri_as_user())
+        .await
+        .unwrap();
+    let oplog = user
+        .database("local")
+        .collection::<bson::Document>("oplog.rs");
+    assert!(oplog.find_one(doc! {}).await.unwrap().is_some());
+    user.database("mongoshake")
+        .collection("ckpt_default")
+        .insert_one(doc! { "_id": 1 })
+        .await
+        .unwrap();
+    let refused = user
+        .database("shop")
+        .collection("things")
+        .insert_one(doc! { "_id": 1 })
+        .await;
+    assert!(refused.unwrap_err().to_string().contains("not authorized"));
+    let root = set.client();
+    root.database("shop")
+        .collection("things")
+        .insert_one(doc! { "_id": 1 })
+        .await
+        .unwrap();
+    assert_eq!(User::guide_target().roles.len(), 1);
+}
+
+#[tokio::test]
+async fn three_members_survive_the_loss_of_their_primary() {
+    let mut set = ReplicaSet::start(Options::default().with_members(3))
+        .await
+        .unwrap();
+    let lost = set.primary().await.unwrap();
+    set.kill(lost).unwrap();
+    let next = set.primary().await.unwrap();
+    assert_ne!(lost, next);
+    set.restart(lost).await.unwrap();
+    let things = set.client().database("shop").collection("things");
+    things.insert_one(doc! { "_id": 1 }).await.unwrap();
+}
+
+#[tokio::test]
+async fn commands_fail_on_request() {
+    let set = ReplicaSet::single().await.unwrap();
+    let data = doc! { "failCommands": ["insert"], "errorCode": 8000 };
+    set.fail_command(doc! { "times": 1 }, data).await.unwrap();
+    let things = set.client().database("shop").collection("things");
+    things.insert_one(doc! { "_id": 1 }).await.unwrap_err();
+    things.insert_one(doc! { "_id": 1 }).await.unwrap();
+    set.heal_commands().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_load_runs_and_compares_equal_only_with_itself() {
+    let set = ReplicaSet::single().await.unwrap();
+    let client = set.client();
+    let options = LoadOptions {
+        ddl: true,
+        coll_mod: true,
+        odd_names: true,
+        ..LoadOptions::default()
+    };
+    Load::prepare(&client, &options, 50).await.unwrap();
+    let mut load = Load::start(&client, &options);
+    load.reach(3_000, Duration::from_secs(120)).await.unwrap();
+    let totals = load.stop().await.unwrap();
+    assert_eq!(totals.lost, 0, "seed {}: {totals:?}", options.seed);
+    let itself = Comparison::new(client.clone(), client.clone());
+    let found = itself.run().await.unwrap();
+    assert!(found.is_empty(), "{}", compare::report(&found));
+    let renamed = Comparison::new(client.clone(), client.clone()).rename("shop", "mall");
+    let found = renamed.run().await.unwrap();
+    assert_eq!(found[0].kind, DifferenceKind::MissingCollection);
+    assert_eq!(found[0].namespace, "mall.c00");
+}
+
+#[tokio::test]
+async fn the_comparison_sees_what_a_decoder_would_not() {
+    let (source, target) = tokio::join!(ReplicaSet::single(), ReplicaSet::single());
+    let (source, target) = (source.unwrap(), target.unwrap());
+    let things = |set: &ReplicaSet| set.client().database("shop").collection("things");
+    let (left, right) = (things(&source), things(&target));
+    left.insert_many([
+        doc! { "_id": 1, "n": 1 },
+        doc! { "_id": 2 },
+        doc! { "_id": 3 },
+    ])
+    .await
+    .unwrap();
+    right
+        .insert_many([
+            doc! { "_id": 1, "n": 1_i64 },
+            doc! { "_id": 3 },
+            doc! { "_id": 4 },
+        ])
+        .await
+        .unwrap();
+    left.create_index(IndexModel::builder().keys(doc! { "n": 1 }).build())
+        .await
+        .unwrap();
+    let found = Comparison::new(source.client(), target.client())
+        .run()
+        .await
+        .unwrap();
+    let kinds: Vec<DifferenceKind> = found.iter().map(|difference| difference.kind).collect();
+    use DifferenceKind::{Document, ExtraDocument, Index, MissingDocument};
+    assert_eq!(
+        kinds,
+        [Index, Document, MissingDocument, ExtraDocument],
+        "{}",
+        compare::report(&found)
+    );
+}

@@ -1,0 +1,188 @@
+//! What a replica set is started with, and the two users of the guide.
+//!
+//! The defaults are the common case: one member, no authentication, the version that most tests run on.
+//! Users turn authentication on, and with it a key file and a root user for the harness itself. Nothing here
+//! touches a process.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use bson::{Bson, Document, doc};
+
+use super::member::Member;
+
+/// The version that tests run on unless they say otherwise.
+pub const DEFAULT_VERSION: &str = "6.0.27";
+
+const ROOT: (&str, &str) = ("root", "root-of-the-test-set");
+
+/// How a replica set is started. Fill what matters and leave the rest to `..Options::default()`.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the set; the label of its directory too.
+    pub name: String,
+    /// Number of data-bearing voting members.
+    pub members: usize,
+    /// Server version, one that `cargo xtask servers` knows. `MONGOD` in the environment overrides it.
+    pub version: String,
+    /// Users to create; not empty means that authentication is on.
+    pub users: Vec<User>,
+    /// Further `--setParameter name=value`.
+    pub parameters: Vec<(String, String)>,
+    /// Further arguments, passed as they are.
+    pub arguments: Vec<String>,
+    /// Oplog size in MB; the server's default when none. The server's minimum is 990 unless a fraction of the
+    /// disk is smaller, so tests that need a short oplog use `replSetResizeOplog` and truncation points.
+    pub oplog_mb: Option<u32>,
+    /// WiredTiger's cache in GB.
+    pub cache_gb: f32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "rs".to_owned(),
+            members: 1,
+            version: DEFAULT_VERSION.to_owned(),
+            users: Vec::new(),
+            parameters: Vec::new(),
+            arguments: Vec::new(),
+            oplog_mb: None,
+            cache_gb: 0.25,
+        }
+    }
+}
+
+impl Options {
+    /// A source with the guide's user: `readAnyDatabase`, `read` on local, `readWrite` on mongoshake.
+    #[must_use]
+    pub fn guide_source() -> Self {
+        Self {
+            name: "source".to_owned(),
+            users: vec![User::guide_source()],
+            ..Self::default()
+        }
+    }
+
+    /// A target with the guide's user: `readWriteAnyDatabase`.
+    #[must_use]
+    pub fn guide_target() -> Self {
+        Self {
+            name: "target".to_owned(),
+            users: vec![User::guide_target()],
+            ..Self::default()
+        }
+    }
+
+    /// The same set under another name.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..self
+        }
+    }
+
+    /// The same set with that many members.
+    #[must_use]
+    pub fn with_members(self, members: usize) -> Self {
+        Self { members, ..self }
+    }
+
+    pub(super) fn root(&self) -> Option<(&'static str, &'static str)> {
+        (!self.users.is_empty()).then_some(ROOT)
+    }
+
+    /// Writes the key by which members trust each other; none without authentication.
+    pub(super) fn key_file(&self, dir: &Path) -> Result<Option<PathBuf>> {
+        if self.users.is_empty() {
+            return Ok(None);
+        }
+        let path = dir.join("key");
+        if !path.exists() {
+            let mut open = std::fs::OpenOptions::new();
+            let mut file = open
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .context("write key file")?;
+            file.write_all(b"b3Bsb2d1ZSB0ZXN0IHNldCBrZXk=\n")
+                .context("write key file")?;
+        }
+        Ok(Some(path))
+    }
+
+    /// `replSetInitiate` with elections that take a second or two instead of ten.
+    pub(super) fn initiate_command(&self, members: &[Member]) -> Document {
+        let list: Vec<Bson> = members
+            .iter()
+            .zip(0_i32..)
+            .map(|(member, id)| {
+                let host = format!("127.0.0.1:{}", member.port);
+                Bson::Document(doc! { "_id": id, "host": host })
+            })
+            .collect();
+        let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 };
+        doc! { "replSetInitiate": { "_id": &self.name, "members": list, "settings": settings } }
+    }
+}
+
+/// A user of the admin database.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// Name, of characters that need no escaping in a connection string.
+    pub name: String,
+    /// Password, likewise.
+    pub password: String,
+    /// Pairs of role and database.
+    pub roles: Vec<(String, String)>,
+}
+
+impl User {
+    /// A user with roles given as (role, database).
+    #[must_use]
+    pub fn new(name: &str, password: &str, roles: &[(&str, &str)]) -> Self {
+        let roles = roles
+            .iter()
+            .map(|(role, db)| ((*role).to_owned(), (*db).to_owned()))
+            .collect();
+        Self {
+            name: name.to_owned(),
+            password: password.to_owned(),
+            roles,
+        }
+    }
+
+    /// The guide's source user.
+    #[must_use]
+    pub fn guide_source() -> Self {
+        let roles = [
+            ("readAnyDatabase", "admin"),
+            ("read", "local"),
+            ("readWrite", "mongoshake"),
+        ];
+        Self::new("guide_source", "source-password", &roles)
+    }
+
+    /// The guide's target user.
+    #[must_use]
+    pub fn guide_target() -> Self {
+        Self::new(
+            "guide_target",
+            "target-password",
+            &[("readWriteAnyDatabase", "admin")],
+        )
+    }
+
+    pub(super) fn create_command(&self) -> Document {
+        let roles: Vec<Bson> = self
+            .roles
+            .iter()
+            .map(|(role, db)| Bson::Document(doc! { "role": role, "db": db }))
+            .collect();
+        doc! { "createUser": &self.name, "pwd": &self.password, "roles": roles }
+    }
+}
