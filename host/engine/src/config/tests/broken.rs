@@ -52,7 +52,7 @@ const CASES: &[Case] = &[
     toml("incr_sync.wroker = 4", "incr_sync.wroker", &["no known key", "did you mean incr_sync.worker?"]),
     toml("collection_parallel = 4", "collection_parallel", &["no known key", "full_sync.reader.collection_parallel"]),
     conf("mongos_s_url = mongodb://c", "mongos_s_url", &["no known key", "did you mean mongo_s_url?"]),
-    conf("xyzzy = 1", "xyzzy", &["xyzzy = \"1\"", "no known key"]),
+    conf("xyzzy = 1", "xyzzy", &["xyzzy = 1:", "no known key"]),
     conf("full_sync.reader.read_document_count = 0", "full_sync.reader.read_document_count", &["no key any more", "2.6.4", "delete the line"]),
     conf("incr_sync.move_chunk_enable = true", "incr_sync.move_chunk_enable", &["never in a release"]),
     conf("sync_mode = full", "sync_mode", &["given on line 1 already"]),
