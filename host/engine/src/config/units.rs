@@ -43,11 +43,12 @@ impl TimeUnit {
         }
     }
 
-    pub(super) fn suffix(self) -> &'static str {
+    /// What a bare number counts, in words.
+    pub(super) fn noun(self) -> &'static str {
         match self {
-            Self::Milliseconds => "ms",
-            Self::Seconds => "s",
-            Self::Days => "d",
+            Self::Milliseconds => "milliseconds",
+            Self::Seconds => "seconds",
+            Self::Days => "days",
         }
     }
 }
@@ -61,9 +62,10 @@ impl SizeUnit {
         }
     }
 
-    pub(super) fn suffix(self) -> &'static str {
+    /// What a bare number counts, in words.
+    pub(super) fn noun(self) -> &'static str {
         match self {
-            Self::Bytes => "B",
+            Self::Bytes => "bytes",
             Self::Kilobytes => "KB",
             Self::Megabytes => "MB",
         }
@@ -106,7 +108,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     ];
     match units
         .iter()
-        .find(|(_, length)| millis > 0 && millis % length == 0)
+        .find(|(_, length)| millis > 0 && millis.is_multiple_of(*length))
     {
         Some((name, length)) => format!("{}{name}", millis / length),
         None => format!("{millis}ms"),
@@ -118,7 +120,7 @@ pub(super) fn show_size(bytes: u64) -> String {
     let units = [("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1_u64 << 10)];
     match units
         .iter()
-        .find(|(_, length)| bytes > 0 && bytes % length == 0)
+        .find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length))
     {
         Some((name, length)) => format!("{}{name}", bytes / length),
         None => format!("{bytes}B"),
