@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use oplogue_engine::config::Config;
+use oplogue_engine::config::{self, Config};
 use serde_json::Value;
+
+use crate::monitor;
 
 /// How a command ended, as the process's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,8 +124,16 @@ struct Loaded {
 
 /// Reads and checks a configuration; all its problems go to standard error.
 fn load(file: &Path) -> Result<Loaded, Exit> {
-    complain(&format!("{}: cannot be read in this build", file.display()));
-    Err(Exit::Configuration)
+    match config::load(file) {
+        Ok(loaded) => {
+            let shown = monitor::conf::shown(&loaded);
+            Ok(Loaded { config: loaded.config, shown })
+        }
+        Err(problems) => {
+            complain(&problems.to_string());
+            Err(Exit::Configuration)
+        }
+    }
 }
 
 /// Writes lines to standard output. A closed pipe (`oplogue stat | head`) is no error of ours.
@@ -158,10 +168,8 @@ mod tests {
     fn both_command_lines_reach_the_same_run() {
         let parse = |line: &str| {
             let args = argv::rewrite(line.split(' ').map(OsString::from).collect()).unwrap();
-            match Cli::try_parse_from(args).unwrap().command {
-                Command::Run(args) => (args.config, args.verbose),
-                other => panic!("{other:?}"),
-            }
+            let Command::Run(args) = Cli::try_parse_from(args).unwrap().command else { panic!("{line}") };
+            (args.config, args.verbose)
         };
         let wanted = (PathBuf::from("c.conf"), Some(1));
         assert_eq!(parse("oplogue run -c c.conf --verbose 1"), wanted);
