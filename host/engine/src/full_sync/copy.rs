@@ -21,7 +21,7 @@ use crate::model::raw::{self, Elements, kind};
 use crate::model::{Change, ChangeBatch, NamespaceId, Namespaces, OpTime, Operation, Position};
 use crate::plugin::{ChainWorker, PluginChain};
 use crate::sink::CopyTarget;
-use crate::source::{Partition, SnapshotReader};
+use crate::source::{Partition, ScanOrder, SnapshotReader};
 use crate::supervise::{Supervisor, off_thread};
 
 /// Which indexes the copy builds, and when (`full_sync.create_index`). Unique ones always wait for the overlap mark.
@@ -129,13 +129,12 @@ impl FullSync {
     }
 
     async fn split(&self, collection: &PlannedCollection) -> Result<Vec<Task>> {
-        let (namespace, target) = collection.stored(&self.namespaces);
-        let mut plan = collection.plan.clone();
+        let plan = &collection.plan;
+        let target = collection.stored_in(&self.namespaces);
         let progress = self.status.copy().plan(plan.namespace.as_str(), plan.documents, plan.bytes);
-        plan.namespace = namespace;
-        let partitions = self.reader.partition(&plan, self.options.partition_bytes).await?;
+        let partitions = self.reader.partition(plan, self.options.partition_bytes).await?;
         let open = Arc::new(std::sync::atomic::AtomicUsize::new(partitions.len()));
-        let collection = Arc::new(PlannedCollection { plan, ..collection.clone() });
+        let collection = Arc::new(collection.clone());
         Ok(partitions
             .into_iter()
             .map(|partition| Task {
@@ -216,9 +215,14 @@ impl Shared {
     ) -> Result<Option<Box<dyn ChainWorker>>> {
         let mut cursor = self.run.reader.open(&task.partition, self.run.after).await?;
         let mut inserts = FuturesUnordered::new();
+        // In natural order the order of insertion is part of the content: one insert after the other.
+        let inserts_max = match task.partition.order {
+            ScanOrder::Id => self.run.options.inserts_in_flight.max(1),
+            ScanOrder::Natural => 1,
+        };
         let mut at_end = false;
         while !at_end || !inserts.is_empty() {
-            let may_read = !at_end && inserts.len() < self.run.options.inserts_in_flight.max(1);
+            let may_read = !at_end && inserts.len() < inserts_max;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),

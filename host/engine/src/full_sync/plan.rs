@@ -25,15 +25,15 @@ impl PlannedCollection {
         self.plan.kind != "view"
     }
 
-    /// Where the documents stand: a time-series collection keeps them in its bucket collection.
+    /// Where the documents go: a time-series collection keeps them in its bucket collection.
     #[must_use]
-    pub fn stored(&self, namespaces: &Namespaces) -> (Namespace, NamespaceId) {
+    pub fn stored_in(&self, namespaces: &Namespaces) -> NamespaceId {
         if self.plan.kind != "timeseries" {
-            return (self.plan.namespace.clone(), self.target);
+            return self.target;
         }
-        let bucket = |ns: &Namespace| Namespace::of(ns.database(), &format!("system.buckets.{}", ns.collection()));
-        let target = bucket(&namespaces.name(self.target));
-        (bucket(&self.plan.namespace), namespaces.intern(target.as_str()))
+        let target = namespaces.name(self.target);
+        let bucket = Namespace::of(target.database(), &format!("system.buckets.{}", target.collection()));
+        namespaces.intern(bucket.as_str())
     }
 }
 

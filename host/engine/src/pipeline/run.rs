@@ -71,31 +71,43 @@ pub struct Incremental {
     pub options: IncrementalOptions,
 }
 
-/// How a run ended without a fault.
+/// Why a run ended.
 #[derive(Debug)]
 pub enum Ended {
     /// As asked: everything accepted is durable and stored.
     Stopped,
-    /// A passing fault: start again from the stored checkpoint, after a pause.
+    /// A passing fault: start again from the last durable position, after a pause.
     Rewind(Error),
+    /// A fault that an operator must look at. Nothing is lost by it: the checkpoint stands before it.
+    Fault(Error),
+}
+
+/// What a run leaves behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub why: Ended,
+    /// The last position that was durable on the target, if any became so in this run.
+    pub durable: Option<Position>,
+    /// The last position that was stored.
+    pub stored: Option<Position>,
+    /// The stage to go on with.
+    pub stage: Stage,
 }
 
 impl Incremental {
     /// Runs until `stop` is cancelled or a fault comes.
-    ///
-    /// # Errors
-    /// Every fault whose action is [`Action::Stop`]. Nothing is lost by it: the checkpoint stands before it.
-    pub async fn run(self, stop: CancellationToken) -> Result<Ended> {
+    pub async fn run(self, stop: CancellationToken) -> Finished {
         let mut tasks = Supervisor::new(&stop);
         let mut pipeline = Loop::start(self, &mut tasks);
         let outcome = pipeline.until_end(&mut tasks, &stop).await;
         let finish = pipeline.finish().await;
         tasks.shutdown(Duration::from_secs(10)).await.ok();
-        match outcome.and(finish) {
-            Ok(()) => Ok(Ended::Stopped),
-            Err(error) if error.action() == Action::Rewind => Ok(Ended::Rewind(error)),
-            Err(error) => Err(error),
-        }
+        let why = match outcome.and(finish) {
+            Ok(()) => Ended::Stopped,
+            Err(error) if error.action() == Action::Rewind => Ended::Rewind(error),
+            Err(error) => Ended::Fault(error),
+        };
+        Finished { why, durable: pipeline.durable_at, stored: pipeline.stored_at, stage: pipeline.options.stage }
     }
 }
 
@@ -121,6 +133,8 @@ struct Loop {
     polled: mpsc::Receiver<Result<Durability>>,
     fences: (mpsc::Sender<FenceDone>, mpsc::Receiver<FenceDone>),
     admitting: Option<Admitting>,
+    durable_at: Option<Position>,
+    stored_at: Option<Position>,
     saver: Saver,
     sink: Arc<dyn Sink>,
     at_mark: Arc<dyn AtMark>,
@@ -145,6 +159,8 @@ impl Loop {
             polled,
             fences: mpsc::channel(16),
             admitting: None,
+            durable_at: None,
+            stored_at: None,
             saver,
             sink,
             at_mark,
@@ -283,6 +299,7 @@ impl Loop {
         if let Some(position) = position {
             self.status.positions().set_durable(position.time());
             self.status.recovered();
+            self.durable_at = Some(position.clone());
             self.saver.offer(self.checkpoint(position));
         }
         Ok(())
@@ -291,6 +308,7 @@ impl Loop {
     fn saved(&mut self, position: Position) {
         self.metrics.pipeline.checkpoint_saves.inc();
         self.status.positions().set_checkpoint(position.time());
+        self.stored_at = Some(position);
     }
 
     fn checkpoint(&self, position: Position) -> Checkpoint {

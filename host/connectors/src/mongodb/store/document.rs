@@ -17,6 +17,7 @@ use oplogue_engine::plugin::GenerationInfo;
 pub(super) const FORMAT: &str = "oplogue";
 
 const FULL_SYNC: &str = "full-sync";
+const CATCH_UP: &str = "catch-up";
 const INCREMENTAL: &str = "incremental";
 
 /// The fields that a checkpoint sets.
@@ -28,6 +29,7 @@ pub(super) fn write(checkpoint: &Checkpoint) -> Result<Document> {
         "ckpt": time.ts().cast_signed(),
         "stage": match checkpoint.stage {
             Stage::FullSync => FULL_SYNC,
+            Stage::CatchUp => CATCH_UP,
             Stage::Incremental => INCREMENTAL,
         },
         "position": write_position(&checkpoint.position)?,
@@ -44,6 +46,7 @@ pub(super) fn read(document: &Document) -> Result<Checkpoint> {
     };
     let stage = match document.get_str("stage") {
         Ok(FULL_SYNC) => Stage::FullSync,
+        Ok(CATCH_UP) => Stage::CatchUp,
         Ok(INCREMENTAL) => Stage::Incremental,
         _ => return Err(malformed("stage")),
     };

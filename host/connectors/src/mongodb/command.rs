@@ -1,0 +1,365 @@
+//! Write commands as raw bytes, and what the server answers to them.
+//!
+//! A batch of statements becomes one `insert`, `update` or `delete` command by copying the source's bytes behind a
+//! few bytes of syntax. Every per-statement result of the reply is read: an error that is not looked at is a lost
+//! document. Nothing here decides what to do about an error; `sink` does.
+
+use bson::{Bson, Document, RawDocumentBuf};
+use mongodb::Client;
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::raw::{Elements, Malformed, kind};
+use oplogue_engine::model::{Namespace, OpTime};
+
+use super::classify;
+use super::literal::needs_literal;
+use super::patch::exact;
+use super::writer::RawWriter;
+
+/// A command document may hold 16 MiB and 16 KiB; more than this only goes when one statement needs it.
+const COMMAND_BYTES: usize = 15 * 1024 * 1024;
+
+/// The server's `maxWriteBatchSize`.
+const STATEMENTS_MAX: usize = 100_000;
+
+/// The command a statement belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verb {
+    Delete,
+    Update,
+    Insert,
+}
+
+impl Verb {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Update => "update",
+            Self::Insert => "insert",
+        }
+    }
+
+    fn statements(self) -> &'static str {
+        match self {
+            Self::Delete => "deletes",
+            Self::Update => "updates",
+            Self::Insert => "documents",
+        }
+    }
+}
+
+/// One statement, ready to be written; bytes are borrowed from the change where they can be.
+#[derive(Debug, Clone)]
+pub(crate) enum Statement<'a> {
+    /// A plain insert.
+    Insert(&'a [u8]),
+    /// A replacement or classic modifiers, as they are.
+    Update { key: &'a [u8], update: &'a [u8], upsert: bool },
+    /// Classic modifiers made by us.
+    Modify { key: &'a [u8], modifiers: Vec<u8> },
+    /// The document as a literal: an upserting replacement that no server changes.
+    Literal { key: &'a [u8], document: &'a [u8] },
+    /// A pipeline (raw array).
+    Pipeline { key: &'a [u8], stages: Vec<u8>, upsert: bool },
+    /// A delete.
+    Delete { key: &'a [u8] },
+}
+
+impl<'a> Statement<'a> {
+    /// The upserting replacement by a whole document, in the form that leaves its bytes alone.
+    ///
+    /// # Errors
+    /// When the document is no BSON.
+    pub(crate) fn replace(key: &'a [u8], document: &'a [u8]) -> Result<Self, Malformed> {
+        Ok(if needs_literal(document)? {
+            Self::Literal { key, document }
+        } else {
+            Self::Update { key, update: document, upsert: true }
+        })
+    }
+
+    pub(crate) fn verb(&self) -> Verb {
+        match self {
+            Self::Insert(_) => Verb::Insert,
+            Self::Update { .. } | Self::Modify { .. } | Self::Literal { .. } | Self::Pipeline { .. } => Verb::Update,
+            Self::Delete { .. } => Verb::Delete,
+        }
+    }
+
+    /// Whether it creates the document when there is none, or does not care.
+    pub(crate) fn may_miss(&self) -> bool {
+        match self {
+            Self::Update { upsert, .. } | Self::Pipeline { upsert, .. } => *upsert,
+            Self::Modify { .. } => false,
+            Self::Insert(_) | Self::Literal { .. } | Self::Delete { .. } => true,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        const SYNTAX: usize = 96;
+        SYNTAX
+            + match self {
+                Self::Insert(document) => document.len(),
+                Self::Update { key, update, .. } => key.len() + update.len(),
+                Self::Modify { key, modifiers } => key.len() + modifiers.len(),
+                Self::Literal { key, document } => key.len() + document.len(),
+                Self::Pipeline { key, stages, .. } => key.len() + stages.len(),
+                Self::Delete { key } => key.len(),
+            }
+    }
+
+    fn append(&self, w: &mut RawWriter) {
+        match self {
+            Self::Insert(document) => w.raw_document("", document),
+            Self::Update { key, update, upsert } => {
+                updating(w, key, *upsert, |w| w.raw_document("u", update));
+            }
+            Self::Modify { key, modifiers } => {
+                updating(w, key, false, |w| w.raw_document("u", modifiers));
+            }
+            Self::Literal { key, document } => updating(w, key, true, |w| {
+                w.array("u", |w| exact::literal_stage(w, document));
+            }),
+            Self::Pipeline { key, stages, upsert } => {
+                updating(w, key, *upsert, |w| w.value("u", kind::ARRAY, stages));
+            }
+            Self::Delete { key } => w.document("", |w| {
+                selector(w, "q", key);
+                w.int("limit", 1);
+            }),
+        }
+    }
+}
+
+fn updating(w: &mut RawWriter, key: &[u8], upsert: bool, update: impl FnOnce(&mut RawWriter)) {
+    w.document("", |w| {
+        selector(w, "q", key);
+        update(w);
+        if upsert {
+            w.boolean("upsert", true);
+        }
+    });
+}
+
+/// Writes the query that matches exactly the document of `key`.
+///
+/// A document or a regular expression as a value would be read as operators or as a pattern, so those stand under
+/// `$eq`. A whole document may serve as key: only its `_id` is taken then.
+pub(crate) fn selector(w: &mut RawWriter, name: &str, key: &[u8]) {
+    w.document(name, |w| {
+        let elements = Elements::new(key).into_iter().flatten().filter_map(std::result::Result::ok);
+        for element in elements {
+            if matches!(element.kind, kind::DOCUMENT | kind::REGEX) {
+                w.document(element.name, |w| w.value("$eq", element.kind, element.value));
+            } else {
+                w.element(&element);
+            }
+        }
+    });
+}
+
+/// How commands are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Manner {
+    /// `w: "majority"` instead of `w: 1`.
+    pub(crate) majority: bool,
+    /// The user may bypass validators, so documents that the source accepted are not judged again.
+    pub(crate) bypass_validation: bool,
+}
+
+/// One statement's error as the server reported it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StatementError {
+    pub(crate) code: i32,
+    pub(crate) message: String,
+    /// The violated index, of a duplicate key.
+    pub(crate) key_pattern: Option<Document>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Statements that found (or created) their document.
+    pub(crate) matched: u64,
+    /// (position in the batch, error), ascending.
+    pub(crate) errors: Vec<(usize, StatementError)>,
+    pub(crate) operation_time: Option<OpTime>,
+}
+
+/// Sends statements of one verb in as few commands as their size allows, one after the other.
+///
+/// # Errors
+/// When the outcome of any of them is unknown, or the server refuses a command as a whole.
+pub(crate) async fn send(
+    client: &Client,
+    namespace: &Namespace,
+    statements: &[&Statement<'_>],
+    manner: Manner,
+) -> Result<Outcome> {
+    let mut total = Outcome::default();
+    let mut rest = statements;
+    let mut offset = 0;
+    while let Some(first) = rest.first() {
+        let (command, taken) = build(namespace.collection(), first.verb(), rest, manner);
+        let part = run(client, namespace, command).await?;
+        total.matched += part.matched;
+        total.errors.extend(part.errors.into_iter().map(|(at, error)| (at + offset, error)));
+        total.operation_time = total.operation_time.max(part.operation_time);
+        offset += taken;
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    Ok(total)
+}
+
+/// One command with as many of `statements` as fit, and how many those are.
+fn build(collection: &str, verb: Verb, statements: &[&Statement<'_>], manner: Manner) -> (Vec<u8>, usize) {
+    let estimate: usize = statements.iter().map(|s| s.bytes()).sum();
+    let mut writer = RawWriter::with_capacity(estimate.min(COMMAND_BYTES) + 1024);
+    writer.string(verb.command(), collection);
+    writer.boolean("ordered", false);
+    write_concern(&mut writer, manner.majority);
+    if manner.bypass_validation && verb != Verb::Delete {
+        writer.boolean("bypassDocumentValidation", true);
+    }
+    let mut taken = 0;
+    writer.array(verb.statements(), |w| {
+        for statement in statements.iter().take(STATEMENTS_MAX) {
+            if taken > 0 && w.len() + statement.bytes() > COMMAND_BYTES {
+                break;
+            }
+            statement.append(w);
+            taken += 1;
+        }
+    });
+    (writer.finish(), taken)
+}
+
+/// Appends the write concern of a command.
+pub(crate) fn write_concern(writer: &mut RawWriter, majority: bool) {
+    writer.document("writeConcern", |w| {
+        if majority {
+            w.string("w", "majority");
+        } else {
+            w.int("w", 1);
+        }
+    });
+}
+
+async fn run(client: &Client, namespace: &Namespace, command: Vec<u8>) -> Result<Outcome> {
+    let command = raw(command)?;
+    let reply = client.database(namespace.database()).run_raw_command(command).await;
+    let reply = reply.map_err(|e| classify::error(Side::Sink, &format!("write to {namespace}"), e))?;
+    read(namespace, &reply)
+}
+
+/// Finished bytes as the driver takes them.
+pub(crate) fn raw(command: Vec<u8>) -> Result<RawDocumentBuf> {
+    RawDocumentBuf::from_bytes(command)
+        .map_err(|e| Error::new(Side::Internal, Kind::Bug, "build a command").caused_by(e))
+}
+
+/// Reads a reply of `insert`, `update` or `delete`.
+fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
+    if let Ok(concern) = reply.get_document("writeConcernError") {
+        let code = integer(concern, "code").unwrap_or_default();
+        let kind = i32::try_from(code).ok().and_then(classify::of_code).unwrap_or(Kind::Unavailable);
+        let text = concern.get_str("errmsg").unwrap_or_default();
+        return Err(Error::new(Side::Sink, kind, format!("write to {namespace}: {text} (write concern, code {code})")));
+    }
+    let mut errors: Vec<_> =
+        reply.get_array("writeErrors").into_iter().flatten().filter_map(statement_error).collect();
+    errors.sort_by_key(|(at, _)| *at);
+    for (_, error) in &errors {
+        // The node could not write any more: what became of its neighbours is unknown too.
+        if let Some(kind @ (Kind::FailedOver | Kind::Fenced)) = classify::of_code(error.code) {
+            let text = format!("write to {namespace}: {} (code {})", error.message, error.code);
+            return Err(Error::new(Side::Sink, kind, text));
+        }
+    }
+    let matched = integer(reply, "n").unwrap_or_default().cast_unsigned();
+    Ok(Outcome { matched, errors, operation_time: operation_time(reply) })
+}
+
+fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
+    let error = error.as_document()?;
+    let index = usize::try_from(integer(error, "index")?).ok()?;
+    let pattern = error.get_document("keyPattern").ok().cloned();
+    Some((
+        index,
+        StatementError {
+            code: i32::try_from(integer(error, "code")?).ok()?,
+            message: error.get_str("errmsg").unwrap_or_default().to_owned(),
+            key_pattern: pattern,
+        },
+    ))
+}
+
+/// A number of a reply, whichever of its numeric types the server chose.
+pub(crate) fn integer(document: &Document, name: &str) -> Option<i64> {
+    match document.get(name)? {
+        Bson::Int32(n) => Some(i64::from(*n)),
+        Bson::Int64(n) => Some(*n),
+        #[allow(clippy::cast_possible_truncation, reason = "counts and codes are whole numbers far below 2^53")]
+        Bson::Double(n) => Some(*n as i64),
+        _ => None,
+    }
+}
+
+/// The `operationTime` of a reply; a standalone server sends none.
+pub(crate) fn operation_time(reply: &Document) -> Option<OpTime> {
+    let ts = reply.get_timestamp("operationTime").ok()?;
+    Some(OpTime::new(ts.time, ts.increment, -1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::{doc, rawdoc};
+
+    fn read_command(bytes: &[u8]) -> Document {
+        Document::from_reader(bytes).unwrap()
+    }
+
+    const MANNER: Manner = Manner { majority: false, bypass_validation: false };
+
+    #[test]
+    fn ids_that_look_like_operators_are_compared_as_values() {
+        let key = rawdoc! { "_id": { "$gt": 1 }, "shard": "x" };
+        let delete = Statement::Delete { key: key.as_bytes() };
+        let (bytes, taken) = build("c", Verb::Delete, &[&delete], MANNER);
+        assert_eq!(taken, 1);
+        assert_eq!(
+            read_command(&bytes),
+            doc! { "delete": "c", "ordered": false, "writeConcern": { "w": 1 },
+                   "deletes": [{ "q": { "_id": { "$eq": { "$gt": 1 } }, "shard": "x" }, "limit": 1 }] }
+        );
+    }
+
+    #[test]
+    fn a_command_stays_below_the_limit_but_always_takes_one() {
+        let document = rawdoc! { "_id": 1, "x": "y".repeat(6 * 1024 * 1024) };
+        let insert = Statement::Insert(document.as_bytes());
+        let (bytes, taken) = build("c", Verb::Insert, &[&insert, &insert, &insert], MANNER);
+        assert_eq!(taken, 2);
+        assert!(bytes.len() < 16 * 1024 * 1024);
+        let large = rawdoc! { "_id": 1, "x": "y".repeat(16 * 1024 * 1024 - 100) };
+        let insert = Statement::Insert(large.as_bytes());
+        assert_eq!(build("c", Verb::Insert, &[&insert, &insert], MANNER).1, 1);
+    }
+
+    #[test]
+    fn every_statement_error_is_read() {
+        let reply = doc! { "n": 1, "ok": 1.0, "writeErrors": [
+            { "index": 2, "code": 11000, "keyPattern": { "_id": 1 }, "errmsg": "E11000" },
+            { "index": 0, "code": 121, "errmsg": "failed validation" },
+        ] };
+        let outcome = read(&Namespace::new("a.b"), &reply).unwrap();
+        assert_eq!(outcome.errors.iter().map(|(at, e)| (*at, e.code)).collect::<Vec<_>>(), [(0, 121), (2, 11000)]);
+        assert_eq!(outcome.errors[1].1.key_pattern, Some(doc! { "_id": 1 }));
+    }
+
+    #[test]
+    fn a_step_down_inside_a_reply_is_no_statement_error() {
+        let reply = doc! { "n": 0, "ok": 1.0, "writeErrors": [{ "index": 0, "code": 10107, "errmsg": "not primary" }] };
+        assert_eq!(read(&Namespace::new("a.b"), &reply).unwrap_err().kind(), Kind::FailedOver);
+    }
+}

@@ -1,0 +1,228 @@
+//! Which target collection a source collection became, and what stands on the target now.
+//!
+//! Names are reused: after `drop X; rename Y→X` the name `X` means another collection, and replaying the drop would
+//! destroy it. Collections are therefore told apart by UUID (correctness.md §6). This module keeps the pairs
+//! source UUID → target UUID, which the checkpoint store makes durable, and a cached catalogue of the target. It runs
+//! no DDL; it only answers whether a name still holds what an entry means.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::Client;
+use oplogue_engine::checkpoint::CheckpointStore;
+use oplogue_engine::error::{Result, Side};
+use oplogue_engine::model::{CollectionUuid, Namespace};
+
+use super::classify;
+
+/// What a name of the target stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Collection,
+    View,
+    TimeSeries,
+}
+
+/// A collection or view of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CollectionInfo {
+    pub(crate) uuid: Option<CollectionUuid>,
+    pub(crate) shape: Shape,
+    pub(crate) capped: bool,
+    /// A default collation other than the simple one: ids that differ in bytes can be one key.
+    pub(crate) collated: bool,
+}
+
+impl CollectionInfo {
+    /// Whether writes to it must keep the order they came in.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.capped || self.collated
+    }
+}
+
+/// How a target name relates to a source collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It holds the very collection that the source collection became.
+    Own(CollectionUuid),
+    /// It holds a collection that no source collection is known to have become.
+    Unclaimed(CollectionUuid),
+    /// It holds another source collection's copy, or the source collection is known to be elsewhere or gone.
+    Other,
+    /// Nothing stands there, and nothing is known of the source collection.
+    Absent,
+    /// Nothing stands there, though the source collection had a copy: it was moved or dropped already.
+    Gone,
+    /// A view, or a collection without identity.
+    Nameless,
+}
+
+#[derive(Default)]
+struct State {
+    collections: HashMap<Namespace, CollectionInfo>,
+    target_of: HashMap<CollectionUuid, CollectionUuid>,
+    source_of: HashMap<CollectionUuid, CollectionUuid>,
+}
+
+impl State {
+    fn pair(&mut self, source: CollectionUuid, target: CollectionUuid) {
+        if let Some(former) = self.target_of.insert(source, target) {
+            self.source_of.remove(&former);
+        }
+        self.source_of.insert(target, source);
+    }
+}
+
+/// The identity pairs and the target's catalogue.
+pub(crate) struct Catalogue {
+    client: Client,
+    store: Arc<dyn CheckpointStore>,
+    state: RwLock<State>,
+}
+
+impl Catalogue {
+    pub(crate) fn new(client: Client, store: Arc<dyn CheckpointStore>) -> Self {
+        Self { client, store, state: RwLock::default() }
+    }
+
+    /// Reads the pairs from the store and the catalogue of every database of the target.
+    pub(crate) async fn load(&self) -> Result<()> {
+        let identities = self.store.identities().await?;
+        {
+            let mut state = self.write();
+            for (source, target) in identities {
+                state.pair(source, target);
+            }
+        }
+        let names = self.client.list_database_names().await;
+        for database in names.map_err(|e| classify::error(Side::Sink, "list the target's databases", e))? {
+            if !matches!(database.as_str(), "local" | "config") {
+                self.refresh_database(&database).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the catalogue of one database again and returns its names.
+    pub(crate) async fn refresh_database(&self, database: &str) -> Result<Vec<(Namespace, CollectionInfo)>> {
+        let listed = self.list(database, Document::new()).await?;
+        let mut state = self.write();
+        state.collections.retain(|name, _| name.database() != database);
+        state.collections.extend(listed.iter().cloned());
+        Ok(listed)
+    }
+
+    /// Reads one name again.
+    pub(crate) async fn refresh(&self, name: &Namespace) -> Result<Option<CollectionInfo>> {
+        let listed = self.list(name.database(), doc! { "name": name.collection() }).await?;
+        let found = listed.into_iter().next().map(|(_, info)| info);
+        let mut state = self.write();
+        match found {
+            Some(info) => state.collections.insert(name.clone(), info),
+            None => state.collections.remove(name),
+        };
+        Ok(found)
+    }
+
+    async fn list(&self, database: &str, filter: Document) -> Result<Vec<(Namespace, CollectionInfo)>> {
+        let failed = |e| classify::error(Side::Sink, &format!("list the collections of {database}"), e);
+        let command = doc! { "listCollections": 1, "filter": filter };
+        let cursor = self.client.database(database).run_cursor_command(command).await.map_err(failed)?;
+        let all: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
+        Ok(all.iter().filter_map(|listed| entry(database, listed)).collect())
+    }
+
+    /// What is known of a name, without asking the server.
+    pub(crate) fn info(&self, name: &Namespace) -> Option<CollectionInfo> {
+        self.read().collections.get(name).copied()
+    }
+
+    /// How the cached catalogue relates `name` to the source collection `source`.
+    pub(crate) fn standing(&self, name: &Namespace, source: CollectionUuid) -> Standing {
+        let state = self.read();
+        let mapped = state.target_of.get(&source);
+        let Some(info) = state.collections.get(name) else {
+            return if mapped.is_some() { Standing::Gone } else { Standing::Absent };
+        };
+        let Some(uuid) = info.uuid else { return Standing::Nameless };
+        match (mapped, state.source_of.get(&uuid)) {
+            (Some(target), _) if *target == uuid => Standing::Own(uuid),
+            (None, None) => Standing::Unclaimed(uuid),
+            _ => Standing::Other,
+        }
+    }
+
+    /// Whether a target collection of this UUID stands under any name.
+    pub(crate) fn stands_anywhere(&self, source: CollectionUuid) -> bool {
+        let state = self.read();
+        let Some(target) = state.target_of.get(&source) else { return false };
+        state.collections.values().any(|info| info.uuid == Some(*target))
+    }
+
+    /// Whether some source collection became the target collection `target`.
+    pub(crate) fn is_claimed(&self, target: CollectionUuid) -> bool {
+        self.read().source_of.contains_key(&target)
+    }
+
+    /// Whether the source collection has a known copy.
+    pub(crate) fn is_known(&self, source: CollectionUuid) -> bool {
+        self.read().target_of.contains_key(&source)
+    }
+
+    /// Stores the pair of a source collection and what became of it.
+    pub(crate) async fn record(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
+        self.store.record_identity(source, target).await?;
+        self.write().pair(source, target);
+        Ok(())
+    }
+
+    /// Forgets a source collection that is gone.
+    pub(crate) async fn forget(&self, source: CollectionUuid) -> Result<()> {
+        if !self.is_known(source) {
+            return Ok(());
+        }
+        self.store.forget_identity(source).await?;
+        let mut state = self.write();
+        if let Some(target) = state.target_of.remove(&source) {
+            state.source_of.remove(&target);
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn entry(database: &str, listed: &Document) -> Option<(Namespace, CollectionInfo)> {
+    let name = Namespace::of(database, listed.get_str("name").ok()?);
+    let options = listed.get_document("options").ok();
+    let uuid = listed.get_document("info").ok().and_then(|info| uuid(info.get("uuid")?));
+    let locale = options.and_then(|o| o.get_document("collation").ok()).and_then(|c| c.get_str("locale").ok());
+    Some((
+        name,
+        CollectionInfo {
+            uuid,
+            shape: match listed.get_str("type").unwrap_or_default() {
+                "view" => Shape::View,
+                "timeseries" => Shape::TimeSeries,
+                _ => Shape::Collection,
+            },
+            capped: options.is_some_and(|o| o.get_bool("capped").unwrap_or(false)),
+            collated: locale.is_some_and(|locale| locale != "simple"),
+        },
+    ))
+}
+
+fn uuid(value: &Bson) -> Option<CollectionUuid> {
+    match value {
+        Bson::Binary(binary) => binary.bytes.as_slice().try_into().ok(),
+        _ => None,
+    }
+}

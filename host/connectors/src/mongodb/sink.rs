@@ -1,0 +1,236 @@
+//! Writes to a MongoDB target: one flush in, one outcome for each statement out.
+//!
+//! The writes of a flush have distinct keys, so they travel as unordered commands, one a verb and namespace, side by
+//! side; only capped collections and collections with a collation keep their order. What a statement becomes is
+//! decided in [`plan`], what an error of it means in [`cure`], and [`mend`] carries that out. The sink never retries
+//! a flush whose outcome is unknown: it says so, and the pipeline replays in overlap (correctness.md §7).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bson::doc;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use mongodb::Client;
+use oplogue_engine::checkpoint::CheckpointStore;
+use oplogue_engine::error::{Result, Side};
+use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
+use oplogue_engine::sink::{Durability, FlushReport, Refusal, Sink, Write};
+use tokio::sync::OnceCell;
+
+use super::command::Manner;
+use super::identity::{Catalogue, Standing};
+use super::privileges::{Need, Privileges};
+use super::{classify, topology};
+
+mod counters;
+mod cure;
+mod future;
+mod mend;
+mod namespace;
+mod plan;
+
+pub use counters::{Counters, SinkCounts};
+use future::FromFuture;
+
+/// Namespaces of one flush that are written at the same time.
+const NAMESPACES_AT_ONCE: usize = 8;
+
+/// What to do with an update, outside of overlap, whose document the target does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingDocument {
+    /// Count it and go on.
+    Ignore,
+    /// Read the whole document from the source and write that.
+    #[default]
+    Refetch,
+    /// Let the update create the document out of its key and what it sets.
+    Upsert,
+    /// Stop the run.
+    Stop,
+}
+
+/// How the sink behaves; the settings of `incr_sync.executor.*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SinkOptions {
+    /// An insert, outside of overlap, of a document that stands there already: replace it (true), or keep the
+    /// target's and count a conflict (false). In overlap it is always replaced.
+    pub insert_on_dup_update: bool,
+    pub missing_document: MissingDocument,
+    /// Write with majority concern. Durability does not depend on it.
+    pub majority: bool,
+}
+
+/// Writes to one MongoDB target. Shared by all lanes.
+pub struct MongoSink {
+    pub(super) client: Client,
+    pub(super) source: Option<Client>,
+    pub(super) namespaces: Arc<Namespaces>,
+    pub(super) options: SinkOptions,
+    pub(super) catalogue: Catalogue,
+    pub(super) counters: Counters,
+    pub(super) postponed: tokio::sync::Mutex<Vec<(NamespaceId, bytes::Bytes)>>,
+    future: FromFuture,
+    ready: OnceCell<Target>,
+}
+
+/// What was found out about the target at the first use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) bypass_validation: bool,
+    /// Wire version: 13 = 5.0, 17 = 6.0.
+    pub(super) wire_version: i32,
+    /// A `mongos` reports no majority time of its own, so it is always written with majority concern.
+    is_mongos: bool,
+}
+
+impl MongoSink {
+    /// A sink over `client`. `source` is read when an update must be replaced by the whole document.
+    ///
+    /// Make a new one after a fail-over of the target: what it knows of the catalogue may have been rolled back.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        source: Option<Client>,
+        store: Arc<dyn CheckpointStore>,
+        namespaces: Arc<Namespaces>,
+        options: SinkOptions,
+    ) -> Self {
+        Self {
+            catalogue: Catalogue::new(client.clone(), store),
+            client,
+            source,
+            namespaces,
+            options,
+            counters: Counters::default(),
+            postponed: tokio::sync::Mutex::default(),
+            future: FromFuture::default(),
+            ready: OnceCell::new(),
+        }
+    }
+
+    /// Reads the identity pairs and the target's catalogue, and asks what the user may do. Done at the first write
+    /// otherwise; [`Self::superseded`] answers `false` before it.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Unauthorized`.
+    pub async fn load(&self) -> Result<()> {
+        self.target().await.map(|_| ())
+    }
+
+    /// What the sink met so far.
+    #[must_use]
+    pub fn counts(&self) -> SinkCounts {
+        self.counters.read()
+    }
+
+    /// Whether a change, met in overlap, belongs to a collection that a later DDL moved or dropped already: it must
+    /// not be written to whatever stands under that name now.
+    #[must_use]
+    pub fn superseded(&self, change: &Change) -> bool {
+        let Some(source) = change.collection else { return false };
+        let name = self.namespaces.name(change.target);
+        matches!(self.catalogue.standing(&name, source), Standing::Other | Standing::Gone)
+    }
+
+    pub(super) async fn target(&self) -> Result<Target> {
+        self.ready.get_or_try_init(|| self.inspect()).await.copied()
+    }
+
+    async fn inspect(&self) -> Result<Target> {
+        let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
+        let hello = hello.map_err(|e| classify::error(Side::Sink, "ask the target what it is", e))?;
+        let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
+        let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
+        self.catalogue.load().await?;
+        Ok(Target {
+            bypass_validation: privileges.allows(&bypass()),
+            wire_version: hello.get_i32("maxWireVersion").unwrap_or_default(),
+            is_mongos: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
+        })
+    }
+
+    pub(super) fn manner(&self, target: Target) -> Manner {
+        Manner {
+            majority: self.options.majority || target.is_mongos,
+            bypass_validation: target.bypass_validation,
+        }
+    }
+}
+
+/// The privilege to write documents that the target's validators refuse.
+fn bypass() -> Need {
+    Need {
+        database: String::new(),
+        collection: String::new(),
+        action: "bypassDocumentValidation",
+        purpose: "writing documents that a validator refuses (role `dbAdminAnyDatabase`)".to_owned(),
+    }
+}
+
+#[async_trait]
+impl Sink for MongoSink {
+    async fn write(&self, writes: &[Write]) -> Result<FlushReport> {
+        let target = self.target().await?;
+        let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
+        for (index, write) in writes.iter().enumerate() {
+            groups.entry(write.target).or_default().push((index, write));
+        }
+        // All of them are awaited even when one fails, so that nothing is in flight when the pipeline rewinds.
+        let mut flushes = Vec::with_capacity(groups.len());
+        for (namespace, group) in &groups {
+            flushes.push(self.write_namespace(*namespace, group, target).boxed());
+        }
+        let parts: Vec<Result<FlushReport>> =
+            stream::iter(flushes).buffer_unordered(NAMESPACES_AT_ONCE).collect().await;
+        let mut report = FlushReport::default();
+        for part in parts {
+            merge(&mut report, part?);
+        }
+        report.refused.sort_by_key(|(index, _)| *index);
+        Ok(report)
+    }
+
+    async fn ddl(&self, change: &Change, overlap: bool) -> Result<Option<OpTime>> {
+        self.execute_ddl(change, overlap).await
+    }
+
+    async fn durability(&self) -> Result<Durability> {
+        let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
+        let hello = hello.map_err(|e| classify::error(Side::Sink, "ask the target for its majority time", e))?;
+        let write = hello.get_document("lastWrite").ok();
+        let time = |name| write.and_then(|write| topology::op_time(write.get_document(name).ok()?));
+        // A standalone server has journalled what it acknowledged and a mongos was written with majority concern:
+        // neither reports a time, and nothing of theirs can be rolled back.
+        let settled = OpTime::new(u32::MAX, u32::MAX, 0);
+        Ok(match (time("majorityOpTime"), time("opTime")) {
+            (Some(majority), Some(newest)) => Durability { majority, term: newest.term },
+            _ => Durability { majority: settled, term: 0 },
+        })
+    }
+
+    async fn settle(&self, writes: &[Write]) -> Result<FlushReport> {
+        self.settle_group(writes).await
+    }
+}
+
+fn merge(into: &mut FlushReport, part: FlushReport) {
+    into.refused.extend(part.refused);
+    into.operation_time = into.operation_time.max(part.operation_time);
+}
+
+/// A refusal of the engine, out of a statement's error.
+pub(super) fn refusal(error: &super::command::StatementError) -> Refusal {
+    match &error.key_pattern {
+        Some(pattern) if error.code == cure::DUPLICATE_KEY => {
+            Refusal::UniqueKey { index: index_name(pattern), message: error.message.clone() }
+        }
+        _ => Refusal::Refused { code: error.code, message: error.message.clone() },
+    }
+}
+
+/// The server's default name for an index over `pattern`, which is how people know it.
+fn index_name(pattern: &bson::Document) -> String {
+    let parts: Vec<String> = pattern.iter().map(|(field, order)| format!("{field}_{order}").replace('"', "")).collect();
+    parts.join("_")
+}

@@ -1,0 +1,50 @@
+//! What the sink met, counted: the rare roads it took and the documents it disagreed about.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Live counters, shared by all lanes.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub(crate) fast: AtomicU64,
+    pub(crate) exact: AtomicU64,
+    pub(crate) refetched: AtomicU64,
+    pub(crate) missing: AtomicU64,
+    pub(crate) conflicts: AtomicU64,
+    pub(crate) repeated: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SinkCounts {
+    /// Updates written as classic modifiers.
+    pub fast: u64,
+    /// Updates written as a pipeline.
+    pub exact: u64,
+    /// Documents read whole from the source.
+    pub refetched: u64,
+    /// Updates, outside of overlap, whose document was not there.
+    pub missing: u64,
+    /// Inserts, outside of overlap, whose document stood there already and was kept.
+    pub conflicts: u64,
+    /// Statements written a second time, in another form or after a collision.
+    pub repeated: u64,
+}
+
+impl Counters {
+    pub(crate) fn read(&self) -> SinkCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SinkCounts {
+            fast: get(&self.fast),
+            exact: get(&self.exact),
+            refetched: get(&self.refetched),
+            missing: get(&self.missing),
+            conflicts: get(&self.conflicts),
+            repeated: get(&self.repeated),
+        }
+    }
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

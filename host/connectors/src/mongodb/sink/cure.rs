@@ -1,0 +1,96 @@
+//! What an error of one statement means, by its code alone.
+//!
+//! Pure: the table from (content, code) to what is done next. Codes are those of the server's `error_codes.yml`.
+
+use oplogue_engine::error::Kind;
+use oplogue_engine::sink::Content;
+
+use crate::mongodb::classify;
+use crate::mongodb::command::{Statement, StatementError};
+
+pub(crate) const DUPLICATE_KEY: i32 = 11000;
+const ILLEGAL_OPERATION: i32 = 20;
+const IMMUTABLE_FIELD: i32 = 66;
+
+/// What to do about a refused statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cure {
+    /// It is done in effect.
+    Accept,
+    /// An insert met its own `_id`.
+    Duplicate,
+    /// Send the same statement again.
+    Again,
+    /// Delete the document that stands there under an equal key, then write.
+    DeleteFirst,
+    /// Classic modifiers were refused: use the exact path.
+    Exact,
+    /// Read the whole document from the source.
+    Refetch,
+    /// Nothing helps, or nothing here.
+    Refuse,
+}
+
+/// Decides about one error.
+pub(crate) fn cure(content: &Content, statement: &Statement<'_>, error: &StatementError) -> Cure {
+    match error.code {
+        DUPLICATE_KEY if is_id(error) => match statement {
+            Statement::Insert(_) => Cure::Duplicate,
+            // Two upserts of one key met: the second finds the document that the first made.
+            _ => Cure::Again,
+        },
+        // Another unique index: a neighbour of the same flush may be about to make room.
+        DUPLICATE_KEY => Cure::Again,
+        // Servers before 5.0 evict documents of capped collections by themselves and refuse deletes.
+        ILLEGAL_OPERATION if matches!(content, Content::Delete) => Cure::Accept,
+        IMMUTABLE_FIELD if matches!(content, Content::Insert(_) | Content::Replace(_)) => Cure::DeleteFirst,
+        code if classify::of_code(code) == Some(Kind::Unavailable) => Cure::Again,
+        _ => match (content, statement) {
+            (Content::Patch(_), Statement::Modify { .. }) => Cure::Exact,
+            (Content::Patch(_), Statement::Update { .. } | Statement::Pipeline { .. }) if is_state(error.code) => {
+                Cure::Refetch
+            }
+            _ => Cure::Refuse,
+        },
+    }
+}
+
+/// Whether an update failed because of what stands in the document: `BadValue`, `TypeMismatch`, `PathNotViable`,
+/// `ConflictingUpdateOperators`, `DollarPrefixedFieldName`, `EmptyFieldName`, `DottedFieldName`, `ImmutableField`.
+fn is_state(code: i32) -> bool {
+    matches!(code, 2 | 14 | 28 | 40 | 52 | 56 | 57 | 66)
+}
+
+fn is_id(error: &StatementError) -> bool {
+    error.key_pattern.as_ref().is_some_and(|pattern| pattern.len() == 1 && pattern.contains_key("_id"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::doc;
+    use bytes::Bytes;
+
+    fn error(code: i32, pattern: Option<bson::Document>) -> StatementError {
+        StatementError { code, message: String::new(), key_pattern: pattern }
+    }
+
+    #[test]
+    fn duplicates_are_told_apart_by_the_index_and_not_by_text() {
+        let content = Content::Insert(Bytes::new());
+        let insert = Statement::Insert(&[]);
+        assert_eq!(cure(&content, &insert, &error(11000, Some(doc! { "_id": 1 }))), Cure::Duplicate);
+        assert_eq!(cure(&content, &insert, &error(11000, Some(doc! { "email": 1 }))), Cure::Again);
+        assert_eq!(cure(&content, &insert, &error(11000, Some(doc! { "_id": 1, "x": 1 }))), Cure::Again);
+    }
+
+    #[test]
+    fn a_refused_fast_path_takes_the_exact_one() {
+        let content = Content::Patch(vec![]);
+        let fast = Statement::Modify { key: &[], modifiers: vec![] };
+        let exact = Statement::Pipeline { key: &[], stages: vec![], upsert: false };
+        assert_eq!(cure(&content, &fast, &error(28, None)), Cure::Exact);
+        assert_eq!(cure(&content, &exact, &error(28, None)), Cure::Refetch);
+        assert_eq!(cure(&content, &exact, &error(121, None)), Cure::Refuse);
+    }
+}

@@ -1,0 +1,336 @@
+//! Carries out the cures: second forms of a statement, missing documents, whole documents from the source.
+//!
+//! Everything here is rare and goes one statement at a time. A statement is tried a few times in other forms; what is
+//! refused even so is reported for its own change, never for its neighbours.
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use mongodb::Client;
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::raw::{self, Elements};
+use oplogue_engine::model::{DocumentKey, Namespace, OpTime};
+use oplogue_engine::sink::{FlushReport, Write};
+
+use super::counters::count;
+use super::cure::{Cure, cure};
+use super::namespace::{Item, Place};
+use super::plan::{Form, Plan, plan};
+use super::{MissingDocument, MongoSink, merge, refusal};
+use crate::mongodb::classify;
+use crate::mongodb::command::{self, Statement, StatementError};
+use crate::mongodb::writer::RawWriter;
+
+/// How often one statement is sent again, in whatever forms, before its error is final.
+const TRIES: usize = 4;
+
+/// What went wrong with a statement.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// No document matched.
+    Missing,
+    Error(StatementError),
+}
+
+/// What comes next for a statement in trouble.
+enum Next<'a> {
+    Send(Statement<'a>),
+    Done(FlushReport),
+}
+
+impl MongoSink {
+    /// Brings one statement to an end.
+    ///
+    /// # Errors
+    /// When its outcome is unknown, or the settings say that this must stop the run.
+    pub(super) async fn mend(&self, place: &Place, item: &Item<'_>, first: Trouble) -> Result<FlushReport> {
+        let mut trouble = first;
+        let mut statement = item.statement.clone();
+        for _ in 0..TRIES {
+            statement = match self.next(place, item, statement, &trouble).await? {
+                Next::Send(statement) => statement,
+                Next::Done(report) => return Ok(report),
+            };
+            count(&self.counters.repeated, 1);
+            match self.send_one(place, &statement, item.overlap).await? {
+                Ok(time) => return Ok(done(time)),
+                Err(next) => trouble = next,
+            }
+        }
+        match trouble {
+            Trouble::Error(error) => final_refusal(place, item.index, &error),
+            Trouble::Missing => {
+                let text = format!("update {}: the document comes and goes; somebody else writes there", place.name);
+                Err(Error::new(Side::Sink, Kind::Unavailable, text))
+            }
+        }
+    }
+
+    async fn next<'a>(
+        &self,
+        place: &Place,
+        item: &Item<'a>,
+        statement: Statement<'a>,
+        trouble: &Trouble,
+    ) -> Result<Next<'a>> {
+        let error = match trouble {
+            Trouble::Missing => return self.missing(place, item).await,
+            Trouble::Error(error) => error,
+        };
+        Ok(match cure(&item.write.content, &statement, error) {
+            Cure::Accept => Next::Done(FlushReport::default()),
+            Cure::Again => Next::Send(statement),
+            Cure::Refuse => Next::Done(final_refusal(place, item.index, error)?),
+            Cure::Duplicate => self.duplicate(place, item)?,
+            Cure::DeleteFirst => {
+                let delete = Statement::Delete { key: &item.write.key };
+                match self.send_one(place, &delete, true).await? {
+                    Ok(_) => Next::Send(statement),
+                    Err(_) => Next::Done(final_refusal(place, item.index, error)?),
+                }
+            }
+            Cure::Exact => match plan(item.write, Form { fast: false, ..self.form(item.overlap) })? {
+                Plan::One(exact) => Next::Send(exact),
+                Plan::Steps(_) | Plan::Refetch | Plan::Nothing => self.refetch(place, item.index, item.write).await?,
+            },
+            Cure::Refetch => self.refetch(place, item.index, item.write).await?,
+        })
+    }
+
+    /// Sends one statement: its operation time, or what went wrong with it.
+    async fn send_one(
+        &self,
+        place: &Place,
+        statement: &Statement<'_>,
+        overlap: bool,
+    ) -> Result<Result<Option<OpTime>, Trouble>> {
+        let manner = self.manner(place.target);
+        let mut outcome = command::send(&self.client, &place.name, &[statement], manner).await?;
+        Ok(match outcome.errors.pop() {
+            Some((_, error)) => Err(Trouble::Error(error)),
+            None if outcome.matched == 0 && !overlap && !statement.may_miss() => Err(Trouble::Missing),
+            None => Ok(outcome.operation_time),
+        })
+    }
+
+    /// An insert, outside of overlap, whose `_id` is taken.
+    fn duplicate<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
+        let Some(document) = body(item.write) else { return Ok(Next::Done(FlushReport::default())) };
+        if item.overlap || self.options.insert_on_dup_update {
+            return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
+        }
+        count(&self.counters.conflicts, 1);
+        tracing::warn!(
+            namespace = %place.name,
+            id = %shown_id(&item.write.key),
+            "an inserted document stands on the target already; the target's is kept (insert_on_dup_update = false)"
+        );
+        Ok(Next::Done(FlushReport::default()))
+    }
+
+    /// An update, outside of overlap, whose document the target does not have.
+    async fn missing<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
+        count(&self.counters.missing, 1);
+        match self.options.missing_document {
+            MissingDocument::Ignore => Ok(Next::Done(FlushReport::default())),
+            MissingDocument::Refetch => self.refetch(place, item.index, item.write).await,
+            MissingDocument::Upsert => match plan(item.write, Form { fast: false, ..self.form(item.overlap) })? {
+                Plan::One(statement) => Ok(Next::Send(statement)),
+                Plan::Steps(_) | Plan::Refetch | Plan::Nothing => self.refetch(place, item.index, item.write).await,
+            },
+            MissingDocument::Stop => {
+                let id = shown_id(&item.write.key);
+                let text = format!(
+                    "update {}: the target has no document {id} (incr_sync.executor.missing_document = stop)",
+                    place.name
+                );
+                Err(Error::new(Side::Sink, Kind::CannotApply, text))
+            }
+        }
+    }
+
+    /// Writes the whole document as the source has it now; nothing when the source has none any more, since its
+    /// delete is on the way.
+    async fn refetch<'a>(&self, place: &Place, index: usize, write: &Write) -> Result<Next<'a>> {
+        let Some(document) = self.fetch(write).await? else { return Ok(Next::Done(FlushReport::default())) };
+        let statement = Statement::replace(&write.key, &document)?;
+        match self.send_one(place, &statement, true).await? {
+            Ok(time) => Ok(Next::Done(done(time))),
+            Err(Trouble::Missing) => Ok(Next::Done(FlushReport::default())),
+            Err(Trouble::Error(error)) => final_refusal(place, index, &error).map(Next::Done),
+        }
+    }
+
+    /// Reads a document from the source, majority-committed and not older than the write.
+    pub(super) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
+        let name = self.namespaces.name(write.source);
+        let Some(source) = &self.source else {
+            let text = format!("read a whole document of {name}: the sink was given no source to read from");
+            return Err(Error::new(Side::Internal, Kind::Bug, text));
+        };
+        let (document, read_at) = fetch(source, &name, write).await?;
+        count(&self.counters.refetched, 1);
+        self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
+        Ok(document)
+    }
+
+    /// A write that needs more than one statement, or the whole document.
+    pub(super) async fn write_apart(
+        &self,
+        place: &Place,
+        index: usize,
+        write: &Write,
+        plan: Plan<'_>,
+        overlap: bool,
+    ) -> Result<FlushReport> {
+        let mut report = FlushReport::default();
+        let Plan::Steps(steps) = plan else {
+            if let Next::Done(part) = self.refetch(place, index, write).await? {
+                merge(&mut report, part);
+            }
+            return Ok(report);
+        };
+        for statement in steps {
+            match self.send_one(place, &statement, overlap).await? {
+                Ok(time) => merge(&mut report, done(time)),
+                Err(trouble) => {
+                    let item = Item { index, write, statement, overlap };
+                    merge(&mut report, self.mend(place, &item, trouble).await?);
+                    if !report.refused.is_empty() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Those of `items` whose document the target does not have.
+    pub(super) async fn absent<'i, 'a>(
+        &self,
+        place: &Place,
+        items: Vec<&'i Item<'a>>,
+    ) -> Result<Vec<&'i Item<'a>>> {
+        const IDS_AT_ONCE: usize = 1000;
+        let mut absent = Vec::new();
+        for chunk in items.chunks(IDS_AT_ONCE) {
+            let present = present(&self.client, &place.name, chunk).await?;
+            for item in chunk {
+                let key = DocumentKey::of_document(&item.write.key)?;
+                if !present.contains(&key) {
+                    absent.push(*item);
+                }
+            }
+        }
+        Ok(absent)
+    }
+}
+
+/// The keys, among those of `items`, that the collection holds.
+async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Result<Vec<DocumentKey>> {
+    let mut w = RawWriter::with_capacity(64 * items.len() + 256);
+    w.string("find", name.collection());
+    w.document("filter", |w| {
+        w.document("_id", |w| {
+            w.array("$in", |w| {
+                for item in items {
+                    if let Ok(Some(id)) = raw::find(&item.write.key, "_id") {
+                        w.element(&id);
+                    }
+                }
+            });
+        });
+    });
+    w.document("projection", |w| w.int("_id", 1));
+    let mut keys = Vec::new();
+    for reply in batches(client, name, Side::Sink, "look for missing documents", w).await? {
+        for document in documents(&reply)? {
+            keys.push(DocumentKey::of_document(document)?);
+        }
+    }
+    Ok(keys)
+}
+
+async fn fetch(source: &Client, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
+    let mut w = RawWriter::with_capacity(write.key.len() + 256);
+    w.string("find", name.collection());
+    command::selector(&mut w, "filter", &write.key);
+    w.int("limit", 1);
+    w.boolean("singleBatch", true);
+    w.document("readConcern", |w| {
+        w.string("level", "majority");
+        if write.time.ts() > 0 {
+            w.value("afterClusterTime", raw::kind::TIMESTAMP, &write.time.ts().to_le_bytes());
+        }
+    });
+    let replies = batches(source, name, Side::Source, "read a whole document", w).await?;
+    let Some(reply) = replies.first() else { return Ok((None, None)) };
+    let read_at = match raw::find(reply, "operationTime")? {
+        Some(time) => Some(OpTime::from_ts(raw::read_i64(time.value, 0)?.cast_unsigned())),
+        None => None,
+    };
+    Ok((documents(reply)?.first().map(|document| Bytes::copy_from_slice(document)), read_at))
+}
+
+/// Runs a cursor command to its end; whole raw replies.
+pub(in crate::mongodb) async fn batches(
+    client: &Client,
+    name: &Namespace,
+    side: Side,
+    doing: &str,
+    command: RawWriter,
+) -> Result<Vec<Bytes>> {
+    let command = command::raw(command.finish())?;
+    let failed = |e| classify::error(side, &format!("{doing} of {name}"), e);
+    let database = client.database(name.database());
+    let mut cursor = database.run_raw_cursor_command(command).batch().await.map_err(failed)?;
+    let mut replies = Vec::new();
+    while let Some(batch) = cursor.next().await {
+        replies.push(Bytes::copy_from_slice(batch.map_err(failed)?.as_raw_document().as_bytes()));
+    }
+    Ok(replies)
+}
+
+/// The documents of a cursor's reply.
+pub(in crate::mongodb) fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
+    let mut found = Vec::new();
+    let Some(cursor) = raw::find(reply, "cursor")? else { return Ok(found) };
+    for element in Elements::new(cursor.value)? {
+        let element = element?;
+        if matches!(element.name, b"firstBatch" | b"nextBatch") {
+            for document in Elements::new(element.value)? {
+                found.push(document?.value);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The refusal of one change; an error when the server could not say what became of it.
+fn final_refusal(place: &Place, index: usize, error: &StatementError) -> Result<FlushReport> {
+    if let Some(kind @ (Kind::Unavailable | Kind::FailedOver)) = classify::of_code(error.code) {
+        let text = format!("write to {}: {} (code {})", place.name, error.message, error.code);
+        return Err(Error::new(Side::Sink, kind, text));
+    }
+    tracing::debug!(namespace = %place.name, code = error.code, "a statement is refused");
+    Ok(FlushReport { refused: vec![(index, refusal(error))], operation_time: None })
+}
+
+fn done(operation_time: Option<OpTime>) -> FlushReport {
+    FlushReport { operation_time, ..FlushReport::default() }
+}
+
+fn body(write: &Write) -> Option<&Bytes> {
+    use oplogue_engine::sink::Content;
+    match &write.content {
+        Content::Insert(document) | Content::Replace(document) => Some(document),
+        Content::Patch(_) | Content::Patched { .. } | Content::Delete => None,
+    }
+}
+
+/// An `_id` for a message, cut to a readable length.
+pub(in crate::mongodb) fn shown_id(key: &[u8]) -> String {
+    const CHARS_MAX: usize = 120;
+    let id = bson::RawDocument::from_bytes(key).ok().and_then(|d| d.get("_id").ok().flatten());
+    let text = id.map_or_else(|| "without _id".to_owned(), |id| format!("{id:?}"));
+    text.chars().take(CHARS_MAX).collect()
+}

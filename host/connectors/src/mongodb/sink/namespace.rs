@@ -1,0 +1,140 @@
+//! One namespace's part of a flush: grouped by verb, sent, and every result looked at.
+//!
+//! Order inside a flush is free where keys are told apart by their bytes. It is kept for capped collections, whose
+//! insertion order is data, and for collections with a collation, where `"a"` and `"A"` are one key to the server
+//! and two to the scheduler.
+
+use futures_util::future::join_all;
+use oplogue_engine::error::Result;
+use oplogue_engine::model::{Namespace, NamespaceId};
+use oplogue_engine::sink::{FlushReport, Write};
+
+use super::counters::count;
+use super::mend::Trouble;
+use super::plan::{Form, Plan, plan};
+use super::{MissingDocument, MongoSink, Target, merge};
+use crate::mongodb::command::{self, Statement};
+
+/// A planned write: its place in the flush, and what it becomes.
+pub(super) struct Item<'a> {
+    pub(super) index: usize,
+    pub(super) write: &'a Write,
+    pub(super) statement: Statement<'a>,
+    /// In overlap, of its namespace or of this document alone.
+    pub(super) overlap: bool,
+}
+
+/// What the writes of one namespace need besides themselves.
+pub(super) struct Place {
+    pub(super) name: Namespace,
+    pub(super) target: Target,
+}
+
+impl MongoSink {
+    pub(super) async fn write_namespace(
+        &self,
+        namespace: NamespaceId,
+        writes: &[(usize, &Write)],
+        target: Target,
+    ) -> Result<FlushReport> {
+        let place = Place { name: self.namespaces.name(namespace), target };
+        let ordered = self.catalogue.info(&place.name).is_some_and(|info| info.is_ordered());
+        let mut items = Vec::with_capacity(writes.len());
+        let mut apart = Vec::new();
+        for (index, write) in writes {
+            let overlap = self.is_overlap(write);
+            match plan(write, self.form(overlap))? {
+                Plan::One(statement) => {
+                    self.count_form(&statement);
+                    items.push(Item { index: *index, write, statement, overlap });
+                }
+                Plan::Nothing => {}
+                other => apart.push((*index, *write, other, overlap)),
+            }
+        }
+        let mut report = FlushReport::default();
+        let mut troubles = Vec::new();
+        if ordered {
+            for run in items.chunk_by(|a, b| a.statement.verb() == b.statement.verb()) {
+                let (part, met) = self.send_group(&place, run.iter().collect()).await?;
+                merge(&mut report, part);
+                for (item, trouble) in met {
+                    merge(&mut report, self.mend(&place, item, trouble).await?);
+                }
+            }
+        } else {
+            for sent in join_all(by_verb(&items).map(|group| self.send_group(&place, group))).await {
+                let (part, met) = sent?;
+                merge(&mut report, part);
+                troubles.extend(met);
+            }
+        }
+        // Only now: a statement that collided may have waited for room that a neighbour was about to make.
+        for (item, trouble) in troubles {
+            merge(&mut report, self.mend(&place, item, trouble).await?);
+        }
+        for (index, write, plan, overlap) in apart {
+            merge(&mut report, self.write_apart(&place, index, write, plan, overlap).await?);
+        }
+        Ok(report)
+    }
+
+    pub(super) fn is_overlap(&self, write: &Write) -> bool {
+        write.overlap || self.future.covers(write.target, &write.key, write.time)
+    }
+
+    pub(super) fn form(&self, overlap: bool) -> Form {
+        let upsert = !overlap && self.options.missing_document == MissingDocument::Upsert;
+        Form { overlap, fast: true, upsert }
+    }
+
+    fn count_form(&self, statement: &Statement<'_>) {
+        match statement {
+            Statement::Modify { .. } => count(&self.counters.fast, 1),
+            Statement::Pipeline { .. } => count(&self.counters.exact, 1),
+            Statement::Insert(_)
+            | Statement::Update { .. }
+            | Statement::Literal { .. }
+            | Statement::Delete { .. } => {}
+        }
+    }
+
+    /// Sends statements of one verb; returns those in trouble.
+    async fn send_group<'i, 'a>(
+        &self,
+        place: &Place,
+        items: Vec<&'i Item<'a>>,
+    ) -> Result<(FlushReport, Vec<(&'i Item<'a>, Trouble)>)> {
+        let statements: Vec<&Statement<'_>> = items.iter().map(|item| &item.statement).collect();
+        let manner = self.manner(place.target);
+        let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
+        let report = FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() };
+        let mut troubles = Vec::new();
+        let found = outcome.matched + outcome.errors.len() as u64;
+        if found < items.len() as u64 {
+            let broken: Vec<usize> = outcome.errors.iter().map(|(at, _)| *at).collect();
+            let asked = items.iter().enumerate().filter(|(at, item)| {
+                broken.binary_search(at).is_err() && !item.overlap && !item.statement.may_miss()
+            });
+            let asked: Vec<&'i Item<'a>> = asked.map(|(_, item)| *item).collect();
+            troubles.extend(self.absent(place, asked).await?.into_iter().map(|item| (item, Trouble::Missing)));
+        }
+        for (at, error) in outcome.errors {
+            if let Some(item) = items.get(at) {
+                troubles.push((*item, Trouble::Error(error)));
+            }
+        }
+        Ok((report, troubles))
+    }
+}
+
+/// The items of each verb that occurs.
+fn by_verb<'i, 'a>(items: &'i [Item<'a>]) -> impl Iterator<Item = Vec<&'i Item<'a>>> {
+    let mut groups: [Vec<&'i Item<'a>>; 3] = Default::default();
+    for item in items {
+        if let Some(group) = groups.get_mut(item.statement.verb() as usize) {
+            group.push(item);
+        }
+    }
+    groups.into_iter().filter(|group| !group.is_empty())
+}

@@ -1,0 +1,189 @@
+//! What a write becomes: which statements, and in which form.
+//!
+//! The rules stand in correctness.md §1. Pure: it reads bytes and decides; it sends nothing.
+
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::raw::Elements;
+use oplogue_engine::sink::{Content, Patch, Write};
+
+use crate::mongodb::command::Statement;
+use crate::mongodb::patch::{self, CompileError, ObjectDiff, fast};
+
+/// The road a write takes.
+#[derive(Debug)]
+pub(crate) enum Plan<'a> {
+    /// One statement, which can share a command with others.
+    One(Statement<'a>),
+    /// Several statements, one after the other: `$v: 1` modifiers cannot be joined.
+    Steps(Vec<Statement<'a>>),
+    /// The whole document, read from the source.
+    Refetch,
+    /// Nothing to write.
+    Nothing,
+}
+
+/// Which forms may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    /// The target's document may already contain the change.
+    pub(crate) overlap: bool,
+    /// Classic modifiers may be used for diffs.
+    pub(crate) fast: bool,
+    /// An update may create its document.
+    pub(crate) upsert: bool,
+}
+
+/// Plans one write.
+///
+/// # Errors
+/// `CannotApply` with the reason when the content is not understood.
+pub(crate) fn plan(write: &Write, form: Form) -> Result<Plan<'_>> {
+    let key = key(write);
+    match &write.content {
+        Content::Insert(document) if !form.overlap => Ok(Plan::One(match Statement::replace(key, document)? {
+            literal @ Statement::Literal { .. } => literal,
+            _ => Statement::Insert(document),
+        })),
+        Content::Insert(document) | Content::Replace(document) => {
+            Ok(Plan::One(Statement::replace(key, document)?))
+        }
+        Content::Delete => Ok(Plan::One(Statement::Delete { key })),
+        Content::Patch(patches) => updating(key, None, patches, form),
+        Content::Patched { base, patches } => updating(key, Some(base), patches, form),
+    }
+}
+
+/// The document that selects the target's document.
+pub(crate) fn key(write: &Write) -> &[u8] {
+    &write.key
+}
+
+fn updating<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
+    match (base, patches) {
+        (None, []) => return Ok(Plan::Nothing),
+        (Some(base), []) => return Ok(Plan::One(Statement::replace(key, base)?)),
+        (None, [Patch::Modifiers(modifiers)]) => return modifiers_plan(key, modifiers, form),
+        (None, [Patch::Diff(diff)]) if form.fast && !form.overlap => {
+            if let Some(modifiers) = ObjectDiff::parse(diff).ok().as_ref().and_then(fast::modifiers) {
+                return Ok(Plan::One(Statement::Modify { key, modifiers }));
+            }
+        }
+        _ => {}
+    }
+    let diffs: Option<Vec<&[u8]>> = patches.iter().map(as_diff).collect();
+    match diffs {
+        Some(diffs) => exact(key, base, diffs, form),
+        None => steps(key, base, patches, form),
+    }
+}
+
+fn as_diff(patch: &Patch) -> Option<&[u8]> {
+    match patch {
+        Patch::Diff(diff) => Some(diff),
+        Patch::Modifiers(_) => None,
+    }
+}
+
+fn exact<'a>(key: &'a [u8], base: Option<&'a [u8]>, diffs: Vec<&'a [u8]>, form: Form) -> Result<Plan<'a>> {
+    match patch::pipeline(base, diffs) {
+        Ok(stages) => {
+            Ok(Plan::One(Statement::Pipeline { key, stages, upsert: base.is_some() || form.upsert }))
+        }
+        Err(CompileError::TooDeep) => Ok(Plan::Refetch),
+        Err(CompileError::Diff(e)) => {
+            Err(Error::new(Side::Source, Kind::CannotApply, "read an update's diff").caused_by(e))
+        }
+    }
+}
+
+fn modifiers_plan<'a>(key: &'a [u8], modifiers: &'a [u8], form: Form) -> Result<Plan<'a>> {
+    let mut names = Elements::new(modifiers)?;
+    match names.next().transpose()? {
+        None => Ok(Plan::Nothing),
+        Some(first) if first.name.first() == Some(&b'$') => {
+            Ok(Plan::One(Statement::Update { key, update: modifiers, upsert: form.upsert }))
+        }
+        Some(_) => {
+            let text = "read an update's modifiers: the first name is no operator";
+            Err(Error::new(Side::Source, Kind::CannotApply, text))
+        }
+    }
+}
+
+/// Each patch on its own, in order, behind the base.
+fn steps<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
+    let mut steps = Vec::with_capacity(patches.len() + 1);
+    if let Some(base) = base {
+        steps.push(Statement::replace(key, base)?);
+    }
+    for patch in patches {
+        let plan = match patch {
+            Patch::Diff(diff) => exact(key, None, vec![diff], form)?,
+            Patch::Modifiers(modifiers) => modifiers_plan(key, modifiers, form)?,
+        };
+        match plan {
+            Plan::One(statement) => steps.push(statement),
+            Plan::Refetch => return Ok(Plan::Refetch),
+            Plan::Steps(_) | Plan::Nothing => {}
+        }
+    }
+    Ok(Plan::Steps(steps))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+    use bytes::Bytes;
+    use oplogue_engine::model::{Namespaces, OpTime};
+
+    fn write(content: Content) -> Write {
+        let id = Namespaces::default().intern("a.b");
+        Write {
+            target: id,
+            source: id,
+            key: Bytes::from(rawdoc! { "_id": 1 }.into_bytes()),
+            content,
+            overlap: false,
+            time: OpTime::default(),
+        }
+    }
+
+    fn diff() -> Patch {
+        Patch::Diff(Bytes::from(rawdoc! { "u": { "x": 1 } }.into_bytes()))
+    }
+
+    const AFTER: Form = Form { overlap: false, fast: true, upsert: false };
+    const OVERLAP: Form = Form { overlap: true, fast: true, upsert: false };
+
+    #[test]
+    fn the_fast_path_is_only_taken_outside_of_overlap_and_for_one_patch() {
+        let one = write(Content::Patch(vec![diff()]));
+        assert!(matches!(plan(&one, AFTER).unwrap(), Plan::One(Statement::Modify { .. })));
+        assert!(matches!(plan(&one, OVERLAP).unwrap(), Plan::One(Statement::Pipeline { upsert: false, .. })));
+        let two = write(Content::Patch(vec![diff(), diff()]));
+        assert!(matches!(plan(&two, AFTER).unwrap(), Plan::One(Statement::Pipeline { .. })));
+    }
+
+    #[test]
+    fn an_insert_becomes_a_replacement_in_overlap() {
+        let insert = write(Content::Insert(Bytes::from(rawdoc! { "_id": 1 }.into_bytes())));
+        assert!(matches!(plan(&insert, AFTER).unwrap(), Plan::One(Statement::Insert(_))));
+        assert!(matches!(plan(&insert, OVERLAP).unwrap(), Plan::One(Statement::Update { upsert: true, .. })));
+    }
+
+    #[test]
+    fn modifiers_are_written_one_after_the_other() {
+        let modifiers = Patch::Modifiers(Bytes::from(rawdoc! { "$set": { "x": 1 } }.into_bytes()));
+        let several = write(Content::Patch(vec![modifiers.clone(), diff(), modifiers]));
+        assert!(matches!(plan(&several, AFTER).unwrap(), Plan::Steps(steps) if steps.len() == 3));
+    }
+
+    #[test]
+    fn modifiers_that_would_be_a_replacement_are_refused() {
+        let bad = Patch::Modifiers(Bytes::from(rawdoc! { "x": 1 }.into_bytes()));
+        assert_eq!(plan(&write(Content::Patch(vec![bad])), AFTER).unwrap_err().kind(), Kind::CannotApply);
+        let empty = Patch::Modifiers(Bytes::from(rawdoc! {}.into_bytes()));
+        assert!(matches!(plan(&write(Content::Patch(vec![empty])), AFTER).unwrap(), Plan::Nothing));
+    }
+}
