@@ -84,7 +84,7 @@ fn read(path: &Path) -> Result<String, Problems> {
 fn parse_with(text: &str, path: &Path, read_file: ReadFile<'_>) -> Result<Loaded, Problems> {
     let mut report = Report::new(path);
     let raw = Raw::parse(text, path, read_file, &mut report);
-    let settings = Settings::resolve(&raw.entries, &mut report);
+    let settings = Settings::resolve(&raw, &mut report);
     let config = checked::build(&settings, raw.plugins, raw.format, &mut report);
     let notes = report.finish()?;
     // Without a problem the source and the target are there, and with them the configuration.

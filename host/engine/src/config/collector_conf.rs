@@ -27,6 +27,7 @@ pub(super) fn parse(text: &str, report: &mut Report) -> Raw {
     Raw {
         format: Format::CollectorConf,
         entries,
+        unreadable: Vec::new(),
         plugins: Vec::new(),
     }
 }

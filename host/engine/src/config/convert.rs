@@ -34,7 +34,7 @@ pub(super) fn convert_with(
     if raw.format == Format::Toml {
         report.problem(None, "", None, Fault::new("is TOML already"));
     }
-    let settings = Settings::resolve(&raw.entries, &mut report);
+    let settings = Settings::resolve(&raw, &mut report);
     checked::build(&settings, raw.plugins, raw.format, &mut report);
     report.finish()?;
     Ok(render(&settings, path))
@@ -86,7 +86,7 @@ pub(super) fn literal(spec: &KeySpec, value: &Value) -> String {
                 TimeUnit::Milliseconds
             };
             let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
-            if millis % unit.millis() == 0 {
+            if millis.is_multiple_of(unit.millis()) {
                 (millis / unit.millis()).to_string()
             } else {
                 text(units::show_duration(*value))
@@ -98,7 +98,7 @@ pub(super) fn literal(spec: &KeySpec, value: &Value) -> String {
             } else {
                 SizeUnit::Bytes
             };
-            if unit != SizeUnit::Bytes && value % unit.bytes() == 0 {
+            if unit != SizeUnit::Bytes && value.is_multiple_of(unit.bytes()) {
                 (value / unit.bytes()).to_string()
             } else {
                 text(units::show_size(*value))

@@ -35,6 +35,8 @@ pub(super) struct RawEntry {
 pub(super) struct Raw {
     pub(super) format: Format,
     pub(super) entries: Vec<RawEntry>,
+    /// Keys on lines that cannot be read: nobody need be told that they are absent.
+    pub(super) unreadable: Vec<String>,
     /// Already checked one by one.
     pub(super) plugins: Vec<PluginEntry>,
 }

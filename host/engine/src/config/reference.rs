@@ -12,12 +12,13 @@ const WIDTH: usize = 112;
 const HEAD: &str = "\
 # The reference configuration of Oplogue: every key, with its default.
 #
-# Lines that begin with '#' and a key show the default; take the '#' away to change it. Three keys have no default
-# that works: sync_mode, mongo_urls and tunnel.address. `oplogue check -c FILE` finds every mistake of a file in one
-# run and shows what differs from the defaults; `oplogue convert -c collector.conf` writes this form from MongoShake's.
+# Lines that begin with '#' and a key show the default; take the '#' away to change it. The three
+# lines without '#' are yours to fill in. `oplogue check` finds every mistake of a file in one run and shows what
+# differs from the defaults; `oplogue convert` writes this form from MongoShake's.
 #
 # Names are MongoShake's. TOML cannot hold a value and a table under one name, so a few moved: tunnel.type,
 # incr_sync.worker.count, checkpoint.storage.type, checkpoint.storage.mongo_ssl_root_ca_file, master_quorum.enable.
+# Durations take ms, s, m, h, d (30m), sizes KB, MB, GB (powers of 1024).
 # A list may be [\"a\", \"b\"], \"a;b\", or \"@@FILE\" (one item a line; a relative path is meant from this file's folder).
 ";
 
@@ -96,12 +97,12 @@ fn paragraph(spec: &KeySpec) -> String {
 
 fn unit(shape: Shape) -> &'static str {
     match shape {
-        Shape::Time(TimeUnit::Milliseconds, ..) => " (ms)",
-        Shape::Time(TimeUnit::Seconds, ..) => " (s)",
-        Shape::Time(TimeUnit::Days, ..) => " (d)",
-        Shape::Size(SizeUnit::Bytes, ..) => " (B)",
-        Shape::Size(SizeUnit::Kilobytes, ..) => " (KB)",
-        Shape::Size(SizeUnit::Megabytes, ..) => " (MB)",
+        Shape::Time(TimeUnit::Milliseconds, ..) => " A bare number counts milliseconds.",
+        Shape::Time(TimeUnit::Seconds, ..) => " A bare number counts seconds.",
+        Shape::Time(TimeUnit::Days, ..) => " A bare number counts days.",
+        Shape::Size(SizeUnit::Bytes, ..) => " A bare number counts bytes.",
+        Shape::Size(SizeUnit::Kilobytes, ..) => " A bare number counts KB.",
+        Shape::Size(SizeUnit::Megabytes, ..) => " A bare number counts MB.",
         Shape::Text
         | Shape::Secret
         | Shape::Name

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::keys::{self, KeySpec, Shape, Status};
-use super::raw::RawEntry;
+use super::raw::{Raw, RawEntry};
 use super::report::{Fault, Report, nearest};
 use super::uri::MongoUri;
 use super::value::Value;
@@ -32,7 +32,8 @@ pub(super) struct Settings {
 
 impl Settings {
     /// Looks every entry up in the table; what is wrong goes to `report`.
-    pub(super) fn resolve(entries: &[RawEntry], report: &mut Report) -> Self {
+    pub(super) fn resolve(raw: &Raw, report: &mut Report) -> Self {
+        let entries = &raw.entries;
         let default = |spec: &'static KeySpec| {
             (
                 spec.name,
@@ -44,7 +45,12 @@ impl Settings {
         };
         let mut settings = Self {
             values: keys::all().map(default).collect(),
-            faulty: HashSet::new(),
+            faulty: raw
+                .unreadable
+                .iter()
+                .filter_map(|key| keys::find(key))
+                .map(|spec| spec.name)
+                .collect(),
         };
         let given: HashSet<&str> = entries
             .iter()

@@ -106,7 +106,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     ];
     match units
         .iter()
-        .find(|(_, length)| millis > 0 && millis % length == 0)
+        .find(|(_, length)| millis > 0 && millis.is_multiple_of(*length))
     {
         Some((name, length)) => format!("{}{name}", millis / length),
         None => format!("{millis}ms"),
@@ -118,7 +118,7 @@ pub(super) fn show_size(bytes: u64) -> String {
     let units = [("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1_u64 << 10)];
     match units
         .iter()
-        .find(|(_, length)| bytes > 0 && bytes % length == 0)
+        .find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length))
     {
         Some((name, length)) => format!("{}{name}", bytes / length),
         None => format!("{bytes}B"),

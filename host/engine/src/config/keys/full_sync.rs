@@ -21,7 +21,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("full_sync.reader.parallel_index", Text, "_id", Conf(10), Hint("ranges are always cut on _id"),
         "Index on which MongoShake cuts ranges."),
     key("full_sync.reader.split_max_chunk_size", Int(1, 1_024), "1024", Newer("version 12"), Hint("ranges are cut by samples of _id, not by size"),
-        "Largest range in MB."),
+        "Largest range, in MB."),
     key("full_sync.reader.read_document_count", Int(0, i64::MAX), "0", Conf(4), Removed("MongoShake removed it in 2.6.4 and refuses it since; delete the line (full_sync.reader.fetch_batch_size took its place)"),
         "Removed."),
     key("full_sync.reader.oplog_store_disk", Bool, "false", Hidden, DefaultOnly("keeping the oplog on local disk during the full copy"),

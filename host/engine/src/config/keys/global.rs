@@ -106,7 +106,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("checkpoint.start_position", Date, "1970-01-01T00:00:00Z", Conf(4), Supported,
         "Where incremental starts (UTC) when no checkpoint is there; used with sync_mode = incr only. 1970 = not set."),
     key("checkpoint.interval", Time(TimeUnit::Milliseconds, 100, 3_600_000), "5000", Hidden, Supported,
-        "Time between two checkpoints; a bare number counts milliseconds."),
+        "Time between two checkpoints."),
     key("transform.namespace", Renames, "", Conf(4), Supported,
         "Renames: \"a.b:c.d\" a collection, \"a:c\" a database."),
     key("skip.nsshardkey.verify", Namespaces, "", Release("2.8.2"), Inert(SHARDED),

@@ -30,7 +30,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("incr_sync.worker.oplog_compressor", OneOf(&["none", "gzip", "zlib", "deflate", "snappy"]), "none", Conf(4), Inert(OTHER_TUNNEL),
         "Compression of messages."),
     key("incr_sync.target_delay", Time(TimeUnit::Seconds, 0, 366 * 86_400), "0", Conf(4), Supported,
-        "Every change waits until it is this old; a bare number counts seconds, units are ms, s, m, h, d."),
+        "Every change waits until it is this old."),
     key("incr_sync.adaptive.batching_max_size", Int(1, COUNT_MAX), "1024", Conf(4), Hint(QUEUES),
         "Batch size of MongoShake."),
     key("incr_sync.fetcher.buffer_capacity", Int(1, COUNT_MAX), "256", Conf(4), Hint(QUEUES),

@@ -124,9 +124,9 @@ impl Reader<'_> {
     fn text(&mut self, field: &str) -> Option<(String, usize)> {
         let value = self.table.get(field)?;
         let line = self.lines.of(&value.span());
-        match value.get_ref() {
-            DeValue::String(text) => Some((text.to_string(), line)),
-            _ => {
+        match text_of(value) {
+            Some(text) => Some((text, line)),
+            None => {
                 self.fail(
                     line,
                     &format!("plugin.{field}"),
@@ -268,14 +268,13 @@ impl Reader<'_> {
         };
         let line = self.lines.of(&value.span());
         let texts = match value.get_ref() {
-            DeValue::Array(items) => items
-                .iter()
-                .map(|item| match item.get_ref() {
-                    DeValue::String(text) => Some(text.to_string()),
-                    _ => None,
-                })
-                .collect::<Option<Vec<_>>>(),
-            _ => None,
+            DeValue::Array(items) => items.iter().map(text_of).collect::<Option<Vec<_>>>(),
+            DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Table(_) => None,
         };
         texts.unwrap_or_else(|| {
             self.fail(
@@ -286,6 +285,14 @@ impl Reader<'_> {
             );
             Vec::new()
         })
+    }
+}
+
+fn text_of(value: &Spanned<DeValue<'_>>) -> Option<String> {
+    if let DeValue::String(text) = value.get_ref() {
+        Some(text.to_string())
+    } else {
+        None
     }
 }
 

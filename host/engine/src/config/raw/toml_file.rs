@@ -32,15 +32,18 @@ impl Lines<'_> {
 pub(super) fn parse(text: &str, path: &Path, report: &mut Report) -> Raw {
     let lines = Lines(text);
     let (root, errors) = DeTable::parse_recoverable(text);
-    for error in errors {
-        let line = error.span().map(|span| lines.of(&span));
-        report.problem(line, "", None, syntax(error.message()));
-    }
     let mut raw = Raw {
         format: Format::Toml,
         entries: Vec::new(),
+        unreadable: Vec::new(),
         plugins: Vec::new(),
     };
+    let mut broken_lines = Vec::new();
+    for error in errors {
+        let line = error.span().map(|span| lines.of(&span));
+        report.problem(line, "", None, syntax(error.message()));
+        broken_lines.extend(line);
+    }
     for (key, value) in root.get_ref() {
         if key.get_ref() == "plugin" {
             raw.plugins = plugin::read_all(value, path, &lines, report);
@@ -54,8 +57,25 @@ pub(super) fn parse(text: &str, path: &Path, report: &mut Report) -> Raw {
             );
         }
     }
+    // What the parser made of a broken line is not what its author meant.
+    let (broken, sound) = raw
+        .entries
+        .into_iter()
+        .partition(|entry| broken_lines.contains(&entry.line));
+    raw.entries = sound;
+    raw.unreadable = Vec::into_iter(broken)
+        .map(|entry: RawEntry| entry.key)
+        .collect();
+    raw.unreadable
+        .extend(broken_lines.iter().filter_map(|line| key_on(text, *line)));
     raw.entries.sort_by_key(|entry| entry.line);
     raw
+}
+
+/// The text before the `=` of a line.
+fn key_on(text: &str, line: usize) -> Option<String> {
+    let (key, _) = text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
+    Some(key.trim().to_owned())
 }
 
 fn syntax(message: &str) -> Fault {
@@ -66,7 +86,7 @@ fn syntax(message: &str) -> Fault {
             "in TOML write tunnel.type, incr_sync.worker.count, checkpoint.storage.type beside the keys below them",
         );
     }
-    fault
+    fault.suggest("texts stand in quotes")
 }
 
 fn flatten(
@@ -108,8 +128,12 @@ fn flatten(
                 ),
             }
         }
-        other => {
-            if let Some(text) = scalar(other) {
+        DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_) => {
+            if let Some(text) = scalar(value.get_ref()) {
                 push(RawValue::Text(text));
             }
         }
