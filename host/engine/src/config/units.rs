@@ -43,11 +43,12 @@ impl TimeUnit {
         }
     }
 
-    pub(super) fn suffix(self) -> &'static str {
+    /// What a bare number counts, in words.
+    pub(super) fn noun(self) -> &'static str {
         match self {
-            Self::Milliseconds => "ms",
-            Self::Seconds => "s",
-            Self::Days => "d",
+            Self::Milliseconds => "milliseconds",
+            Self::Seconds => "seconds",
+            Self::Days => "days",
         }
     }
 }
@@ -61,9 +62,10 @@ impl SizeUnit {
         }
     }
 
-    pub(super) fn suffix(self) -> &'static str {
+    /// What a bare number counts, in words.
+    pub(super) fn noun(self) -> &'static str {
         match self {
-            Self::Bytes => "B",
+            Self::Bytes => "bytes",
             Self::Kilobytes => "KB",
             Self::Megabytes => "MB",
         }

@@ -152,8 +152,11 @@ impl Parts {
             text.push('@');
         }
         text.push_str(&self.hosts);
-        text.push_str(&self.rest);
         text
+    }
+
+    fn show(&self) -> String {
+        self.write("***") + &mask_options(&self.rest)
     }
 
     fn expose(&self) -> String {
@@ -161,8 +164,29 @@ impl Parts {
             .credentials
             .as_ref()
             .and_then(|(_, password)| password.as_deref());
-        self.write(password.unwrap_or_default())
+        self.write(password.unwrap_or_default()) + &self.rest
     }
+}
+
+/// Hides the values of options that hold a secret (connection string options of the driver specification).
+fn mask_options(rest: &str) -> String {
+    const SECRET: [&str; 3] = [
+        "tlscertificatekeyfilepassword",
+        "proxypassword",
+        "authmechanismproperties",
+    ];
+    let Some((path, options)) = rest.split_once('?') else {
+        return rest.to_owned();
+    };
+    let shown = options
+        .split('&')
+        .map(|option| match option.split_once('=') {
+            Some((name, _)) if SECRET.contains(&name.to_lowercase().as_str()) => {
+                format!("{name}=***")
+            }
+            _ => option.to_owned(),
+        });
+    format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
 }
 
 type Credentials = Option<(String, Option<String>)>;
@@ -258,7 +282,7 @@ fn encode(text: &str) -> String {
 impl fmt::Display for MongoUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.form {
-            Form::Literal(parts) => f.write_str(&parts.write("***")),
+            Form::Literal(parts) => f.write_str(&parts.show()),
             Form::Env(name) => write!(f, "env:{name}"),
             Form::File(path) => write!(f, "file:{path}"),
         }
@@ -317,6 +341,13 @@ mod tests {
         assert_eq!(uri.to_string(), "mongodb://root:***@h:1/admin");
         assert!(!format!("{uri:?}").contains("geheim"));
         assert_eq!(uri.hosts(), "h:1");
+        let uri =
+            MongoUri::parse("mongodb://h/?tls=true&tlsCertificateKeyFilePassword=geheim").unwrap();
+        assert_eq!(
+            uri.to_string(),
+            "mongodb://h/?tls=true&tlsCertificateKeyFilePassword=***"
+        );
+        assert!(uri.resolve().unwrap().ends_with("geheim"));
     }
 
     #[test]

@@ -43,6 +43,8 @@ impl RawValue {
             return "***".to_owned();
         }
         match self {
+            Self::Text(text) if is_bare(text) => text.clone(),
+            Self::Text(text) if text.starts_with("@@") => format!("{text:?}"),
             Self::Text(text) => format!("{:?}", mask(text)),
             Self::List(items) => format!(
                 "{:?}",
@@ -130,7 +132,7 @@ impl Value {
                     let (min, max) = (units::show_duration(bound(min)), units::show_duration(bound(max)));
                     Fault::new(format!(
                         "must be a duration from {min} to {max}: a whole number of {}, or with a unit (500ms, 30s, 30m, 2h)",
-                        unit.suffix()
+                        unit.noun()
                     ))
                 })?)
             }
@@ -141,7 +143,7 @@ impl Value {
                     let (min, max) = (units::show_size(*bounds.start()), units::show_size(*bounds.end()));
                     Fault::new(format!(
                         "must be a size from {min} to {max}: a whole number of {}, or with a unit (64KB, 256MB, 2GB)",
-                        unit.suffix()
+                        unit.noun()
                     ))
                 })?)
             }
@@ -218,6 +220,11 @@ fn blank(spec: &KeySpec) -> Result<&'static str, Fault> {
         | Shape::Renames
         | Shape::Texts => Ok(spec.default),
     }
+}
+
+/// Numbers and switches are shown without quotes.
+fn is_bare(text: &str) -> bool {
+    text.parse::<i64>().is_ok() || text.parse::<bool>().is_ok()
 }
 
 fn switch(text: &str) -> Result<bool, Fault> {

@@ -68,7 +68,7 @@ const CASES: &[Case] = &[
     conf("incr_sync.worker = 8 # eight", "incr_sync.worker", &["1 to 256", "comment must stand on its own line"]),
     // Values.
     whole("sync_mode = \"ful\"\nmongo_urls = \"mongodb://a\"\ntunnel.address = \"mongodb://b\"", "sync_mode", &["one of all, full, incr", "did you mean full?"]),
-    toml("incr_sync.worker = 300", "incr_sync.worker", &["\"300\"", "from 1 to 256"]),
+    toml("incr_sync.worker = 300", "incr_sync.worker", &["= 300", "from 1 to 256"]),
     toml("full_sync.reader.parallel_thread = 129", "full_sync.reader.parallel_thread", &["from 1 to 128"]),
     conf("filter.ddl_enable = yes", "filter.ddl_enable", &["true or false"]),
     conf("full_sync.collection_exist_drop =", "full_sync.collection_exist_drop", &["must not be blank", "the default, true"]),
