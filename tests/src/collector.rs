@@ -277,8 +277,8 @@ fn duplicate(file: &File) -> Result<File> {
 fn is_loud(line: &str) -> bool {
     let level = line
         .split_whitespace()
-        .take(3)
-        .any(|word| matches!(word, "WARN" | "ERROR"));
+        .take(4)
+        .any(|word| matches!(word.trim_matches(['[', ']']), "WARN" | "ERROR"));
     let json = line.contains("\"level\":\"WARN\"") || line.contains("\"level\":\"ERROR\"");
     level || json || line.contains("panicked at")
 }
@@ -305,9 +305,9 @@ mod tests {
 
     #[test]
     fn warnings_are_seen_in_both_log_formats() {
-        assert!(is_loud("2026-01-01T00:00:00Z  WARN oplogue: slow"));
+        assert!(is_loud("[2026/11/22 23:40:01 UTC] [WARN] slow"));
         assert!(is_loud(r#"{"timestamp":"x","level":"ERROR","fields":{}}"#));
         assert!(is_loud("thread 'main' panicked at src/main.rs:1:1"));
-        assert!(!is_loud("2026-01-01T00:00:00Z  INFO oplogue: said WARN"));
+        assert!(!is_loud("[2026/11/22 23:40:01 UTC] [INFO] WARN was said"));
     }
 }
