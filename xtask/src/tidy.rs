@@ -1,0 +1,4 @@
+//! (next)
+pub(crate) fn run() -> anyhow::Result<()> {
+    Ok(())
+}
