@@ -7,5 +7,8 @@
 #[cfg(test)]
 mod harness;
 
+#[cfg(test)]
+mod e2e;
+
 #[cfg(not(test))]
 fn main() {}
