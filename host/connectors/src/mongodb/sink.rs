@@ -30,6 +30,7 @@ mod mend;
 mod namespace;
 mod plan;
 
+pub(super) use mend::{batches, documents, shown_id};
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
 
@@ -216,6 +217,11 @@ impl Sink for MongoSink {
 fn merge(into: &mut FlushReport, part: FlushReport) {
     into.refused.extend(part.refused);
     into.operation_time = into.operation_time.max(part.operation_time);
+}
+
+/// Whether a statement was refused because its own `_id` is taken.
+pub(super) fn is_own_id(error: &super::command::StatementError) -> bool {
+    error.code == cure::DUPLICATE_KEY && cure::is_id(error)
 }
 
 /// A refusal of the engine, out of a statement's error.
