@@ -7,5 +7,12 @@
 #[cfg(test)]
 mod harness;
 
+#[cfg(test)]
+mod oplog_source;
+#[cfg(test)]
+mod snapshot;
+#[cfg(test)]
+mod store;
+
 #[cfg(not(test))]
 fn main() {}
