@@ -11,7 +11,7 @@ pub mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopy};
+use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
 use oplogue_connectors::mongodb::sink::{MissingDocument, MongoSink, SinkOptions};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
@@ -28,7 +28,7 @@ use oplogue_engine::pipeline::state::CoreOptions;
 use oplogue_engine::pipeline::{self, Finished, Incremental, IncrementalOptions};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::retry::Backoff;
-use oplogue_engine::sink::Sink;
+use oplogue_engine::sink::{CopyTarget, Sink};
 use oplogue_engine::source::{SnapshotReader, Source};
 use oplogue_plugin_runtime::Chain;
 use tokio::sync::Notify;
@@ -191,9 +191,10 @@ impl Job {
         let before = sink.durability().await?;
         self.save(Stage::FullSync, &position).await?;
         *begin = Some(position.clone());
+        let target = self.copy_target(&sink, resumed);
         let copy = FullSync {
             reader: self.reader(),
-            target: Arc::new(self.copy_target(resumed)),
+            target: Arc::clone(&target) as Arc<dyn CopyTarget>,
             chain: self.chain(),
             namespaces: Arc::clone(&self.namespaces),
             metrics: self.hooks.metrics.clone(),
@@ -252,10 +253,9 @@ impl Job {
             reader,
             chain: self.chain(),
             namespaces: Arc::clone(&self.namespaces),
-            target: self.copy_target(true),
+            target: self.copy_target(&sink, true),
             sink: Arc::clone(&sink),
             source: self.oplog(),
-            left: tokio::sync::Mutex::default(),
         };
         tracing::info!(from = %position, overlap_until = %newest, "incremental starts");
         Ok(Incremental {
@@ -298,6 +298,19 @@ impl Job {
         self.store.save(&checkpoint).await?;
         self.hooks.status.positions().set_checkpoint(position.time());
         Ok(())
+    }
+
+    /// A unique index that somebody built on the target meanwhile kept documents of the copy out.
+    async fn refuse_deferred(&self, target: &MongoCopyTarget) -> Result<()> {
+        let deferred = target.take_deferred().await;
+        let Some((namespace, _)) = deferred.first() else { return Ok(()) };
+        let text = format!(
+            "a unique index on the target refuses {} documents of the copy, the first in {}; drop the index, \
+             Oplogue builds it when the data is complete",
+            deferred.len(),
+            self.namespaces.name(*namespace)
+        );
+        Err(Error::new(Side::Sink, Kind::Conflict, text))
     }
 
     /// The copy is safe when the target's majority has it, written under one primary.
@@ -355,15 +368,15 @@ impl Job {
         ))
     }
 
-    fn copy_target(&self, resumed: bool) -> MongoCopy {
+    fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {
         let full = &self.config.full_sync;
         let options = CopyOptions {
             collection_exist_drop: full.collection_exist_drop,
             resumed,
-            document_batch_size: full.document_batch_size,
+            documents_max: full.document_batch_size,
             majority: full.majority_enable,
         };
-        MongoCopy::new(self.servers.target.clone(), Arc::clone(&self.store), Arc::clone(&self.namespaces), options)
+        Arc::new(MongoCopyTarget::new(Arc::clone(sink), options))
     }
 
     fn copy_options(&self) -> FullSyncOptions {

@@ -9,6 +9,12 @@ mod harness;
 
 #[cfg(test)]
 mod e2e;
+#[cfg(test)]
+mod oplog_source;
+#[cfg(test)]
+mod snapshot;
+#[cfg(test)]
+mod store;
 
 #[cfg(not(test))]
 fn main() {}

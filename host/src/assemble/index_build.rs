@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use oplogue_connectors::mongodb::copy::MongoCopy;
+use oplogue_connectors::mongodb::copy::MongoCopyTarget;
 use oplogue_connectors::mongodb::oplog::OplogSource;
 use oplogue_connectors::mongodb::sink::MongoSink;
 use oplogue_engine::error::{Kind, Result};
@@ -20,7 +20,6 @@ use oplogue_engine::pipeline::AtMark;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::CopyTarget as _;
 use oplogue_engine::source::{SnapshotReader, Source as _};
-use tokio::sync::Mutex;
 
 /// Builds the unique indexes of the copied collections when the overlap ends.
 pub(super) struct UniqueAtMark {
@@ -29,41 +28,40 @@ pub(super) struct UniqueAtMark {
     pub(super) reader: Arc<dyn SnapshotReader>,
     pub(super) chain: Arc<dyn PluginChain>,
     pub(super) namespaces: Arc<Namespaces>,
-    pub(super) target: MongoCopy,
+    pub(super) target: Arc<MongoCopyTarget>,
     pub(super) sink: Arc<MongoSink>,
     pub(super) source: OplogSource,
-    /// What is still to build when a try has failed.
-    pub(super) left: Mutex<Vec<(NamespaceId, Vec<Bytes>)>>,
 }
 
 #[async_trait]
 impl AtMark for UniqueAtMark {
     async fn reached(&self) -> Result<Option<OpTime>> {
-        let mut left = self.left.lock().await;
-        left.extend(self.sink.take_postponed_indexes().await);
-        if self.needed {
-            left.extend(self.unique_of_source().await?);
-        }
-        while let Some((target, specs)) = left.last() {
-            let target = *target;
-            match self.target.create_indexes(target, specs).await {
-                Ok(()) => {
-                    let namespace = self.namespaces.name(target);
-                    tracing::info!(%namespace, indexes = specs.len(), "unique indexes are built");
-                    left.pop();
-                }
-                Err(error) if error.kind() == Kind::Conflict => {
-                    tracing::info!(%error, "a unique index does not hold yet: overlap goes on");
-                    return self.source.newest().await.map(Some);
-                }
-                Err(error) => return Err(error),
+        match self.build().await {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Conflict => {
+                tracing::info!(%error, "a unique index does not hold yet: overlap goes on");
+                return self.source.newest().await.map(Some);
             }
+            Err(error) => return Err(error),
         }
         Ok(None)
     }
 }
 
 impl UniqueAtMark {
+    async fn build(&self) -> Result<()> {
+        self.sink.build_postponed_indexes().await?;
+        if !self.needed {
+            return Ok(());
+        }
+        for (target, specs) in self.unique_of_source().await? {
+            self.target.create_indexes(target, &specs).await?;
+            let namespace = self.namespaces.name(target);
+            tracing::info!(%namespace, indexes = specs.len(), "unique indexes are built");
+        }
+        Ok(())
+    }
+
     async fn unique_of_source(&self) -> Result<Vec<(NamespaceId, Vec<Bytes>)>> {
         let plan = Plan::make(&*self.reader, &self.chain, &self.namespaces).await?;
         let mut all = Vec::new();

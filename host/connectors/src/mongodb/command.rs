@@ -306,7 +306,9 @@ pub(crate) fn integer(document: &Document, name: &str) -> Option<i64> {
 /// The `operationTime` of a reply; a standalone server sends none.
 pub(crate) fn operation_time(reply: &Document) -> Option<OpTime> {
     let ts = reply.get_timestamp("operationTime").ok()?;
-    Some(OpTime::new(ts.time, ts.increment, -1))
+    // The write's own time names the term of the primary that took it.
+    let term = reply.get_document("opTime").ok().and_then(super::topology::op_time).map_or(-1, |time| time.term);
+    Some(OpTime::new(ts.time, ts.increment, term))
 }
 
 #[cfg(test)]

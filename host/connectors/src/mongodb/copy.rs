@@ -55,7 +55,7 @@ impl MongoCopyTarget {
     }
 
     fn executor(&self, plan: &CollectionPlan) -> Executor<'_> {
-        Executor { sink: &self.sink, source: plan.uuid, overlap: false, majority: self.options.majority }
+        Executor::new(&self.sink, plan.uuid, false, self.options.majority)
     }
 
     async fn manner(&self) -> Result<Manner> {

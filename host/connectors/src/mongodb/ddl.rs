@@ -5,10 +5,13 @@
 //! be done already is skipped with a line in the log. Nothing is ever widened: a `dropDatabase` drops collections one
 //! by one and leaves those that a later entry made.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bson::RawDocumentBuf;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::ddl::Routed;
 use oplogue_engine::model::{Change, CollectionUuid, Ddl, Namespace, NamespaceId, OpTime};
+use oplogue_engine::sink::DdlOutcome;
 
 use super::identity::{CollectionInfo, Shape, Standing};
 use super::sink::MongoSink;
@@ -43,21 +46,35 @@ pub(super) struct Executor<'a> {
     pub(super) source: Option<CollectionUuid>,
     pub(super) overlap: bool,
     pub(super) majority: bool,
+    /// A unique index of this DDL must wait for the overlap mark.
+    postponed: AtomicBool,
 }
 
 impl MongoSink {
-    /// Executes a DDL; `None` when there was nothing left to do.
+    /// Executes a DDL.
     ///
     /// # Errors
     /// `Unauthorized` with the privilege that is missing, `CannotApply` with the command and the server's reason.
-    pub(super) async fn execute_ddl(&self, change: &Change, overlap: bool) -> Result<Option<OpTime>> {
+    pub(super) async fn execute_ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
         let target = self.target().await?;
         let Some(ddl) = &change.ddl else {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
         let majority = self.manner(target).majority;
-        let executor = Executor { sink: self, source: change.collection, overlap, majority };
-        executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))
+        let executor = Executor::new(self, change.collection, overlap, majority);
+        let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
+        Ok(match (executor.postponed.load(Ordering::Relaxed), time) {
+            (true, _) => DdlOutcome::Postponed,
+            (false, Some(time)) => DdlOutcome::Done(Some(time)),
+            (false, None) => DdlOutcome::Already,
+        })
+    }
+}
+
+impl<'a> Executor<'a> {
+    /// An executor for one DDL of the source collection `source`.
+    pub(super) fn new(sink: &'a MongoSink, source: Option<CollectionUuid>, overlap: bool, majority: bool) -> Self {
+        Self { sink, source, overlap, majority, postponed: AtomicBool::new(false) }
     }
 }
 

@@ -60,6 +60,7 @@ impl Executor<'_> {
             Some(DUPLICATE_KEY) if self.overlap => {
                 tracing::info!(namespace = %name, "a unique index waits for the end of the overlap");
                 self.sink.postponed.lock().await.push((target, spec.clone()));
+                self.postponed.store(true, std::sync::atomic::Ordering::Relaxed);
                 Ok(None)
             }
             // Options of other versions.
@@ -90,10 +91,11 @@ impl MongoSink {
     /// `Conflict` when an index cannot stand even now.
     pub async fn build_postponed_indexes(&self) -> Result<()> {
         let target = self.target().await?;
-        let postponed = std::mem::take(&mut *self.postponed.lock().await);
-        for (id, spec) in postponed {
-            let name = self.namespaces.name(id);
-            self.build_indexes(&name, &[&spec], self.manner(target).majority).await?;
+        let mut postponed = self.postponed.lock().await;
+        while let Some((id, spec)) = postponed.last() {
+            let name = self.namespaces.name(*id);
+            self.build_indexes(&name, &[spec], self.manner(target).majority).await?;
+            postponed.pop();
         }
         Ok(())
     }
@@ -112,7 +114,7 @@ impl MongoSink {
         specs: &[&Bytes],
         majority: bool,
     ) -> Result<()> {
-        let executor = Executor { sink: self, source: None, overlap: false, majority };
+        let executor = Executor::new(self, None, false, majority);
         let present = self.catalogue.refresh(name).await?;
         let wanted = index_specs(specs)?;
         if wanted.is_empty() {
