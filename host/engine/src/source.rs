@@ -106,6 +106,8 @@ pub trait SnapshotCursor: Send {
     /// The next reply: a raw BSON array of documents in the partition's order, never empty, and its memory; `None` at
     /// the end. A lost cursor is opened again behind the last document in here.
     ///
+    /// Cancel safe: a dropped call loses nothing and the next one goes on with the same request.
+    ///
     /// # Errors
     /// After `Unavailable`, `FailedOver` or `CursorLost` the caller may call again (after its backoff): reading goes on behind the
     /// last document that was returned.

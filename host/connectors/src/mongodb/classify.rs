@@ -5,6 +5,8 @@
 //! message; it never carries the server's whole reply (the driver's own `Display` prints it, and a reply may hold a
 //! user's document).
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "the driver's error kinds are non-exhaustive")]
+
 use mongodb::error::{
     Error as DriverError, ErrorKind, RETRYABLE_WRITE_ERROR, SYSTEM_OVERLOADED_ERROR, TRANSIENT_TRANSACTION_ERROR,
     WriteFailure,

@@ -30,20 +30,28 @@ impl AsRef<[u8]> for ArrayOfReply {
     }
 }
 
-/// A place for a cursor that may be shared between threads though the driver's cursor may not. It is only reached
-/// through `&mut`, so the mutex is never locked.
-#[derive(Default)]
-pub struct CursorSlot(Mutex<Option<RawBatchCursor>>);
+/// A place for something of the driver that is not `Sync` (its cursors, requests in flight) inside a type that must
+/// be. It is only reached through `&mut`, so the mutex is never locked.
+pub struct Slot<T>(Mutex<Option<T>>);
 
-impl CursorSlot {
-    /// The cursor, if one is open.
-    pub fn get(&mut self) -> Option<&mut RawBatchCursor> {
+/// A place for a cursor. What is put over another one closes that one on the server.
+pub type CursorSlot = Slot<RawBatchCursor>;
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T> Slot<T> {
+    /// What is there.
+    pub fn get(&mut self) -> Option<&mut T> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
     }
 
-    /// Puts a cursor here; the former is closed on the server by the driver.
-    pub fn put(&mut self, cursor: Option<RawBatchCursor>) {
-        *self.0.get_mut().unwrap_or_else(PoisonError::into_inner) = cursor;
+    /// Puts something here in place of what was.
+    pub fn put(&mut self, value: Option<T>) {
+        *self.0.get_mut().unwrap_or_else(PoisonError::into_inner) = value;
     }
 }
 
@@ -64,6 +72,17 @@ pub fn array(batch: RawBatch) -> Result<Bytes, Malformed> {
         }
     }
     Err(missing)
+}
+
+/// Whether the cursor is finished on the server: nothing follows this reply.
+///
+/// # Errors
+/// `Malformed` when the reply is none of a cursor.
+pub fn is_last(batch: &RawBatch) -> Result<bool, Malformed> {
+    let missing = Malformed { offset: 0, reason: "a cursor's reply holds no id" };
+    let cursor = raw::find(batch.as_raw_document().as_bytes(), "cursor")?.ok_or(missing.clone())?;
+    let id = raw::find(cursor.value, "id")?.ok_or(missing)?;
+    Ok(id.value.iter().all(|byte| *byte == 0))
 }
 
 /// The first document of a raw array, if there is one.

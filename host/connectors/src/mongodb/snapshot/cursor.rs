@@ -9,17 +9,18 @@ use async_trait::async_trait;
 use bson::{RawDocumentBuf, Timestamp, rawdoc};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use mongodb::Client;
 use mongodb::options::SelectionCriteria;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use oplogue_engine::budget::{Budget, Permit};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::raw::{self, Elements};
+use oplogue_engine::model::raw::{self, Elements, kind};
 use oplogue_engine::model::{DocumentKey, OpTime};
 use oplogue_engine::source::{Partition, ScanOrder, SnapshotCursor};
 
 use crate::mongodb::classify;
-use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX};
+use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
 
 /// Documents of the first request, which shows how large documents are.
 const PROBE_DOCUMENTS: u32 = 200;
@@ -29,6 +30,9 @@ const NATURAL_DOCUMENTS: u32 = 1000;
 const REPLY_DOCUMENTS_MAX: usize = 100_000;
 /// A reply this many times off the wanted size makes the cursor ask for another number of documents.
 const OFF_BY: usize = 4;
+
+/// A cursor on its way.
+type Opening = BoxFuture<'static, Result<RawBatchCursor>>;
 
 /// What is read, and how.
 pub(super) struct Read {
@@ -56,12 +60,25 @@ enum Skip {
     UpTo,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The range of the index, or the whole collection in its order.
+    Scan,
+    /// To the server a range with a lower bound and no upper one ends before `MaxKey`.
+    MaxKey,
+    Done,
+}
+
 pub(super) struct PartitionCursor {
     read: Read,
     budget: Budget,
     cursor: CursorSlot,
+    opening: Slot<Opening>,
+    held: Option<Permit>,
     open: bool,
-    done: bool,
+    phase: Phase,
+    /// Whether the scan that is open began at a lower bound.
+    from_min: bool,
     skip: Skip,
     delivered: Option<Delivered>,
     documents: u32,
@@ -79,28 +96,47 @@ impl PartitionCursor {
             read,
             budget,
             cursor: CursorSlot::default(),
+            opening: Slot::default(),
+            held: None,
             open: false,
-            done: false,
+            phase: Phase::Scan,
+            from_min: false,
             skip: Skip::Nothing,
             delivered: None,
         }
     }
 
     async fn step(&mut self) -> Result<Option<(Bytes, Permit)>> {
-        while !self.done {
-            let mut permit = self.budget.acquire(self.estimate).await;
-            if !self.open {
-                self.reopen().await?;
+        loop {
+            let read = match self.phase {
+                Phase::Scan => self.scan().await?,
+                Phase::MaxKey => self.max_key().await?,
+                Phase::Done => return Ok(None),
+            };
+            if read.is_some() {
+                return Ok(read);
+            }
+        }
+    }
+
+    /// The next reply of the scan with documents in it; at its end the next phase begins.
+    async fn scan(&mut self) -> Result<Option<(Bytes, Permit)>> {
+        while self.phase == Phase::Scan {
+            // Before a cursor is opened too: the driver then holds its first reply.
+            self.hold().await;
+            if !self.open && !self.reopen().await? {
+                continue;
             }
             let Some(reply) = self.reply().await? else {
+                self.finish();
                 break;
             };
+            let mut permit = self.held.take().unwrap_or_else(Permit::none);
             let bytes = reply.as_raw_document().as_bytes().len();
             permit.resize(bytes);
-            // A cursor of number 0 is finished: what this reply holds is the last.
-            self.done = raw::find(reply.as_raw_document().as_bytes(), "cursor")?
-                .and_then(|cursor| raw::find(cursor.value, "id").ok().flatten())
-                .is_some_and(|id| id.value.iter().all(|byte| *byte == 0));
+            if reply::is_last(&reply)? {
+                self.finish();
+            }
             let documents = reply::array(reply)?;
             let documents = self.cut(&documents)?;
             let (count, last) = reply::last_document(&documents)?;
@@ -109,9 +145,44 @@ impl PartitionCursor {
             self.tune(bytes, count);
             return Ok(Some((documents, permit)));
         }
-        self.done = true;
-        self.close();
         Ok(None)
+    }
+
+    /// Memory for the request in flight. Kept when the caller drops its future: the reply comes nevertheless.
+    async fn hold(&mut self) {
+        if self.held.is_none() {
+            self.held = Some(self.budget.acquire(self.estimate).await);
+        }
+    }
+
+    fn finish(&mut self) {
+        let unbounded = self.read.partition.order == ScanOrder::Id && self.read.partition.max.is_none();
+        self.phase = if unbounded && self.from_min { Phase::MaxKey } else { Phase::Done };
+        self.close();
+    }
+
+    /// The document whose `_id` is `MaxKey`, which no scan with a lower bound returns.
+    async fn max_key(&mut self) -> Result<Option<(Bytes, Permit)>> {
+        let mut permit = self.budget.acquire(self.estimate).await;
+        let command = rawdoc! {
+            "find": self.read.partition.namespace.collection(),
+            "filter": { "_id": bson::RawBson::MaxKey },
+            "limit": 1,
+            "singleBatch": true,
+            "readConcern": self.read_concern(),
+        };
+        let mut cursor = self.find(command).await?;
+        let reply = cursor.next().await.transpose().map_err(|e| classify::error(Side::Source, &self.doing(), e))?;
+        self.phase = Phase::Done;
+        let Some(reply) = reply else { return Ok(None) };
+        permit.resize(reply.as_raw_document().as_bytes().len());
+        let documents = reply::array(reply)?;
+        let Some(found) = reply::first_document(&documents)? else {
+            return Ok(None);
+        };
+        let key = DocumentKey::of_document(found)?;
+        let new = self.delivered.as_ref().is_none_or(|delivered| delivered.key != key);
+        Ok(new.then_some((documents, permit)))
     }
 
     async fn reply(&mut self) -> Result<Option<RawBatch>> {
@@ -126,28 +197,42 @@ impl PartitionCursor {
         })
     }
 
-    async fn reopen(&mut self) -> Result<()> {
-        self.skip = match (&self.delivered, self.read.partition.order) {
-            (None, _) => Skip::Nothing,
-            (Some(_), ScanOrder::Id) => Skip::First,
-            (Some(delivered), ScanOrder::Natural) if self.still_there(&delivered.bound).await? => Skip::UpTo,
-            (Some(_), ScanOrder::Natural) => Skip::Nothing,
-        };
-        let cursor = self.find(self.command()?).await?;
-        self.cursor.put(Some(cursor));
+    /// Opens a cursor behind the last document; false when nothing can come there.
+    async fn reopen(&mut self) -> Result<bool> {
+        let min = self.min().map(|min| raw::find(min, "_id")).transpose()?.flatten();
+        if min.is_some_and(|id| id.kind == kind::MAX_KEY) {
+            // Nothing comes behind it, and the server refuses a range that starts there.
+            self.phase = Phase::MaxKey;
+            return Ok(false);
+        }
+        if self.opening.get().is_none() {
+            self.skip = match (&self.delivered, self.read.partition.order) {
+                (None, _) => Skip::Nothing,
+                (Some(_), ScanOrder::Id) => Skip::First,
+                (Some(delivered), ScanOrder::Natural) if self.still_there(&delivered.bound).await? => Skip::UpTo,
+                (Some(_), ScanOrder::Natural) => Skip::Nothing,
+            };
+            self.from_min = self.min().is_some();
+            let opening = self.find(self.command()?);
+            self.opening.put(Some(opening));
+        }
+        let Some(opening) = self.opening.get() else { return Ok(false) };
+        let opened = opening.await;
+        self.opening.put(None);
+        self.cursor.put(Some(opened?));
         self.open = true;
-        Ok(())
+        Ok(true)
     }
 
-    async fn find(&self, command: RawDocumentBuf) -> Result<RawBatchCursor> {
+    /// A request that owns all it needs, so that it can be kept when the caller drops the future that waits for it.
+    fn find(&self, command: RawDocumentBuf) -> Opening {
+        let doing = self.doing();
         let database = self.read.client.database(self.read.partition.namespace.database());
-        let cursor = database
-            .run_raw_cursor_command(command)
-            .selection_criteria(self.read.criteria.clone())
-            .batch_size(self.documents)
-            .batch()
-            .await;
-        cursor.map_err(|e| classify::error(Side::Source, &self.doing(), e))
+        let (criteria, documents) = (self.read.criteria.clone(), self.documents);
+        Box::pin(async move {
+            let request = database.run_raw_cursor_command(command).selection_criteria(criteria).batch_size(documents);
+            request.batch().await.map_err(|e| classify::error(Side::Source, &doing, e))
+        })
     }
 
     fn command(&self) -> Result<RawDocumentBuf> {
@@ -161,8 +246,7 @@ impl PartitionCursor {
             ScanOrder::Natural => command.append(bson::cstr!("hint"), rawdoc! { "$natural": 1 }),
             ScanOrder::Id => {
                 command.append(bson::cstr!("hint"), rawdoc! { "_id": 1 });
-                let min = self.delivered.as_ref().map(|delivered| &delivered.bound).or(partition.min.as_ref());
-                if let Some(min) = min {
+                if let Some(min) = self.min() {
                     command.append(bson::cstr!("min"), document(min)?);
                 }
                 if let Some(max) = &partition.max {
@@ -171,6 +255,11 @@ impl PartitionCursor {
             }
         }
         Ok(command)
+    }
+
+    /// Where a new scan begins.
+    fn min(&self) -> Option<&Bytes> {
+        self.delivered.as_ref().map(|delivered| &delivered.bound).or(self.read.partition.min.as_ref())
     }
 
     fn read_concern(&self) -> RawDocumentBuf {
@@ -233,7 +322,7 @@ impl PartitionCursor {
     /// Sets how many documents the next request asks for; another number needs another cursor.
     fn tune(&mut self, bytes: usize, count: usize) {
         self.estimate = (bytes + bytes / 4).clamp(self.read.reply_bytes / 4, REPLY_BYTES_MAX);
-        if self.done || self.read.partition.order == ScanOrder::Natural {
+        if self.phase != Phase::Scan || self.read.partition.order == ScanOrder::Natural {
             return;
         }
         let wanted = self.read.reply_bytes / (bytes / count.max(1)).max(1);
@@ -248,7 +337,9 @@ impl PartitionCursor {
     }
 
     fn close(&mut self) {
+        self.opening.put(None);
         self.cursor.put(None);
+        self.held = None;
         self.open = false;
     }
 

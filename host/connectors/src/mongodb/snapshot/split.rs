@@ -8,7 +8,7 @@
 use bson::{RawDocumentBuf, rawdoc};
 use bytes::Bytes;
 use oplogue_engine::error::{Result, Side};
-use oplogue_engine::model::raw;
+use oplogue_engine::model::raw::{self, kind};
 use oplogue_engine::model::{DocumentKey, Namespace};
 use oplogue_engine::source::{CollectionPlan, Partition, ScanOrder};
 
@@ -90,12 +90,17 @@ fn bounds(ids: &[Bytes], count: u64) -> Result<Vec<Bytes>> {
     let mut last = None;
     for id in (1..count).filter_map(|n| ids.get(n * ids.len() / count)) {
         let key = DocumentKey::of_document(id)?;
-        if last != Some(key) {
+        if last != Some(key) && !is_extreme(id)? {
             bounds.push(id.clone());
         }
         last = Some(key);
     }
     Ok(bounds)
+}
+
+/// Nothing lies below `MinKey` or above `MaxKey`, and the server refuses an empty range.
+fn is_extreme(document: &[u8]) -> Result<bool> {
+    Ok(raw::find(document, "_id")?.is_some_and(|id| matches!(id.kind, kind::MIN_KEY | kind::MAX_KEY)))
 }
 
 fn ranges(namespace: &Namespace, bounds: Vec<Bytes>) -> Vec<Partition> {
@@ -125,6 +130,12 @@ mod tests {
         let ids = [id(f64::NAN), id(1), id(1.0), id(1_i64), id("a"), id("b")];
         let found = bounds(&ids, 6).unwrap();
         assert_eq!(found, [id(1), id("a"), id("b")]);
+    }
+
+    #[test]
+    fn extremes_are_no_bounds() {
+        let ids = [id(bson::RawBson::MinKey), id(bson::RawBson::MinKey), id(1), id(bson::RawBson::MaxKey)];
+        assert_eq!(bounds(&ids, 4).unwrap(), [id(1)]);
     }
 
     #[test]

@@ -85,6 +85,7 @@ pub(super) fn position(document: &Document) -> Option<Position> {
 
 /// The position of MongoShake's document; none while it is only a place holder. Its `ckpt` is a number
 /// (`secs << 32 | inc`, 1 at first) or a timestamp and knows no term.
+#[allow(clippy::wildcard_enum_match_arm, reason = "BSON has twenty types and two of them are times")]
 pub(super) fn mongoshake(document: &Document) -> Option<Position> {
     let ts = match document.get("ckpt")? {
         Bson::Int64(n) => n.cast_unsigned(),

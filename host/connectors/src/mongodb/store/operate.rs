@@ -29,7 +29,7 @@ pub struct Stored {
     pub kind: StoredKind,
     /// The replica set.
     pub name: String,
-    /// `full-sync` or `incremental`; empty before the first checkpoint and for MongoShake.
+    /// `full-sync`, `catch-up` or `incremental`; empty before the first checkpoint and for MongoShake.
     pub stage: String,
     /// Where a run would go on; none before the first checkpoint and after a reset.
     pub position: Option<Position>,
