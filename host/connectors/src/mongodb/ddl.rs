@@ -14,6 +14,7 @@ use super::identity::{CollectionInfo, Shape, Standing};
 use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, command};
+use super::command::Concern;
 
 mod create;
 mod index;
@@ -42,7 +43,7 @@ pub(super) struct Executor<'a> {
     /// The source collection's identity.
     pub(super) source: Option<CollectionUuid>,
     pub(super) overlap: bool,
-    pub(super) majority: bool,
+    pub(super) concern: Concern,
 }
 
 impl MongoSink {
@@ -55,8 +56,8 @@ impl MongoSink {
         let Some(ddl) = &change.ddl else {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
-        let majority = self.manner(target).majority;
-        let executor = Executor { sink: self, source: change.collection, overlap, majority };
+        let concern = self.manner(target).concern;
+        let executor = Executor { sink: self, source: change.collection, overlap, concern };
         executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))
     }
 }
@@ -121,7 +122,7 @@ impl Executor<'_> {
     /// Drops whatever stands under `name`.
     pub(super) async fn drop_now(&self, name: &Namespace) -> Result<Option<OpTime>> {
         let mut w = self.command("drop", visible(name));
-        command::write_concern(&mut w, self.majority);
+        command::write_concern(&mut w, self.concern);
         let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
         self.sink.catalogue.refresh(name).await?;
         Ok(time)
@@ -160,7 +161,7 @@ impl Executor<'_> {
         }
         let mut w = self.command("collMod", visible(name));
         w.splice(options);
-        command::write_concern(&mut w, self.majority);
+        command::write_concern(&mut w, self.concern);
         let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
         let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND] } else { &[] };
         self.run(name.database(), doing, name, w, tolerated).await
@@ -176,7 +177,7 @@ impl Executor<'_> {
         let time = if turn == Turn::Run {
             let mut w = self.command("convertToCapped", name.collection());
             w.value("size", oplogue_engine::model::raw::kind::INT64, &size_bytes.to_le_bytes());
-            command::write_concern(&mut w, self.majority);
+            command::write_concern(&mut w, self.concern);
             self.run(name.database(), "convertToCapped", name, w, &[]).await?
         } else {
             skipped("convertToCapped", name)
