@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod sink;
 
 #[cfg(not(test))]
 fn main() {}
