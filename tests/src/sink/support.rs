@@ -11,7 +11,7 @@ use mongodb::Client;
 use oplogue_connectors::mongodb::sink::{MongoSink, SinkOptions};
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{Change, CollectionUuid, Namespaces, OpTime};
+use oplogue_engine::model::{CollectionUuid, Namespaces, OpTime};
 use oplogue_engine::sink::{Content, Patch, Write};
 
 /// Identity pairs in memory.
@@ -47,6 +47,7 @@ impl CheckpointStore for MemoryStore {
 
 /// A sink, its store and its names.
 pub(super) struct Bench {
+    pub(super) source: Client,
     pub(super) client: Client,
     pub(super) sink: Arc<MongoSink>,
     pub(super) store: Arc<MemoryStore>,
@@ -64,18 +65,17 @@ impl Bench {
         let names = Namespaces::shared();
         let sink = Arc::new(MongoSink::new(
             client.clone(),
-            Some(source),
+            Some(source.clone()),
             Arc::clone(&store) as Arc<dyn CheckpointStore>,
             Arc::clone(&names),
             options,
         ));
-        Self { client, sink, store, names, options }
+        Self { source, client, sink, store, names, options }
     }
 
     /// The same after a restart: what is known comes from the store and the server.
     pub(super) fn restarted(&self) -> Self {
-        let source = self.client.clone();
-        Self::over(source, self.client.clone(), self.options, Arc::clone(&self.store))
+        Self::over(self.source.clone(), self.client.clone(), self.options, Arc::clone(&self.store))
     }
 
     /// A write of `content` from `source` to `target` (both `db.collection`).
@@ -139,22 +139,8 @@ pub(super) fn content(entry: &RawDocumentBuf) -> (Document, Content) {
     }
 }
 
-/// The DDL changes among the oplog entries after `since`, decoded as the engine does, routed to `rename`.
+/// A document for a message.
 pub(super) fn shown(document: &RawDocumentBuf) -> String {
     let readable: std::result::Result<Document, _> = document.clone().try_into();
     readable.map_or_else(|_| format!("{document:?}"), |document| document.to_string())
-}
-
-/// Marks a change's namespaces as routed elsewhere.
-pub(super) fn route(change: &mut Change, names: &Namespaces, from_db: &str, to_db: &str) {
-    let moved = |id| {
-        let name = names.name(id);
-        if name.database() == from_db { names.intern(&format!("{to_db}.{}", name.collection())) } else { id }
-    };
-    change.target = moved(change.target);
-    if let Some(ddl) = &mut change.ddl {
-        for routed in ddl.namespaces_mut() {
-            routed.target = moved(routed.target);
-        }
-    }
 }
