@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod sink;
 
 #[cfg(test)]
 mod e2e;

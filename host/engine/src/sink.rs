@@ -113,6 +113,13 @@ pub trait Sink: Send + Sync {
     /// Executes one DDL whose scope is drained, at most once by collection identity (correctness.md §6).
     async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome>;
 
+    /// Whether a change of a document, met in overlap, belongs to a collection that a later DDL moved or dropped
+    /// already: it must not be written to whatever stands under that name now (correctness.md §6). Cheap; asks no
+    /// server.
+    fn superseded(&self, _change: &Change) -> bool {
+        false
+    }
+
     /// Asks the target how far it is majority-committed.
     async fn durability(&self) -> Result<Durability>;
 

@@ -157,11 +157,26 @@ pub(crate) fn selector(w: &mut RawWriter, name: &str, key: &[u8]) {
     });
 }
 
+/// The write concern of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Concern {
+    /// `w: 1`, said aloud: since 5.0 a server's default is majority.
+    One,
+    Majority,
+    /// None: the transaction around the command has it.
+    OfTransaction,
+}
+
+impl Concern {
+    pub(crate) fn of(majority: bool) -> Self {
+        if majority { Self::Majority } else { Self::One }
+    }
+}
+
 /// How commands are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Manner {
-    /// `w: "majority"` instead of `w: 1`.
-    pub(crate) majority: bool,
+    pub(crate) concern: Concern,
     /// The user may bypass validators, so documents that the source accepted are not judged again.
     pub(crate) bypass_validation: bool,
 }
@@ -211,12 +226,12 @@ pub(crate) async fn send(
 }
 
 /// One command with as many of `statements` as fit, and how many those are.
-fn build(collection: &str, verb: Verb, statements: &[&Statement<'_>], manner: Manner) -> (Vec<u8>, usize) {
+pub(crate) fn build(collection: &str, verb: Verb, statements: &[&Statement<'_>], manner: Manner) -> (Vec<u8>, usize) {
     let estimate: usize = statements.iter().map(|s| s.bytes()).sum();
     let mut writer = RawWriter::with_capacity(estimate.min(COMMAND_BYTES) + 1024);
     writer.string(verb.command(), collection);
     writer.boolean("ordered", false);
-    write_concern(&mut writer, manner.majority);
+    write_concern(&mut writer, manner.concern);
     if manner.bypass_validation && verb != Verb::Delete {
         writer.boolean("bypassDocumentValidation", true);
     }
@@ -234,14 +249,12 @@ fn build(collection: &str, verb: Verb, statements: &[&Statement<'_>], manner: Ma
 }
 
 /// Appends the write concern of a command.
-pub(crate) fn write_concern(writer: &mut RawWriter, majority: bool) {
-    writer.document("writeConcern", |w| {
-        if majority {
-            w.string("w", "majority");
-        } else {
-            w.int("w", 1);
-        }
-    });
+pub(crate) fn write_concern(writer: &mut RawWriter, concern: Concern) {
+    match concern {
+        Concern::One => writer.document("writeConcern", |w| w.int("w", 1)),
+        Concern::Majority => writer.document("writeConcern", |w| w.string("w", "majority")),
+        Concern::OfTransaction => {}
+    }
 }
 
 async fn run(client: &Client, namespace: &Namespace, command: Vec<u8>) -> Result<Outcome> {
@@ -258,7 +271,7 @@ pub(crate) fn raw(command: Vec<u8>) -> Result<RawDocumentBuf> {
 }
 
 /// Reads a reply of `insert`, `update` or `delete`.
-fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
+pub(crate) fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
     if let Ok(concern) = reply.get_document("writeConcernError") {
         let code = integer(concern, "code").unwrap_or_default();
         let kind = i32::try_from(code).ok().and_then(classify::of_code).unwrap_or(Kind::Unavailable);
@@ -276,6 +289,17 @@ fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
     }
     let matched = integer(reply, "n").unwrap_or_default().cast_unsigned();
     Ok(Outcome { matched, errors, operation_time: operation_time(reply) })
+}
+
+/// A duplicate key that the server reports as the error of the whole command.
+pub(crate) fn whole_error(e: &mongodb::error::Error) -> Option<StatementError> {
+    let reply: Document = e.server_response()?.try_into().ok()?;
+    let pattern = reply.get_document("keyPattern").ok()?.clone();
+    Some(StatementError {
+        code: i32::try_from(integer(&reply, "code")?).ok()?,
+        message: reply.get_str("errmsg").unwrap_or_default().to_owned(),
+        key_pattern: Some(pattern),
+    })
 }
 
 fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
@@ -320,7 +344,7 @@ mod tests {
         Document::from_reader(bytes).unwrap()
     }
 
-    const MANNER: Manner = Manner { majority: false, bypass_validation: false };
+    const MANNER: Manner = Manner { concern: Concern::One, bypass_validation: false };
 
     #[test]
     fn ids_that_look_like_operators_are_compared_as_values() {

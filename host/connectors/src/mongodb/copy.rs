@@ -15,7 +15,7 @@ use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::CopyTarget;
 use oplogue_engine::source::CollectionPlan;
 
-use super::command::{self, Manner, Statement, StatementError, Verb};
+use super::command::{self, Concern, Manner, Statement, StatementError, Verb};
 use super::ddl::{Executor, create_command};
 use super::identity::{CollectionInfo, Standing};
 use super::sink::MongoSink;
@@ -55,12 +55,17 @@ impl MongoCopyTarget {
     }
 
     fn executor(&self, plan: &CollectionPlan) -> Executor<'_> {
-        Executor::new(&self.sink, plan.uuid, false, self.options.majority)
+        Executor::new(&self.sink, plan.uuid, false, self.concern())
     }
 
     async fn manner(&self) -> Result<Manner> {
         let manner = self.sink.manner(self.sink.target().await?);
-        Ok(Manner { majority: manner.majority || self.options.majority, ..manner })
+        let concern = if self.options.majority { Concern::Majority } else { manner.concern };
+        Ok(Manner { concern, ..manner })
+    }
+
+    fn concern(&self) -> Concern {
+        Concern::of(self.options.majority)
     }
 
     /// Whether an earlier run of this copy made what stands there.
@@ -167,7 +172,7 @@ impl CopyTarget for MongoCopyTarget {
             }
             executor.drop_now(&name).await?;
         }
-        let command = create_command(&name, &plan.options, self.options.majority)?;
+        let command = create_command(&name, &plan.options, self.concern())?;
         executor.run(name.database(), "create", &name, command, &[]).await?;
         executor.adopt(&stored_in(&name, plan)).await?;
         self.sink.catalogue.refresh(&name).await?;
@@ -186,7 +191,7 @@ impl CopyTarget for MongoCopyTarget {
     async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<()> {
         let name = self.sink.namespaces.name(target);
         let specs: Vec<&Bytes> = specs.iter().collect();
-        self.sink.build_indexes(&name, &specs, self.options.majority).await
+        self.sink.build_indexes(&name, &specs, self.concern()).await
     }
 }
 

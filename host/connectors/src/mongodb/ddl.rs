@@ -17,6 +17,7 @@ use super::identity::{CollectionInfo, Shape, Standing};
 use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, command};
+use super::command::Concern;
 
 mod create;
 mod index;
@@ -45,7 +46,7 @@ pub(super) struct Executor<'a> {
     /// The source collection's identity.
     pub(super) source: Option<CollectionUuid>,
     pub(super) overlap: bool,
-    pub(super) majority: bool,
+    pub(super) concern: Concern,
     /// A unique index of this DDL must wait for the overlap mark.
     postponed: AtomicBool,
 }
@@ -60,8 +61,8 @@ impl MongoSink {
         let Some(ddl) = &change.ddl else {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
-        let majority = self.manner(target).majority;
-        let executor = Executor::new(self, change.collection, overlap, majority);
+        let concern = self.manner(target).concern;
+        let executor = Executor::new(self, change.collection, overlap, concern);
         let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
         Ok(match (executor.postponed.load(Ordering::Relaxed), time) {
             (true, _) => DdlOutcome::Postponed,
@@ -73,8 +74,8 @@ impl MongoSink {
 
 impl<'a> Executor<'a> {
     /// An executor for one DDL of the source collection `source`.
-    pub(super) fn new(sink: &'a MongoSink, source: Option<CollectionUuid>, overlap: bool, majority: bool) -> Self {
-        Self { sink, source, overlap, majority, postponed: AtomicBool::new(false) }
+    pub(super) fn new(sink: &'a MongoSink, source: Option<CollectionUuid>, overlap: bool, concern: Concern) -> Self {
+        Self { sink, source, overlap, concern, postponed: AtomicBool::new(false) }
     }
 }
 
@@ -138,7 +139,7 @@ impl Executor<'_> {
     /// Drops whatever stands under `name`.
     pub(super) async fn drop_now(&self, name: &Namespace) -> Result<Option<OpTime>> {
         let mut w = self.command("drop", visible(name));
-        command::write_concern(&mut w, self.majority);
+        command::write_concern(&mut w, self.concern);
         let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
         self.sink.catalogue.refresh(name).await?;
         Ok(time)
@@ -177,7 +178,7 @@ impl Executor<'_> {
         }
         let mut w = self.command("collMod", visible(name));
         w.splice(options);
-        command::write_concern(&mut w, self.majority);
+        command::write_concern(&mut w, self.concern);
         let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
         let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND] } else { &[] };
         self.run(name.database(), doing, name, w, tolerated).await
@@ -193,7 +194,7 @@ impl Executor<'_> {
         let time = if turn == Turn::Run {
             let mut w = self.command("convertToCapped", name.collection());
             w.value("size", oplogue_engine::model::raw::kind::INT64, &size_bytes.to_le_bytes());
-            command::write_concern(&mut w, self.majority);
+            command::write_concern(&mut w, self.concern);
             self.run(name.database(), "convertToCapped", name, w, &[]).await?
         } else {
             skipped("convertToCapped", name)

@@ -1,9 +1,252 @@
-//! Stub.
-use super::sink::MongoSink;
-use oplogue_engine::error::Result;
+//! Settles changes that collided on unique keys: final images of all of them, in one transaction.
+//!
+//! Two documents that swapped a unique value, or passed it round, cannot be written one after the other in any
+//! order. So a group is reduced to one final image a document, and one transaction deletes all of the documents and
+//! inserts the images (correctness.md §4). Images of updates are computed by the target itself, with the same stages
+//! that an update would use. What collides even so is a conflict with a document outside of the group; it is
+//! reported, and the rest is settled without it.
+
+use std::collections::BTreeMap;
+
+use bson::Document;
+use bytes::Bytes;
+use mongodb::ClientSession;
+use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
+use mongodb::options::{Acknowledgment, WriteConcern};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::{FlushReport, Write};
+
+use super::command::{self, Concern, Manner, Statement, StatementError};
+use super::sink::{MongoSink, refusal};
+use super::writer::RawWriter;
+use super::{classify, patch};
+
+mod image;
+
+use image::Image;
+
+/// How often a transaction that the server broke off is tried again.
+const TRIES: usize = 8;
+
+/// What one try came to.
+enum Try {
+    Settled(Option<OpTime>),
+    /// The image with this index collides with something.
+    Collides(usize, StatementError),
+    /// The server broke the transaction off; it can be tried again.
+    Again(DriverError),
+}
+
+/// An error inside a transaction.
+enum Broken {
+    Driver(DriverError),
+    Other(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(e: Error) -> Self {
+        Self::Other(e)
+    }
+}
+
 impl MongoSink {
-    pub(super) async fn settle_group(&self, _w: &[Write]) -> Result<FlushReport> {
-        Ok(FlushReport::default())
+    pub(super) async fn settle_group(&self, writes: &[Write]) -> Result<FlushReport> {
+        let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
+        for (index, write) in writes.iter().enumerate() {
+            groups.entry(write.target).or_default().push((index, write));
+        }
+        let mut report = FlushReport::default();
+        for (namespace, group) in groups {
+            let name = self.namespaces.name(namespace);
+            let part = self.settle_namespace(&name, &group).await.map_err(|e| e.context(format!("settle {name}")))?;
+            report.refused.extend(part.refused);
+            report.operation_time = part.operation_time.max(report.operation_time);
+        }
+        report.refused.sort_by_key(|(index, _)| *index);
+        Ok(report)
+    }
+
+    async fn settle_namespace(&self, name: &Namespace, writes: &[(usize, &Write)]) -> Result<FlushReport> {
+        let mut images = image::images(writes)?;
+        let mut report = FlushReport::default();
+        let mut broken_off = 0;
+        while !images.is_empty() {
+            match self.settle_once(name, &images).await? {
+                Try::Settled(time) => {
+                    report.operation_time = time;
+                    break;
+                }
+                Try::Collides(at, error) => {
+                    let image = images.remove(at);
+                    report.refused.extend(image.writes.iter().map(|(index, _)| (*index, refusal(&error))));
+                }
+                Try::Again(e) if broken_off < TRIES => {
+                    broken_off += 1;
+                    tracing::debug!(namespace = %name, error = %e, "the settling transaction is tried again");
+                }
+                Try::Again(e) => return Err(classify::error(Side::Sink, "settle unique keys in a transaction", e)),
+            }
+        }
+        Ok(report)
+    }
+
+    async fn settle_once(&self, name: &Namespace, images: &[Image<'_>]) -> Result<Try> {
+        let target = self.target().await?;
+        let manner = Manner { concern: Concern::OfTransaction, ..self.manner(target) };
+        let majority = self.manner(target).concern == Concern::Majority;
+        let failed = |e| classify::error(Side::Sink, "start a transaction", e);
+        let mut session = self.client.start_session().await.map_err(failed)?;
+        let concern = if majority { Acknowledgment::Majority } else { Acknowledgment::Nodes(1) };
+        let concern = WriteConcern::builder().w(concern).build();
+        session.start_transaction().write_concern(concern).await.map_err(failed)?;
+        match self.rewrite(&mut session, name, images, manner).await {
+            Ok(None) => commit(session).await,
+            Ok(Some((at, error))) => {
+                abort(session).await;
+                Ok(Try::Collides(at, error))
+            }
+            Err(Broken::Driver(e)) => {
+                abort(session).await;
+                if e.contains_label(TRANSIENT_TRANSACTION_ERROR) {
+                    return Ok(Try::Again(e));
+                }
+                Err(classify::error(Side::Sink, "settle unique keys in a transaction", e))
+            }
+            Err(Broken::Other(e)) => {
+                abort(session).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Reads what must be read, deletes everything, writes the images. The first collision ends it.
+    async fn rewrite(
+        &self,
+        session: &mut ClientSession,
+        name: &Namespace,
+        images: &[Image<'_>],
+        manner: Manner,
+    ) -> Result<Option<(usize, StatementError)>, Broken> {
+        let mut computed: Vec<Option<Bytes>> = Vec::with_capacity(images.len());
+        for image in images {
+            computed.push(self.compute(session, name, image).await?);
+        }
+        let deletes: Vec<Statement<'_>> = images.iter().map(|image| Statement::Delete { key: image.key() }).collect();
+        if let Some((at, error)) = self.send_in(session, name, &deletes, manner).await? {
+            return Ok(Some((at, error)));
+        }
+        let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
+        for (at, (image, computed)) in images.iter().zip(&computed).enumerate() {
+            if let Some(statement) = image.statement(computed.as_deref())? {
+                finals.push((at, statement));
+            }
+        }
+        for run in finals.chunk_by(|a, b| a.1.verb() == b.1.verb()) {
+            let statements: Vec<Statement<'_>> = run.iter().map(|(_, statement)| statement.clone()).collect();
+            if let Some((at, error)) = self.send_in(session, name, &statements, manner).await? {
+                return Ok(Some((run.get(at).map_or(0, |(at, _)| *at), error)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The image of a document that is only updated: what the target has, with the updates over it. One that the
+    /// target does not have is read from the source, outside of overlap.
+    async fn compute(
+        &self,
+        session: &mut ClientSession,
+        name: &Namespace,
+        image: &Image<'_>,
+    ) -> Result<Option<Bytes>, Broken> {
+        let Some(diffs) = image.diffs_over_target() else { return Ok(None) };
+        let stages = match patch::pipeline(None, diffs) {
+            Ok(stages) => stages,
+            Err(patch::CompileError::TooDeep) => return Ok(self.fetch(image.last()).await?),
+            Err(e) => return Err(Error::new(Side::Source, Kind::CannotApply, "read a diff").caused_by(e).into()),
+        };
+        let mut w = RawWriter::with_capacity(stages.len() + 256);
+        w.string("aggregate", name.collection());
+        w.array("pipeline", |w| {
+            w.document("", |w| command::selector(w, "$match", image.key()));
+            w.splice_values(&stages);
+        });
+        w.document("cursor", |_| ());
+        let database = self.client.database(name.database());
+        let command = command::raw(w.finish())?;
+        let cursor = database.run_raw_cursor_command(command).session(&mut *session).await.map_err(Broken::Driver)?;
+        let found = first(cursor, session).await.map_err(Broken::Driver)?;
+        if found.is_none() && !image.last().overlap {
+            return Ok(self.fetch(image.last()).await?);
+        }
+        Ok(found)
+    }
+
+    /// Sends statements of one verb inside the transaction; the first error and its index.
+    async fn send_in(
+        &self,
+        session: &mut ClientSession,
+        name: &Namespace,
+        statements: &[Statement<'_>],
+        manner: Manner,
+    ) -> Result<Option<(usize, StatementError)>, Broken> {
+        let all: Vec<&Statement<'_>> = statements.iter().collect();
+        let mut rest = all.as_slice();
+        let mut offset = 0;
+        while let Some(first) = rest.first() {
+            let (command, taken) = command::build(name.collection(), first.verb(), rest, manner);
+            let database = self.client.database(name.database());
+            let reply = database.run_raw_command(command::raw(command)?).session(&mut *session).await;
+            let outcome = match reply {
+                Ok(reply) => command::read(name, &reply)?,
+                Err(e) => match command::whole_error(&e) {
+                    // In a transaction some servers report a statement's error as the command's own.
+                    Some(error) if taken == 1 => return Ok(Some((offset, error))),
+                    _ => return Err(Broken::Driver(e)),
+                },
+            };
+            if let Some((at, error)) = outcome.errors.into_iter().next() {
+                return Ok(Some((offset + at, error)));
+            }
+            offset += taken;
+            rest = rest.get(taken..).unwrap_or_default();
+        }
+        Ok(None)
+    }
+}
+
+/// The first document of a cursor, raw.
+async fn first(
+    mut cursor: mongodb::SessionCursor<Document>,
+    session: &mut ClientSession,
+) -> std::result::Result<Option<Bytes>, DriverError> {
+    let mut found = None;
+    while cursor.advance(session).await? {
+        found = Some(Bytes::copy_from_slice(cursor.current().as_bytes()));
+    }
+    Ok(found)
+}
+
+async fn commit(mut session: ClientSession) -> Result<Try> {
+    for _ in 0..TRIES {
+        match session.commit_transaction().await {
+            Ok(()) => {
+                let time = session.operation_time();
+                return Ok(Try::Settled(time.map(|ts| OpTime::new(ts.time, ts.increment, -1))));
+            }
+            Err(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => return Ok(Try::Again(e)),
+            Err(e) if e.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => {
+                tracing::debug!(error = %e, "the commit is asked for again");
+            }
+            Err(e) => return Err(classify::error(Side::Sink, "commit a transaction", e)),
+        }
+    }
+    Err(Error::new(Side::Sink, Kind::Unavailable, "commit a transaction: its outcome stays unknown"))
+}
+
+/// Gives a transaction up. The server forgets it by itself when this fails.
+async fn abort(mut session: ClientSession) {
+    if let Err(e) = session.abort_transaction().await {
+        tracing::debug!(error = %e, "a transaction could not be aborted; it ends by itself");
     }
 }

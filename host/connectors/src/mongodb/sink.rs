@@ -13,12 +13,12 @@ use bson::doc;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
-use oplogue_engine::error::{Result, Side};
+use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
 use tokio::sync::OnceCell;
 
-use super::command::Manner;
+use super::command::{Concern, Manner};
 use super::identity::{Catalogue, Standing};
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
@@ -30,7 +30,7 @@ mod mend;
 mod namespace;
 mod plan;
 
-pub(super) use mend::{batches, documents, shown_id};
+pub(super) use mend::shown_id;
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
 
@@ -79,8 +79,6 @@ pub struct MongoSink {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
     pub(super) bypass_validation: bool,
-    /// Wire version: 13 = 5.0, 17 = 6.0.
-    pub(super) wire_version: i32,
     /// A `mongos` reports no majority time of its own, so it is always written with majority concern.
     is_mongos: bool,
 }
@@ -111,7 +109,7 @@ impl MongoSink {
     }
 
     /// Reads the identity pairs and the target's catalogue, and asks what the user may do. Done at the first write
-    /// otherwise; [`Self::superseded`] answers `false` before it.
+    /// otherwise; [`Sink::superseded`] answers `false` before it.
     ///
     /// # Errors
     /// `Unavailable`, `Unauthorized`.
@@ -125,17 +123,6 @@ impl MongoSink {
         self.counters.read()
     }
 
-    /// Whether a change, met in overlap, belongs to a collection that a later DDL moved or dropped already: it must
-    /// not be written to whatever stands under that name now.
-    #[must_use]
-    pub fn superseded(&self, change: &Change) -> bool {
-        let Some(source) = change.collection else {
-            return false;
-        };
-        let name = self.namespaces.name(change.target);
-        matches!(self.catalogue.standing(&name, source), Standing::Other | Standing::Gone)
-    }
-
     pub(super) async fn target(&self) -> Result<Target> {
         self.ready.get_or_try_init(|| self.inspect()).await.copied()
     }
@@ -143,18 +130,25 @@ impl MongoSink {
     async fn inspect(&self) -> Result<Target> {
         let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
         let hello = hello.map_err(|e| classify::error(Side::Sink, "ask the target what it is", e))?;
+        // 5.0 is wire version 13: the first server with `$getField` and `$unsetField`.
+        if hello.get_i32("maxWireVersion").unwrap_or_default() < 13 {
+            let text = "the target is older than MongoDB 5.0, which lacks the expressions of exact updates";
+            return Err(Error::new(Side::Sink, Kind::Unsupported, text));
+        }
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
         self.catalogue.load().await?;
         Ok(Target {
             bypass_validation: privileges.allows(&bypass()),
-            wire_version: hello.get_i32("maxWireVersion").unwrap_or_default(),
             is_mongos: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
         })
     }
 
     pub(super) fn manner(&self, target: Target) -> Manner {
-        Manner { majority: self.options.majority || target.is_mongos, bypass_validation: target.bypass_validation }
+        Manner {
+            concern: Concern::of(self.options.majority || target.is_mongos),
+            bypass_validation: target.bypass_validation,
+        }
     }
 }
 
@@ -193,6 +187,12 @@ impl Sink for MongoSink {
 
     async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
         self.execute_ddl(change, overlap).await
+    }
+
+    fn superseded(&self, change: &Change) -> bool {
+        let Some(source) = change.collection else { return false };
+        let name = self.namespaces.name(change.target);
+        matches!(self.catalogue.standing(&name, source), Standing::Other | Standing::Gone)
     }
 
     async fn durability(&self) -> Result<Durability> {

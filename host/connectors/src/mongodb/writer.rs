@@ -5,7 +5,7 @@
 //! tree of typed nodes on its way. It tracks the nesting depth, since the server refuses commands deeper than 200
 //! levels; it never checks what it is given: values come from a walk that has checked them.
 
-use oplogue_engine::model::raw::{Element, kind};
+use oplogue_engine::model::raw::{Element, Elements, kind};
 
 /// A document under construction. Inside an array the given names are ignored and replaced by the index.
 #[derive(Debug)]
@@ -67,6 +67,12 @@ impl RawWriter {
     pub(crate) fn splice(&mut self, document: &[u8]) {
         let inner = document.len().checked_sub(1).and_then(|end| document.get(4..end));
         self.bytes.extend_from_slice(inner.unwrap_or_default());
+    }
+
+    /// Appends the values of a raw array, numbered anew where they come to stand in an array.
+    pub(crate) fn splice_values(&mut self, array: &[u8]) {
+        let elements = Elements::new(array).into_iter().flatten().filter_map(Result::ok);
+        elements.for_each(|element| self.element(&element));
     }
 
     /// Appends a raw document as a value.

@@ -6,6 +6,7 @@ use oplogue_engine::model::{Namespace, OpTime};
 
 use super::{BUCKETS, Executor, NAMESPACE_EXISTS, skipped};
 use crate::mongodb::command;
+use crate::mongodb::command::Concern;
 use crate::mongodb::identity::{Shape, Standing};
 use crate::mongodb::writer::RawWriter;
 
@@ -36,7 +37,7 @@ impl Executor<'_> {
         } else if present.is_some() && self.overlap {
             return Ok(skipped("create", name));
         }
-        let w = create_command(name, options, self.majority)?;
+        let w = create_command(name, options, self.concern)?;
         let time = self.run(name.database(), "create", name, w, &[NAMESPACE_EXISTS]).await?;
         self.adopt(name).await?;
         Ok(time)
@@ -50,7 +51,7 @@ impl Executor<'_> {
         if self.sink.catalogue.refresh(name).await?.is_some_and(|info| info.shape == Shape::View) {
             self.drop_now(name).await?;
         }
-        let w = create_command(name, options, self.majority)?;
+        let w = create_command(name, options, self.concern)?;
         let time = self.run(name.database(), "create", name, w, &[]).await?;
         self.sink.catalogue.refresh(name).await?;
         Ok(time)
@@ -67,7 +68,7 @@ fn is_bucket_view(options: &[u8]) -> Result<bool, Malformed> {
 ///
 /// # Errors
 /// When the options are no BSON.
-pub(crate) fn create_command(name: &Namespace, options: &[u8], majority: bool) -> Result<RawWriter, Malformed> {
+pub(crate) fn create_command(name: &Namespace, options: &[u8], concern: Concern) -> Result<RawWriter, Malformed> {
     let buckets = name.collection().strip_prefix(BUCKETS);
     let mut w = RawWriter::with_capacity(options.len() + 128);
     w.string("create", buckets.unwrap_or(name.collection()));
@@ -78,7 +79,7 @@ pub(crate) fn create_command(name: &Namespace, options: &[u8], majority: bool) -
             w.element(&option);
         }
     }
-    command::write_concern(&mut w, majority);
+    command::write_concern(&mut w, concern);
     Ok(w)
 }
 
@@ -88,7 +89,7 @@ mod tests {
     use bson::{Document, doc, rawdoc};
 
     fn created(name: &str, options: &bson::RawDocumentBuf) -> Document {
-        let w = create_command(&Namespace::new(name), options.as_bytes(), false).unwrap();
+        let w = create_command(&Namespace::new(name), options.as_bytes(), Concern::One).unwrap();
         Document::from_reader(w.finish().as_slice()).unwrap()
     }
 

@@ -8,11 +8,12 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 
-use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
+use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped};
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, command};
+use crate::mongodb::command::Concern;
 
 const DUPLICATE_KEY: i32 = 11000;
 const INDEX_OPTIONS_CONFLICT: i32 = 85;
@@ -32,7 +33,7 @@ impl Executor<'_> {
         }
         let mut time = None;
         for spec in specs {
-            let w = index_command(&name, present, &[spec], self.majority, false)?;
+            let w = index_command(&name, present, &[spec], self.concern, false)?;
             match self.try_run(name.database(), w).await? {
                 Ok(at) => time = at.max(time),
                 Err(e) => time = self.index_refused(&name, target, present, spec, e).await?.max(time),
@@ -65,7 +66,7 @@ impl Executor<'_> {
             }
             // Options of other versions.
             Some(INVALID_INDEX_OPTION) => {
-                let w = index_command(name, present, &[spec], self.majority, true)?;
+                let w = index_command(name, present, &[spec], self.concern, true)?;
                 self.run(name.database(), "createIndexes", name, w, &[]).await
             }
             _ => Err(classify::error(Side::Sink, &format!("run createIndexes on {name}"), e)),
@@ -77,9 +78,9 @@ impl Executor<'_> {
             return Ok(skipped("dropIndexes", name));
         }
         self.sink.forget_postponed(name, index).await;
-        let mut w = self.command("dropIndexes", visible(name));
+        let mut w = self.command("dropIndexes", name.collection());
         w.string("index", index);
-        command::write_concern(&mut w, self.majority);
+        command::write_concern(&mut w, self.concern);
         self.run(name.database(), "dropIndexes", name, w, &[INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND]).await
     }
 }
@@ -94,7 +95,7 @@ impl MongoSink {
         let mut postponed = self.postponed.lock().await;
         while let Some((id, spec)) = postponed.last() {
             let name = self.namespaces.name(*id);
-            self.build_indexes(&name, &[spec], self.manner(target).majority).await?;
+            self.build_indexes(&name, &[spec], self.manner(target).concern).await?;
             postponed.pop();
         }
         Ok(())
@@ -112,21 +113,21 @@ impl MongoSink {
         &self,
         name: &Namespace,
         specs: &[&Bytes],
-        majority: bool,
+        concern: Concern,
     ) -> Result<()> {
-        let executor = Executor::new(self, None, false, majority);
+        let executor = Executor::new(self, None, false, concern);
         let present = self.catalogue.refresh(name).await?;
         let wanted = index_specs(specs)?;
         if wanted.is_empty() {
             return Ok(());
         }
-        let w = index_command(name, present, &wanted, majority, false)?;
+        let w = index_command(name, present, &wanted, concern, false)?;
         if executor.try_run(name.database(), w).await?.is_ok() {
             return Ok(());
         }
         let mut failed: Vec<(Kind, String)> = Vec::new();
         for spec in wanted {
-            let w = index_command(name, present, &[spec], majority, true)?;
+            let w = index_command(name, present, &[spec], concern, true)?;
             if let Err(e) = executor.try_run(name.database(), w).await? {
                 let index = index_name(spec).unwrap_or_default();
                 let doing = format!("build index {}", String::from_utf8_lossy(&index));
@@ -166,12 +167,12 @@ fn index_command(
     name: &Namespace,
     present: Option<CollectionInfo>,
     specs: &[&Bytes],
-    majority: bool,
+    concern: Concern,
     ignore_unknown: bool,
 ) -> Result<RawWriter, Malformed> {
     let collated = present.is_some_and(|info| info.collated);
     let mut w = RawWriter::with_capacity(specs.iter().map(|spec| spec.len() + 64).sum::<usize>() + 128);
-    w.string("createIndexes", visible(name));
+    w.string("createIndexes", name.collection());
     w.begin_array("indexes");
     for spec in specs {
         w.begin_document("");
@@ -193,7 +194,7 @@ fn index_command(
     if ignore_unknown {
         w.boolean("ignoreUnknownIndexOptions", true);
     }
-    command::write_concern(&mut w, majority);
+    command::write_concern(&mut w, concern);
     Ok(w)
 }
 
@@ -223,7 +224,7 @@ mod tests {
             collated: true,
         };
         let spec = bytes(rawdoc! { "v": 2, "key": { "a": 1 }, "name": "a_1", "ns": "old.c" });
-        let w = index_command(&Namespace::new("a.c"), Some(info), &[&spec], false, false).unwrap();
+        let w = index_command(&Namespace::new("a.c"), Some(info), &[&spec], Concern::One, false).unwrap();
         assert_eq!(
             Document::from_reader(w.finish().as_slice()).unwrap(),
             doc! { "createIndexes": "c",

@@ -56,7 +56,7 @@ impl Executor<'_> {
         w.string("renameCollection", from.as_str());
         w.string("to", to.as_str());
         w.boolean("dropTarget", drop_target);
-        command::write_concern(&mut w, self.majority);
+        command::write_concern(&mut w, self.concern);
         let doing = "renameCollection (needs `renameCollectionSameDB`, and `readWriteAnyDatabase` across databases)";
         let time = self.run("admin", doing, from, w, &[]).await?;
         self.sink.catalogue.refresh(from).await?;

@@ -1,9 +1,10 @@
 //! The fast path: a diff as classic `$set`/`$unset` modifiers, where those give the same bytes.
 //!
-//! Classic modifiers invent what is missing (`a.x` on a missing `a`), read a number as an index or as a name
-//! depending on what stands there, and sort new fields. So this path is for documents that are exactly in the state
-//! before the change, which only holds outside of overlap, and only for diffs whose every path is plain. It returns
-//! `None` for all others; it never guesses.
+//! Classic modifiers invent what is missing (`a.x` on a missing `a`) and read a number as an index or as a name
+//! depending on what stands there. So this path is for documents that are exactly in the state before the change,
+//! which only holds outside of overlap, and only for diffs whose every path is plain. New fields never take it: the
+//! server logs a field that a pipeline moved to the end as a new one, without removing it first, and `$set` would
+//! leave it in its place (found on 6.0.27). It returns `None` for all others; it never guesses.
 
 use super::diff::{ArrayChange, ArrayDiff, Node, ObjectDiff, elements};
 use super::exact::is_plain;
@@ -51,13 +52,8 @@ impl<'a> Paths<'a> {
         for changed in elements(diff.updated) {
             self.set.push((join(prefix, name_of_field(changed.name)?), changed));
         }
-        let mut last: &[u8] = &[];
-        for new in elements(diff.inserted) {
-            if new.name <= last {
-                return None;
-            }
-            last = new.name;
-            self.set.push((join(prefix, name_of_field(new.name)?), new));
+        if diff.inserted.is_some() {
+            return None;
         }
         for (name, node) in &diff.children {
             self.node(node, &join(prefix, name_of_field(name)?))?;
@@ -112,13 +108,13 @@ mod tests {
     #[test]
     fn plain_paths_become_modifiers() {
         let diff = rawdoc! {
-            "d": { "x": false }, "u": { "y": 1 }, "i": { "m": 1, "n": 2 },
+            "d": { "x": false }, "u": { "y": 1 },
             "sobj": { "u": { "k": 9 } }, "sarr": { "a": true, "u3": "v", "s4": { "u": { "z": 0 } } },
         };
         assert_eq!(
             compiled(&diff).unwrap(),
             doc! {
-                "$set": { "y": 1, "m": 1, "n": 2, "obj.k": 9, "arr.3": "v", "arr.4.z": 0 },
+                "$set": { "y": 1, "obj.k": 9, "arr.3": "v", "arr.4.z": 0 },
                 "$unset": { "x": true },
             }
         );
@@ -131,7 +127,9 @@ mod tests {
             rawdoc! { "u": { "": 1 } },
             rawdoc! { "u": { "0": 1 } },
             rawdoc! { "d": { "$x": false } },
-            rawdoc! { "i": { "n": 1, "m": 2 } },
+            rawdoc! { "u": { "x": 1 }, "i": { "n": 1 } },
+            rawdoc! { "sobj": { "i": { "n": 1 } } },
+            rawdoc! {},
             rawdoc! { "sarr": { "a": true, "l": 2 } },
             rawdoc! { "s7": { "u": { "k": 1 } } },
         ] {

@@ -165,7 +165,7 @@ impl MongoSink {
     }
 
     /// Reads a document from the source, majority-committed and not older than the write.
-    pub(super) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
+    pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
         let name = self.namespaces.name(write.source);
         let Some(source) = &self.source else {
             let text = format!("read a whole document of {name}: the sink was given no source to read from");
@@ -274,7 +274,7 @@ async fn fetch(source: &Client, name: &Namespace, write: &Write) -> Result<(Opti
 }
 
 /// Runs a cursor command to its end; whole raw replies.
-pub(in crate::mongodb) async fn batches(
+async fn batches(
     client: &Client,
     name: &Namespace,
     side: Side,
@@ -293,7 +293,7 @@ pub(in crate::mongodb) async fn batches(
 }
 
 /// The documents of a cursor's reply.
-pub(in crate::mongodb) fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
+fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
     let mut found = Vec::new();
     let Some(cursor) = raw::find(reply, "cursor")? else {
         return Ok(found);

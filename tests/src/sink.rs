@@ -1,0 +1,11 @@
+//! The MongoDB sink against real servers: exact updates with the server as oracle, flushes, DDL, settling.
+//!
+//! Source and target are two databases of one server where that is enough, which halves the time. What the server
+//! wrote to its oplog is applied through the sink's public contract and compared as bytes.
+
+mod copy;
+mod ddl;
+mod flush;
+mod patch_oracle;
+mod settle;
+mod support;

@@ -1,0 +1,224 @@
+//! DDL on the target: the same catalogue as the source's, and the same again however often it is replayed.
+//!
+//! Commands run in one database, their oplog entries are decoded as the engine does and applied to another one. The
+//! random test stops at random entries and replays from random earlier ones in overlap, with a new sink each time.
+
+use std::sync::Arc;
+
+use bson::{Document, doc};
+use oplogue_connectors::mongodb::sink::SinkOptions;
+use oplogue_engine::budget::Permit;
+use oplogue_engine::decode::{DecodeOptions, Decoder};
+use oplogue_engine::model::key::selector;
+use oplogue_engine::model::{Change, OpTime, RawBatch};
+use oplogue_engine::schedule::coalesce;
+use oplogue_engine::sink::{Sink as _, Write};
+use oplogue_tests::compare::{self, Comparison};
+use oplogue_tests::servers::ReplicaSet;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::support::{Bench, now, oplog};
+
+/// The changes of database `src` since `since`.
+async fn changes(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
+    let entries = oplog(&bench.source, since, doc! { "ns": { "$regex": "^src[.]" } }).await;
+    let mut array = bson::RawArrayBuf::new();
+    entries.into_iter().for_each(|entry| array.push(entry));
+    let start = OpTime::new(since.time, since.increment, -1);
+    let mut decoder = Decoder::new(bench.names.clone(), DecodeOptions::default(), start);
+    let entries = bytes::Bytes::copy_from_slice(array.as_bytes());
+    let batches = decoder.decode(RawBatch { entries, reached: None, permit: Permit::none() }).unwrap();
+    batches.into_iter().flat_map(|batch| batch.changes).collect()
+}
+
+/// Applies changes one by one, as the pipeline does.
+async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
+    bench.sink.load().await.unwrap();
+    for change in changes {
+        if change.ddl.is_some() {
+            bench.sink.ddl(change, overlap).await.unwrap();
+            continue;
+        }
+        if overlap && bench.sink.superseded(change) {
+            continue;
+        }
+        let key = if change.key.is_empty() { selector(&change.body).unwrap() } else { change.key.clone() };
+        let write = Write {
+            target: change.target,
+            source: change.source,
+            key,
+            content: coalesce::content(change).unwrap(),
+            overlap,
+            time: change.time,
+        };
+        assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
+    }
+}
+
+async fn assert_equal(bench: &Bench, what: &str) {
+    let comparison = Comparison::new(bench.source.clone(), bench.client.clone());
+    let found = comparison.run().await.unwrap();
+    assert!(found.is_empty(), "{what}: {}", compare::report(&found));
+}
+
+/// An empty source and an empty target, with a sink between them.
+async fn start() -> (ReplicaSet, ReplicaSet, Bench) {
+    let (source, target) = tokio::join!(ReplicaSet::single(), ReplicaSet::single());
+    let (source, target) = (source.unwrap(), target.unwrap());
+    let bench = Bench::over(source.client(), target.client(), SinkOptions::default(), Arc::default());
+    (source, target, bench)
+}
+
+async fn run(bench: &Bench, commands: &[Document]) {
+    for command in commands {
+        let rename = command.contains_key("renameCollection");
+        let db = bench.source.database(if rename { "admin" } else { "src" });
+        db.run_command(command.clone()).await.unwrap_or_else(|e| panic!("{command}: {e}"));
+    }
+}
+
+fn rename(from: &str, to: &str, drop_target: bool) -> Document {
+    doc! { "renameCollection": format!("src.{from}"), "to": format!("src.{to}"), "dropTarget": drop_target }
+}
+
+fn insert(into: &str, ids: std::ops::Range<i32>) -> Document {
+    let documents: Vec<Document> = ids.map(|id| doc! { "_id": id, "in": into }).collect();
+    doc! { "insert": into, "documents": documents }
+}
+
+/// Runs the commands, applies them once, and replays all of them from every entry on.
+async fn replayed_from_everywhere(commands: &[Document]) {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, commands).await;
+    let all = changes(&bench, since).await;
+    assert!(!all.is_empty());
+    apply(&bench, &all, false).await;
+    assert_equal(&bench, "applied once").await;
+    for from in 0..all.len() {
+        let again = bench.restarted();
+        let all = changes(&again, since).await;
+        apply(&again, &all[from..], true).await;
+        assert_equal(&again, &format!("replayed from entry {from} of {}", all.len())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_replayed_drop_does_not_hit_what_was_renamed_there() {
+    replayed_from_everywhere(&[
+        insert("x", 0..3),
+        insert("y", 10..13),
+        doc! { "drop": "x" },
+        rename("y", "x", false),
+        insert("x", 20..22),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn names_that_change_hands_end_where_they_should() {
+    replayed_from_everywhere(&[
+        insert("x", 0..3),
+        insert("y", 10..13),
+        rename("x", "z", false),
+        rename("y", "x", false),
+        rename("z", "x", true),
+        insert("x", 20..22),
+        doc! { "create": "y", "capped": true, "size": 4096 },
+        insert("y", 30..33),
+        doc! { "drop": "y" },
+        doc! { "create": "y", "collation": { "locale": "en", "strength": 2 } },
+        insert("y", 40..43),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn options_and_indexes_follow() {
+    replayed_from_everywhere(&[
+        doc! { "create": "v", "validator": { "n": { "$gte": 0 } } },
+        doc! { "insert": "v", "documents": [{ "_id": 1, "n": -1 }], "bypassDocumentValidation": true },
+        doc! { "createIndexes": "v", "indexes": [{ "key": { "n": 1 }, "name": "n_1", "unique": true }] },
+        doc! { "createIndexes": "v", "indexes": [{ "key": { "t": 1 }, "name": "t_1", "expireAfterSeconds": 99999 }] },
+        doc! { "collMod": "v", "index": { "name": "t_1", "expireAfterSeconds": 88888 } },
+        doc! { "collMod": "v", "validationLevel": "moderate" },
+        doc! { "dropIndexes": "v", "index": "n_1" },
+        doc! { "createIndexes": "v", "indexes": [{ "key": { "n": 1 }, "name": "n_1", "sparse": true }] },
+        doc! { "create": "cl", "clusteredIndex": { "key": { "_id": 1 }, "unique": true } },
+        insert("cl", 0..3),
+        doc! { "create": "co", "collation": { "locale": "en", "strength": 2 } },
+        doc! { "createIndexes": "co", "indexes": [
+            { "key": { "a": 1 }, "name": "a_simple", "collation": { "locale": "simple" } },
+            { "key": { "b": 1 }, "name": "b_own" },
+        ] },
+        doc! { "create": "cap", "capped": true, "size": 100_000, "max": 3 },
+        insert("cap", 0..6),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_dropped_database_leaves_nothing_and_takes_nothing_later() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[insert("x", 0..3), insert("y", 0..3), doc! { "dropDatabase": 1 }, insert("x", 5..8)]).await;
+    let all = changes(&bench, since).await;
+    apply(&bench, &all, false).await;
+    assert_equal(&bench, "applied once").await;
+    for from in 0..all.len() {
+        let again = bench.restarted();
+        let all = changes(&again, since).await;
+        apply(&again, &all[from..], true).await;
+        assert_equal(&again, &format!("replayed from {from}")).await;
+    }
+}
+
+#[tokio::test]
+async fn random_ddl_survives_random_restarts() {
+    const COMMANDS: usize = 60;
+    const RESTARTS: usize = 12;
+    let seed = std::env::var("OPLOGUE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    println!("OPLOGUE_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    let names = ["a", "b", "c"];
+    for step in 0..COMMANDS {
+        let pick = |rng: &mut StdRng| names[rng.random_range(0..names.len())];
+        let (one, other) = (pick(&mut rng), pick(&mut rng));
+        let first = i32::try_from(step).unwrap() * 10;
+        let command = match rng.random_range(0..10) {
+            0 => doc! { "drop": one },
+            1 | 2 => rename(one, other, rng.random()),
+            3 => doc! { "createIndexes": one, "indexes": [{ "key": { "k": 1 }, "name": "k", "sparse": rng.random::<bool>() }] },
+            4 => doc! { "dropIndexes": one, "index": "k" },
+            5 => doc! { "create": one },
+            6 => doc! { "update": one, "updates": [{ "q": {}, "u": { "$set": { "step": first } }, "multi": true }] },
+            7 => doc! { "delete": one, "deletes": [{ "q": { "_id": { "$lt": first - 50 } }, "limit": 0 }] },
+            _ => insert(one, first..first + 4),
+        };
+        let db = bench.source.database(if command.contains_key("renameCollection") { "admin" } else { "src" });
+        // Many of them fail (nothing to drop, the name is taken): then nothing is logged.
+        drop(db.run_command(command).await);
+    }
+    let count = changes(&bench, since).await.len();
+    let (mut done, mut bench) = (0, bench);
+    for restart in 0..RESTARTS {
+        let from = rng.random_range(0..=done);
+        let to = if restart + 1 == RESTARTS { count } else { rng.random_range(from..=count).max(from) };
+        bench = bench.restarted();
+        let all = changes(&bench, since).await;
+        // In overlap up to what was reached before, then after the mark.
+        let mark = done.clamp(from, to);
+        apply(&bench, &all[from..mark], true).await;
+        apply(&bench, &all[mark..to], mark < done).await;
+        done = done.max(to);
+        if to < done {
+            // The pipeline never stops below the mark for good.
+            let rest = done;
+            apply(&bench, &all[to..rest], true).await;
+        }
+    }
+    assert_equal(&bench, &format!("seed {seed}")).await;
+}

@@ -1,0 +1,146 @@
+//! What the sink's tests share: a store in memory, a sink over a test server, oplog entries as writes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bson::{Document, RawDocumentBuf, Timestamp, doc};
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use mongodb::Client;
+use oplogue_connectors::mongodb::sink::{MongoSink, SinkOptions};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
+use oplogue_engine::error::Result;
+use oplogue_engine::model::{CollectionUuid, Namespaces, OpTime};
+use oplogue_engine::sink::{Content, Patch, Write};
+
+/// Identity pairs in memory.
+#[derive(Default)]
+pub(super) struct MemoryStore {
+    pub(super) pairs: Mutex<HashMap<CollectionUuid, CollectionUuid>>,
+}
+
+#[async_trait]
+impl CheckpointStore for MemoryStore {
+    async fn acquire(&self) -> Result<Found> {
+        Ok(Found::Nothing)
+    }
+
+    async fn save(&self, _: &Checkpoint) -> Result<()> {
+        Ok(())
+    }
+
+    async fn identities(&self) -> Result<Vec<Identity>> {
+        Ok(self.pairs.lock().unwrap().iter().map(|(a, b)| (*a, *b)).collect())
+    }
+
+    async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
+        self.pairs.lock().unwrap().insert(source, target);
+        Ok(())
+    }
+
+    async fn forget_identity(&self, source: CollectionUuid) -> Result<()> {
+        self.pairs.lock().unwrap().remove(&source);
+        Ok(())
+    }
+}
+
+/// A sink, its store and its names.
+pub(super) struct Bench {
+    pub(super) source: Client,
+    pub(super) client: Client,
+    pub(super) sink: Arc<MongoSink>,
+    pub(super) store: Arc<MemoryStore>,
+    pub(super) names: Arc<Namespaces>,
+    pub(super) options: SinkOptions,
+}
+
+impl Bench {
+    /// A sink that reads from and writes to one server.
+    pub(super) fn new(client: Client, options: SinkOptions) -> Self {
+        Self::over(client.clone(), client, options, Arc::default())
+    }
+
+    pub(super) fn over(source: Client, client: Client, options: SinkOptions, store: Arc<MemoryStore>) -> Self {
+        let names = Namespaces::shared();
+        let sink = Arc::new(MongoSink::new(
+            client.clone(),
+            Some(source.clone()),
+            Arc::clone(&store) as Arc<dyn CheckpointStore>,
+            Arc::clone(&names),
+            options,
+        ));
+        Self { source, client, sink, store, names, options }
+    }
+
+    /// The same after a restart: what is known comes from the store and the server.
+    pub(super) fn restarted(&self) -> Self {
+        Self::over(self.source.clone(), self.client.clone(), self.options, Arc::clone(&self.store))
+    }
+
+    /// A write of `content` from `source` to `target` (both `db.collection`).
+    pub(super) fn write(&self, source: &str, target: &str, id: &Document, content: Content, overlap: bool) -> Write {
+        Write {
+            target: self.names.intern(target),
+            source: self.names.intern(source),
+            key: raw(id),
+            content,
+            overlap,
+            time: OpTime::default(),
+        }
+    }
+
+    /// All documents of a collection in natural order, raw.
+    pub(super) async fn documents(&self, namespace: &str) -> Vec<RawDocumentBuf> {
+        let (db, collection) = namespace.split_once('.').unwrap();
+        let cursor = self.client.database(db).collection::<RawDocumentBuf>(collection).find(doc! {}).await.unwrap();
+        cursor.try_collect().await.unwrap()
+    }
+}
+
+/// A document as raw bytes.
+pub(super) fn raw(document: &Document) -> Bytes {
+    Bytes::from(RawDocumentBuf::try_from(document).unwrap().into_bytes())
+}
+
+/// The newest cluster time of the server.
+pub(super) async fn now(client: &Client) -> Timestamp {
+    let reply = client.database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
+    reply.get_timestamp("operationTime").unwrap()
+}
+
+/// Raw oplog entries of one namespace (or of commands) after `since`, in order.
+pub(super) async fn oplog(client: &Client, since: Timestamp, filter: Document) -> Vec<RawDocumentBuf> {
+    let mut filter = filter;
+    filter.insert("ts", doc! { "$gt": since });
+    let oplog = client.database("local").collection::<RawDocumentBuf>("oplog.rs");
+    oplog.find(filter).await.unwrap().try_collect().await.unwrap()
+}
+
+/// What an oplog entry of a document says, in the engine's words: `_id` selector and content.
+pub(super) fn content(entry: &RawDocumentBuf) -> (Document, Content) {
+    let o = entry.get_document("o").unwrap();
+    let bytes = |document: &bson::RawDocument| Bytes::copy_from_slice(document.as_bytes());
+    let key = |document: &bson::RawDocument| {
+        let id: bson::Bson = document.get("_id").unwrap().unwrap().to_owned().try_into().unwrap();
+        doc! { "_id": id }
+    };
+    match entry.get_str("op").unwrap() {
+        "i" => (key(o), Content::Insert(bytes(o))),
+        "d" => (key(o), Content::Delete),
+        "u" => {
+            let id = key(entry.get_document("o2").unwrap());
+            match o.get_document("diff") {
+                Ok(diff) => (id, Content::Patch(vec![Patch::Diff(bytes(diff))])),
+                Err(_) => (id, Content::Replace(bytes(o))),
+            }
+        }
+        other => panic!("unexpected oplog entry {other}"),
+    }
+}
+
+/// A document for a message.
+pub(super) fn shown(document: &RawDocumentBuf) -> String {
+    let readable: std::result::Result<Document, _> = document.clone().try_into();
+    readable.map_or_else(|_| format!("{document:?}"), |document| document.to_string())
+}
