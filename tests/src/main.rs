@@ -16,5 +16,8 @@ mod snapshot;
 #[cfg(test)]
 mod store;
 
+#[cfg(test)]
+mod operator;
+
 #[cfg(not(test))]
 fn main() {}
