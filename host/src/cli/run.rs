@@ -88,8 +88,12 @@ fn say(text: &str, destination: Destination) {
 /// Starts what stands around the run, runs it, and ends the rest.
 async fn surround(config: Config, shown: Value, screen: Screen, destination: Destination) -> Exit {
     let status = Status::new(config.id.clone(), Clock::System);
-    let wishes =
-        Wishes { stop: CancellationToken::new(), abort: CancellationToken::new(), reload: Arc::new(Notify::new()) };
+    let wishes = Wishes {
+        stop: CancellationToken::new(),
+        abort: CancellationToken::new(),
+        status: status.clone(),
+        reload: Arc::new(Notify::new()),
+    };
     let metrics = Metrics::new();
     let monitored = Monitored { metrics: metrics.clone(), status: status.clone(), tps: Tps::default(), conf: shown };
     let mut around = Supervisor::new(&CancellationToken::new());
