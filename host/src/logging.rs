@@ -9,6 +9,7 @@ pub mod format;
 pub mod redact;
 pub mod rotate;
 
+use std::backtrace::BacktraceStatus;
 use std::io;
 
 use oplogue_engine::config::checked::{Log, LogLevel};
@@ -102,6 +103,7 @@ pub fn start(log: &Log, verbose: Option<u8>, format: LogFormat, screen: &Screen)
         Console::Stdout => BoxMakeWriter::new(screen.over(io::stdout)),
     };
     install(file.and(console), format, filter(log.level));
+    log_panics(destination);
     Ok(Logging { guard, destination })
 }
 
@@ -129,6 +131,19 @@ where
     if tracing_subscriber::registry().with(layer).try_init().is_err() {
         tracing::debug!("logging was started before");
     }
+}
+
+/// A panic is a bug whose report must be where the operator looks: in the log, and on standard error if the log is only
+/// a file.
+fn log_panics(destination: Destination) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let trace = std::backtrace::Backtrace::capture();
+        let trace = if trace.status() == BacktraceStatus::Captured { format!("; {trace}") } else { String::new() };
+        tracing::error!("{panic}{trace}");
+        if destination.console == Console::None {
+            crate::cli::complain(&panic.to_string());
+        }
+    }));
 }
 
 /// Our own lines at the configured level; those of libraries only when they warn, since the driver and the HTTP server

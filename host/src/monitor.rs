@@ -51,8 +51,8 @@ pub async fn bind(settings: &Settings) -> Result<Vec<TcpListener>> {
 async fn listen(address: IpAddr, port: u16, key: &str) -> Result<TcpListener> {
     let at = SocketAddr::new(address, port);
     TcpListener::bind(at).await.map_err(|error| {
-        let message = format!("listen on {at} for the status server (set {key} to a free port, or to 0 for none)");
-        Error::new(Side::Internal, Kind::Exhausted, message).caused_by(error)
+        let message = format!("listen on {at} for the status server ({key}: another port, or 0 for none)");
+        Error::new(Side::Config, Kind::Misconfigured, message).caused_by(error)
     })
 }
 

@@ -287,7 +287,10 @@ fn is_loud(line: &str) -> bool {
 }
 
 /// `OPLOGUE_BIN`, else the binary beside the running program (`target/<profile>`), else the dev build's.
-fn program() -> Result<PathBuf> {
+///
+/// # Errors
+/// When none of them is there.
+pub fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("OPLOGUE_BIN") {
         return Ok(PathBuf::from(path));
     }

@@ -18,5 +18,8 @@ mod snapshot;
 #[cfg(test)]
 mod store;
 
+#[cfg(test)]
+mod operator;
+
 #[cfg(not(test))]
 fn main() {}

@@ -47,6 +47,14 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
+    // Before the log: a refused second instance must not write into the log of the first.
+    let _pid_file = match config.log.file.as_ref().map(|file| PidFile::take(&file.dir, &config.id)).transpose() {
+        Ok(pid_file) => pid_file,
+        Err(error) => {
+            complain(&format!("log.dir: {error}"));
+            return Exit::Fault;
+        }
+    };
     let screen = Screen::default();
     let mut logging = match logging::start(&config.log, args.verbose, args.log_format, &screen) {
         Ok(logging) => logging,
@@ -55,23 +63,17 @@ pub(super) fn run(args: &RunArgs) -> Exit {
             return Exit::Configuration;
         }
     };
-    let _pid_file = match config.log.file.as_ref().map(|file| PidFile::take(&file.dir, &config.id)).transpose() {
-        Ok(pid_file) => pid_file,
-        Err(error) => return refuse(&error, logging.destination, Exit::Fault),
-    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("oplogue").build() {
         Ok(runtime) => runtime,
-        Err(error) => return refuse(&error, logging.destination, Exit::Fault),
+        Err(error) => {
+            say(&error.to_string(), logging.destination);
+            return Exit::Fault;
+        }
     };
     let exit = runtime.block_on(Box::pin(surround(config, shown, screen, logging.destination)));
     // After an abort some calls may still hang in the driver: nothing waits for them.
     runtime.shutdown_timeout(Duration::from_millis(500));
     logging.flush();
-    exit
-}
-
-fn refuse(error: &dyn std::error::Error, destination: Destination, exit: Exit) -> Exit {
-    say(&error.to_string(), destination);
     exit
 }
 
@@ -86,8 +88,12 @@ fn say(text: &str, destination: Destination) {
 /// Starts what stands around the run, runs it, and ends the rest.
 async fn surround(config: Config, shown: Value, screen: Screen, destination: Destination) -> Exit {
     let status = Status::new(config.id.clone(), Clock::System);
-    let wishes =
-        Wishes { stop: CancellationToken::new(), abort: CancellationToken::new(), reload: Arc::new(Notify::new()) };
+    let wishes = Wishes {
+        stop: CancellationToken::new(),
+        abort: CancellationToken::new(),
+        status: status.clone(),
+        reload: Arc::new(Notify::new()),
+    };
     let metrics = Metrics::new();
     let monitored = Monitored { metrics: metrics.clone(), status: status.clone(), tps: Tps::default(), conf: shown };
     let mut around = Supervisor::new(&CancellationToken::new());
@@ -231,6 +237,22 @@ mod tests {
         assert_eq!(conclude(fault(Kind::HistoryLost), &status, QUIET), Exit::Fault);
         assert_eq!(conclude(Outcome::Aborted, &status, QUIET), Exit::ShutdownIncomplete);
         assert_eq!(status.stage(), SyncStage::Fault);
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_does_not_wait_for_the_run() {
+        let (abort, end) = (CancellationToken::new(), CancellationToken::new());
+        let mut around = Supervisor::new(&end);
+        around.spawn("status server", async { Err(Error::new(Side::Internal, Kind::Exhausted, "gone")) });
+        around.spawn("signals", {
+            let abort = abort.clone();
+            async move {
+                abort.cancel();
+                Ok(())
+            }
+        });
+        let never = Box::pin(std::future::pending::<Result<ExitReport>>());
+        assert!(matches!(race(never, &mut around, &abort).await, Outcome::Aborted));
     }
 
     #[test]

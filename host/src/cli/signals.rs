@@ -1,10 +1,11 @@
 //! What a signal means to a run: the first asks for an ordered end, the second ends at once, SIGHUP looks at plugins.
 //!
-//! Only tokens are touched here; the run decides how to end. A second signal never waits for anything.
+//! Only tokens and the shown stage are touched here; the run decides how to end. A second signal never waits for anything.
 
 use std::sync::Arc;
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::metrics::{Status, SyncStage};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,8 @@ pub struct Wishes {
     pub stop: CancellationToken,
     /// Cancelled by the second.
     pub abort: CancellationToken,
+    /// Shows that the shutdown is under way.
+    pub status: Status,
     /// Notified by SIGHUP.
     pub reload: Arc<Notify>,
 }
@@ -66,6 +69,7 @@ impl Signals {
                 return Ok(());
             }
             tracing::info!("{name}: shutting down in order; a second signal ends at once");
+            wishes.status.set_stage(SyncStage::Stopping);
             wishes.stop.cancel();
         }
     }

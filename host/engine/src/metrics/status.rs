@@ -93,12 +93,17 @@ impl Status {
         }
     }
 
-    /// The run enters a stage. `Fault` is final: a later stage does not hide it.
+    /// The run enters a stage. `Fault` is final, and from `Stopping` only a fault leads on: a stage that begins while
+    /// the shutdown is under way does not hide it.
     pub fn set_stage(&self, stage: SyncStage) {
-        let fault = SyncStage::Fault.place() as u8;
-        let next = stage.place() as u8;
-        let _kept =
-            self.shared.stage.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now != fault).then_some(next));
+        let next = |now: u8| match SyncStage::of_place(now) {
+            SyncStage::Fault => None,
+            SyncStage::Stopping if stage != SyncStage::Fault => None,
+            SyncStage::Stopping | SyncStage::Starting | SyncStage::FullSync | SyncStage::Incremental => {
+                Some(stage.place() as u8)
+            }
+        };
+        let _kept = self.shared.stage.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
     /// The stage the run is in.
@@ -220,6 +225,16 @@ impl StatusSnapshot {
 mod tests {
     use super::*;
     use crate::error::{Kind, Side};
+
+    #[test]
+    fn a_shutdown_stays_visible_unless_it_faults() {
+        let status = Status::new("job", Clock::System);
+        status.set_stage(SyncStage::Stopping);
+        status.set_stage(SyncStage::Incremental);
+        assert_eq!(status.stage(), SyncStage::Stopping);
+        status.fault(&Error::new(Side::Sink, Kind::Exhausted, "no disk"));
+        assert_eq!(status.stage(), SyncStage::Fault);
+    }
 
     #[test]
     fn a_fault_is_final_and_keeps_its_reason() {
