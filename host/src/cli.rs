@@ -5,7 +5,9 @@
 //! working. Commands print to standard output what was asked for and everything else to standard error.
 
 pub mod argv;
+pub mod check;
 pub mod checkpoint;
+pub mod convert;
 pub mod run;
 pub mod signals;
 pub mod stat;
@@ -98,8 +100,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn dispatch(command: &Command) -> Exit {
     match command {
         Command::Run(args) => run::run(args),
-        Command::Check(args) => todo_check(&args.file),
-        Command::Convert(args) => todo_check(&args.file),
+        Command::Check(args) => answer(check::check(&args.file)),
+        Command::Convert(args) => answer(convert::convert(&args.file)),
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Stat(args) => stat::run(args),
         Command::Version => {
@@ -109,8 +111,15 @@ fn dispatch(command: &Command) -> Exit {
     }
 }
 
-fn todo_check(_: &Path) -> Exit {
-    Exit::Configuration
+/// Prints what a command about a configuration answers, problems to standard error.
+fn answer(outcome: check::Outcome) -> Exit {
+    if outcome.sound {
+        print(&outcome.text);
+        Exit::Clean
+    } else {
+        complain(&outcome.text);
+        Exit::Configuration
+    }
 }
 
 /// A checked configuration and what `/conf` shows of it.

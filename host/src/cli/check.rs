@@ -13,21 +13,21 @@ use oplogue_engine::config::{self, Format, Loaded};
 /// What a command about a configuration answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// For standard output when `exit_code` is 0, for standard error otherwise. Ends with a line break.
+    /// For standard output when sound, for standard error otherwise. Ends with a line break.
     pub text: String,
-    /// 0, or 2 when the configuration has problems.
-    pub exit_code: u8,
+    /// `false`: the configuration has problems; the process returns 2.
+    pub sound: bool,
 }
 
 impl Outcome {
     pub(super) fn sound(text: String) -> Self {
-        Self { text, exit_code: 0 }
+        Self { text, sound: true }
     }
 
     pub(super) fn refused(problems: &config::Problems) -> Self {
         Self {
             text: format!("{problems}\n"),
-            exit_code: 2,
+            sound: false,
         }
     }
 }
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_sound_file_is_explained() {
         let outcome = check_text("collector.conf", SOUND);
-        assert_eq!(outcome.exit_code, 0, "{}", outcome.text);
+        assert!(outcome.sound, "{}", outcome.text);
         for part in [
             "collector.conf: OK (MongoShake's form)",
             "sync_mode = \"all\" (default \"incr\")",
@@ -139,7 +139,7 @@ mod tests {
             "collector.conf",
             &format!("{SOUND}nonsense = 1\nincr_sync.worker = 0\n"),
         );
-        assert_eq!(outcome.exit_code, 2);
+        assert!(!outcome.sound);
         assert!(outcome.text.ends_with("2 problems\n"), "{}", outcome.text);
     }
 
@@ -149,7 +149,7 @@ mod tests {
             env!("CARGO_MANIFEST_DIR"),
             "/../collector.toml"
         )));
-        assert_eq!(outcome.exit_code, 0, "{}", outcome.text);
+        assert!(outcome.sound, "{}", outcome.text);
         assert!(outcome.text.contains("OK (TOML)"), "{}", outcome.text);
     }
 }
