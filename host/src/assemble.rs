@@ -1,15 +1,48 @@
-//! Builds a run from source to checkpoint.
+//! Builds a run from source to checkpoint: read [`run`] from top to bottom to follow a change on its way.
 //!
-//! (The signature that the command line calls; the assembly itself stands on another branch.)
+//! Every part is made here and handed to the next one; the parts know each other only by the engine's traits. The
+//! full copy and incremental share the plugin chain, the sink and the store. What a part does inside is its own
+//! module's affair; this one only joins, and decides where to start ([`start`]).
+
+mod index_build;
+mod servers;
+pub mod start;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use oplogue_engine::config::Config;
-use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::metrics::{Metrics, Status};
-use oplogue_engine::model::Position;
+use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
+use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
+use oplogue_connectors::mongodb::sink::{MissingDocument, MongoSink, SinkOptions};
+use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
+use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
+use oplogue_engine::budget::Budget;
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
+use oplogue_engine::config::{self, Config, CreateIndex};
+use oplogue_engine::decode::{DecodeOptions, Decoder};
+use oplogue_engine::error::{Action, Error, Kind, Result, Side};
+use oplogue_engine::full_sync::{FullSync, FullSyncOptions, IndexTiming};
+use oplogue_engine::metrics::{Metrics, Status, SyncStage};
+use oplogue_engine::model::{Namespaces, OpTime, Position};
+use oplogue_engine::pipeline::state::CoreOptions;
+use oplogue_engine::pipeline::{self, Finished, Incremental, IncrementalOptions};
+use oplogue_engine::plugin::PluginChain;
+use oplogue_engine::retry::Backoff;
+use oplogue_engine::sink::{CopyTarget, Sink};
+use oplogue_engine::source::{SnapshotReader, Source};
+use oplogue_plugin_runtime::Chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use index_build::UniqueAtMark;
+use servers::Servers;
+use start::{Begin, decide};
+
+/// A collection larger than this is copied in several `_id` ranges.
+const PARTITION_BYTES: u64 = 64 << 20;
+
+/// Bytes that open transactions may hold in memory before the run stops.
+const TRANSACTION_BYTES_MAX: usize = 512 << 20;
 
 /// What the surroundings of a run give it and read from it.
 #[derive(Debug, Clone)]
@@ -43,7 +76,339 @@ pub struct ExitReport {
 ///
 /// # Errors
 /// The fault that stopped the run.
-pub async fn run(_config: Config, hooks: Hooks) -> Result<ExitReport> {
-    hooks.stop.cancelled().await;
-    Err(Error::new(Side::Internal, Kind::Unsupported, "assemble the run: not in this build"))
+pub async fn run(config: Config, hooks: Hooks) -> Result<ExitReport> {
+    let deadline = config.limits.shutdown_time;
+    let stop = hooks.stop.clone();
+    let late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(deadline).await;
+    };
+    tokio::select! {
+        biased;
+        ended = Box::pin(run_to_end(config, hooks)) => ended,
+        () = late => Ok(ExitReport { ended: Ended::DeadlinePassed, checkpoint: None }),
+    }
+}
+
+async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
+    // The servers, and what they allow.
+    let servers = Servers::connect(&config).await?;
+    hooks.status.set_replset(&servers.replica_set);
+    let namespaces = Namespaces::shared();
+    let budget = Budget::new(config.limits.memory_bytes);
+    hooks.status.set_budget(&budget);
+
+    // The plugins: the default ones and the user's, in one chain.
+    let chain = servers::plugin_chain(&config, &namespaces)?;
+    let _watch = chain.watch(Arc::clone(&hooks.reload))?;
+    hooks.status.set_generations(chain.generations());
+
+    // The store, whose lease makes this instance the only one that moves the position.
+    let store: Arc<dyn CheckpointStore> = Arc::new(MongoStore::new(&servers.store, store_options(&config, &servers)));
+    let found = store.acquire().await?;
+
+    let job = Job { config, hooks, servers, namespaces, budget, chain, store };
+    let mut at = match decide(&job.config, found)? {
+        Begin::Copy { resume } => match job.copy(resume).await? {
+            Some(position) if job.config.sync_mode != config::SyncMode::Full => (position, Stage::CatchUp),
+            Some(position) => {
+                return Ok(ExitReport { ended: Ended::Clean, checkpoint: Some(position) });
+            }
+            None => {
+                return Ok(ExitReport { ended: Ended::Clean, checkpoint: None });
+            }
+        },
+        Begin::Follow { position, stage } => (position, stage),
+    };
+
+    // Incremental, again from the last durable position after every passing fault.
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+    loop {
+        let Finished { why, durable, stored, stage } = job.follow(&at.0, at.1).await;
+        if let Some(position) = durable {
+            at.0 = position;
+            backoff.reset();
+        }
+        at.1 = stage;
+        match why {
+            pipeline::Ended::Stopped => {
+                return Ok(ExitReport { ended: Ended::Clean, checkpoint: stored });
+            }
+            pipeline::Ended::Fault(error) => return Err(error),
+            pipeline::Ended::Rewind(error) => {
+                if job.pause(&error, &mut backoff).await.is_break() {
+                    return Ok(ExitReport { ended: Ended::Clean, checkpoint: stored });
+                }
+            }
+        }
+    }
+}
+
+/// The parts that the copy and incremental share.
+struct Job {
+    config: Config,
+    hooks: Hooks,
+    servers: Servers,
+    namespaces: Arc<Namespaces>,
+    budget: Budget,
+    chain: Arc<Chain>,
+    store: Arc<dyn CheckpointStore>,
+}
+
+impl Job {
+    /// The full copy, from the position that was noted before its first read. Returns that position when the copy is
+    /// durable, `None` when the run was asked to stop.
+    async fn copy(&self, resume: Option<Position>) -> Result<Option<Position>> {
+        self.hooks.status.set_stage(SyncStage::FullSync);
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        let mut begin = resume.clone();
+        let mut resumed = resume.is_some();
+        loop {
+            let outcome = Box::pin(self.copy_once(&mut begin, resumed)).await;
+            match outcome {
+                Ok(done) => return Ok(done),
+                Err(error) if error.action() == Action::Rewind => {
+                    if self.pause(&error, &mut backoff).await.is_break() {
+                        return Ok(None);
+                    }
+                    resumed = begin.is_some();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn copy_once(&self, begin: &mut Option<Position>, resumed: bool) -> Result<Option<Position>> {
+        let source = self.oplog();
+        let position = match begin {
+            Some(position) => {
+                start::refuse_outside_window(position, &source.window().await?)?;
+                position.clone()
+            }
+            None => Position::Oplog(source.newest().await?),
+        };
+        let sink = self.sink();
+        let before = sink.durability().await?;
+        self.save(Stage::FullSync, &position).await?;
+        *begin = Some(position.clone());
+        let target = self.copy_target(&sink, resumed);
+        let copy = FullSync {
+            reader: self.reader(),
+            target: Arc::clone(&target) as Arc<dyn CopyTarget>,
+            chain: self.chain(),
+            namespaces: Arc::clone(&self.namespaces),
+            metrics: self.hooks.metrics.clone(),
+            status: self.hooks.status.clone(),
+            options: self.copy_options(),
+            after: position.time(),
+        };
+        let Some(summary) = Box::pin(copy.run(&self.hooks.stop)).await? else {
+            return Ok(None);
+        };
+        self.wait_until_durable(&sink, before.term, summary.target_time).await?;
+        self.save(Stage::CatchUp, &position).await?;
+        let finish = source.newest().await?;
+        tracing::info!(
+            collections = summary.collections,
+            documents = summary.documents,
+            bytes = summary.bytes,
+            unique_indexes_waiting = summary.unique_indexes_waiting,
+            "full sync is durable on the target"
+        );
+        // The words that operators of MongoShake wait for.
+        tracing::info!(
+            "finish full sync, start incr sync with timestamp: fullBeginTs[{}], fullFinishTs[{}]",
+            position.time().secs,
+            finish.secs
+        );
+        Ok(Some(position))
+    }
+
+    /// Incremental from `position` until its end.
+    async fn follow(&self, position: &Position, stage: Stage) -> Finished {
+        match Box::pin(self.incremental(position, stage)).await {
+            Ok(incremental) => {
+                self.hooks.status.set_stage(SyncStage::Incremental);
+                Box::pin(incremental.run(self.hooks.stop.clone())).await
+            }
+            Err(error) if error.action() == Action::Rewind => {
+                Finished { why: pipeline::Ended::Rewind(error), durable: None, stored: None, stage }
+            }
+            Err(error) => Finished { why: pipeline::Ended::Fault(error), durable: None, stored: None, stage },
+        }
+    }
+
+    /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
+    async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
+        let mut source = self.oplog();
+        let newest = source.newest().await?;
+        source.open(position).await?;
+        let decoder = Decoder::new(Arc::clone(&self.namespaces), self.decode_options(), position.time());
+        let sink = self.sink();
+        sink.load().await?;
+        let reader = self.reader();
+        let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
+        let at_mark = UniqueAtMark {
+            needed: stage == Stage::CatchUp && self.config.full_sync.create_index != CreateIndex::None,
+            reader,
+            chain: self.chain(),
+            namespaces: Arc::clone(&self.namespaces),
+            target: self.copy_target(&sink, true),
+            sink: Arc::clone(&sink),
+            source: self.oplog(),
+        };
+        tracing::info!(from = %position, overlap_until = %newest, "incremental starts");
+        Ok(Incremental {
+            source: Box::new(source),
+            decoder,
+            namespaces: Arc::clone(&self.namespaces),
+            chain: self.chain(),
+            sink,
+            store: Arc::clone(&self.store),
+            at_mark: Arc::new(at_mark),
+            metrics: self.hooks.metrics.clone(),
+            status: self.hooks.status.clone(),
+            options: IncrementalOptions {
+                core: CoreOptions { lanes: self.config.incr.workers, overlap_until: newest, single_lane },
+                checkpoint_interval: self.config.checkpoint.interval,
+                stage,
+                configuration: self.config.sha256().to_owned(),
+            },
+        })
+    }
+
+    async fn pause(&self, error: &Error, backoff: &mut Backoff) -> std::ops::ControlFlow<()> {
+        self.hooks.metrics.pipeline.rewinds.inc();
+        self.hooks.status.trouble(error);
+        let pause = backoff.pause();
+        tracing::warn!(%error, pause_ms = pause.as_millis(), "going back to the last durable position");
+        tokio::select! {
+            () = self.hooks.stop.cancelled() => std::ops::ControlFlow::Break(()),
+            () = tokio::time::sleep(pause) => std::ops::ControlFlow::Continue(()),
+        }
+    }
+
+    async fn save(&self, stage: Stage, position: &Position) -> Result<()> {
+        let checkpoint = Checkpoint {
+            stage,
+            position: position.clone(),
+            plugins: self.chain.generations(),
+            configuration: self.config.sha256().to_owned(),
+        };
+        self.store.save(&checkpoint).await?;
+        self.hooks.status.positions().set_checkpoint(position.time());
+        Ok(())
+    }
+
+    /// A unique index that somebody built on the target meanwhile kept documents of the copy out.
+    async fn refuse_deferred(&self, target: &MongoCopyTarget) -> Result<()> {
+        let deferred = target.take_deferred().await;
+        let Some((namespace, _)) = deferred.first() else { return Ok(()) };
+        let text = format!(
+            "a unique index on the target refuses {} documents of the copy, the first in {}; drop the index, \
+             Oplogue builds it when the data is complete",
+            deferred.len(),
+            self.namespaces.name(*namespace)
+        );
+        Err(Error::new(Side::Sink, Kind::Conflict, text))
+    }
+
+    /// The copy is safe when the target's majority has it, written under one primary.
+    async fn wait_until_durable(&self, sink: &MongoSink, term: i64, newest: Option<OpTime>) -> Result<()> {
+        loop {
+            let durability = sink.durability().await?;
+            if durability.term != term && !self.config.full_sync.majority_enable {
+                let text = "the target elected a new primary during the copy: its newest documents may be gone";
+                return Err(Error::new(Side::Sink, Kind::FailedOver, text));
+            }
+            if newest.is_none_or(|newest| durability.majority.ts() >= newest.ts()) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn chain(&self) -> Arc<dyn PluginChain> {
+        Arc::clone(&self.chain) as Arc<dyn PluginChain>
+    }
+
+    fn oplog(&self) -> OplogSource {
+        let reply_entries = u32::try_from(self.config.incr.fetch_batch_size).unwrap_or(u32::MAX);
+        let options = OplogOptions { mode: self.servers.mode, reply_entries, ..OplogOptions::default() };
+        OplogSource::new(self.servers.source.clone(), options, self.budget.clone())
+    }
+
+    fn reader(&self) -> Arc<dyn SnapshotReader> {
+        let options = SnapshotOptions {
+            mode: self.servers.mode,
+            special_databases: self.config.filter.pass_special_db.clone(),
+            skip_databases: vec![self.config.checkpoint.db.clone(), self.config.conflict_db()],
+            ..SnapshotOptions::default()
+        };
+        Arc::new(SnapshotSource::new(self.servers.source.clone(), options, self.budget.clone()))
+    }
+
+    fn sink(&self) -> Arc<MongoSink> {
+        let options = SinkOptions {
+            insert_on_dup_update: self.config.incr.insert_on_dup_update,
+            missing_document: match self.config.incr.missing_document {
+                config::MissingDocument::Ignore => MissingDocument::Ignore,
+                config::MissingDocument::Refetch => MissingDocument::Refetch,
+                config::MissingDocument::Upsert => MissingDocument::Upsert,
+                config::MissingDocument::Stop => MissingDocument::Stop,
+            },
+            majority: self.config.incr.majority_enable,
+        };
+        Arc::new(MongoSink::new(
+            self.servers.target.clone(),
+            Some(self.servers.source.clone()),
+            Arc::clone(&self.store),
+            Arc::clone(&self.namespaces),
+            options,
+        ))
+    }
+
+    fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {
+        let full = &self.config.full_sync;
+        let options = CopyOptions {
+            collection_exist_drop: full.collection_exist_drop,
+            resumed,
+            documents_max: full.document_batch_size,
+            majority: full.majority_enable,
+        };
+        Arc::new(MongoCopyTarget::new(Arc::clone(sink), options))
+    }
+
+    fn copy_options(&self) -> FullSyncOptions {
+        let full = &self.config.full_sync;
+        FullSyncOptions {
+            readers: full.collection_parallel,
+            inserts_in_flight: full.write_document_parallel,
+            partition_bytes: PARTITION_BYTES,
+            indexes: match full.create_index {
+                CreateIndex::None => IndexTiming::None,
+                CreateIndex::Foreground => IndexTiming::AfterData,
+                CreateIndex::Background => IndexTiming::BeforeData,
+            },
+        }
+    }
+
+    fn decode_options(&self) -> DecodeOptions {
+        let checkpoint = &self.config.checkpoint;
+        DecodeOptions {
+            own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
+            own_databases: vec![self.config.conflict_db()],
+            transaction_bytes_max: TRANSACTION_BYTES_MAX,
+        }
+    }
+}
+
+fn store_options(config: &Config, servers: &Servers) -> StoreOptions {
+    StoreOptions {
+        database: config.checkpoint.db.clone(),
+        collection: config.checkpoint.collection.clone(),
+        job: config.id.clone(),
+        replica_set: servers.replica_set.clone(),
+        holder: format!("{}:{}", servers::host_name(), std::process::id()),
+    }
 }

@@ -18,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use oplogue_engine::config::Config;
+use oplogue_engine::config::{self, Config};
 use serde_json::Value;
+
+use crate::monitor;
 
 /// How a command ended, as the process's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +102,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn dispatch(command: &Command) -> Exit {
     match command {
         Command::Run(args) => run::run(args),
-        Command::Check(args) => answer(check::check(&args.file)),
-        Command::Convert(args) => answer(convert::convert(&args.file)),
+        Command::Check(args) => answer(&check::check(&args.file)),
+        Command::Convert(args) => answer(&convert::convert(&args.file)),
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Stat(args) => stat::run(args),
         Command::Version => {
@@ -111,9 +113,9 @@ fn dispatch(command: &Command) -> Exit {
     }
 }
 
-/// Prints what a command about a configuration answers, problems to standard error.
-fn answer(outcome: check::Outcome) -> Exit {
-    if outcome.sound {
+/// Prints what a command about a configuration answers: the result, or the problems.
+fn answer(outcome: &check::Outcome) -> Exit {
+    if outcome.exit_code == 0 {
         print(&outcome.text);
         Exit::Clean
     } else {
@@ -131,8 +133,16 @@ struct Loaded {
 
 /// Reads and checks a configuration; all its problems go to standard error.
 fn load(file: &Path) -> Result<Loaded, Exit> {
-    complain(&format!("{}: cannot be read in this build", file.display()));
-    Err(Exit::Configuration)
+    match config::load(file) {
+        Ok(loaded) => {
+            let shown = monitor::conf::shown(&loaded);
+            Ok(Loaded { config: loaded.config, shown })
+        }
+        Err(problems) => {
+            complain(&problems.to_string());
+            Err(Exit::Configuration)
+        }
+    }
 }
 
 /// Writes lines to standard output. A closed pipe (`oplogue stat | head`) is no error of ours.
@@ -167,10 +177,8 @@ mod tests {
     fn both_command_lines_reach_the_same_run() {
         let parse = |line: &str| {
             let args = argv::rewrite(line.split(' ').map(OsString::from).collect()).unwrap();
-            match Cli::try_parse_from(args).unwrap().command {
-                Command::Run(args) => (args.config, args.verbose),
-                other => panic!("{other:?}"),
-            }
+            let Command::Run(args) = Cli::try_parse_from(args).unwrap().command else { panic!("{line}") };
+            (args.config, args.verbose)
         };
         let wanted = (PathBuf::from("c.conf"), Some(1));
         assert_eq!(parse("oplogue run -c c.conf --verbose 1"), wanted);

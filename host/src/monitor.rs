@@ -5,6 +5,7 @@
 //! nothing is protected by a password. It reads counters and status and never touches the data path; the one path that
 //! would steer, `POST /sentinel/options`, refuses.
 
+pub mod conf;
 pub mod page;
 pub mod paths;
 pub mod repl;

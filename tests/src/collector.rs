@@ -273,13 +273,16 @@ fn duplicate(file: &File) -> Result<File> {
     file.try_clone().context("share the log file")
 }
 
-/// A line of level WARN or ERROR in either log format, or a panic.
+/// A line of level WARN or ERROR in either log format, or a panic. In the text format the level stands in
+/// brackets behind the time, and only the first words are looked at: a message may say the word.
 fn is_loud(line: &str) -> bool {
     let level = line
         .split_whitespace()
-        .take(3)
-        .any(|word| matches!(word, "WARN" | "ERROR"));
-    let json = line.contains("\"level\":\"WARN\"") || line.contains("\"level\":\"ERROR\"");
+        .take(4)
+        .any(|word| matches!(word, "[WARN]" | "[ERROR]"));
+    let json = ["WARN", "ERROR"]
+        .iter()
+        .any(|level| line.contains(&format!("\"level\":\"{level}\"")));
     level || json || line.contains("panicked at")
 }
 
@@ -305,9 +308,9 @@ mod tests {
 
     #[test]
     fn warnings_are_seen_in_both_log_formats() {
-        assert!(is_loud("2026-01-01T00:00:00Z  WARN oplogue: slow"));
+        assert!(is_loud("[2026-01-01 00:00:00.000 UTC] [WARN] slow sink"));
         assert!(is_loud(r#"{"timestamp":"x","level":"ERROR","fields":{}}"#));
         assert!(is_loud("thread 'main' panicked at src/main.rs:1:1"));
-        assert!(!is_loud("2026-01-01T00:00:00Z  INFO oplogue: said WARN"));
+        assert!(!is_loud("[2026-01-01 00:00:00.000 UTC] [INFO] said [WARN]"));
     }
 }

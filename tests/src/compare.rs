@@ -35,6 +35,7 @@ pub struct Comparison {
     include: Predicate,
     expect: Expectation,
     renames: Vec<(String, String)>,
+    ignored_field: Option<String>,
     indexes: bool,
     options: bool,
 }
@@ -49,6 +50,7 @@ impl Comparison {
             include: Box::new(|_| true),
             expect: Box::new(|_, document| Some(document.to_owned())),
             renames: Vec::new(),
+            ignored_field: None,
             indexes: true,
             options: true,
         }
@@ -76,6 +78,14 @@ impl Comparison {
         expect: impl Fn(&str, &RawDocument) -> Option<RawDocumentBuf> + Send + Sync + 'static,
     ) -> Self {
         self.expect = Box::new(expect);
+        self
+    }
+
+    /// Ignores the value of one top-level field on both sides, though not its place or absence: for fields that a
+    /// plugin masks and whose mask is checked apart.
+    #[must_use]
+    pub fn ignoring_field(mut self, name: &str) -> Self {
+        self.ignored_field = Some(name.to_owned());
         self
     }
 
@@ -219,6 +229,7 @@ impl Comparison {
                 source: collection(&self.source, &source.namespace)?,
                 target: collection(&self.target, &target.namespace)?,
                 natural: source.is_capped(),
+                ignored_field: self.ignored_field.as_deref(),
             };
             let expect = |document: &RawDocument| (self.expect)(&source.namespace, document);
             let differences = documents::compare(sides, expect, DIFFERENCES_MAX).await;

@@ -7,5 +7,14 @@
 #[cfg(test)]
 mod harness;
 
+#[cfg(test)]
+mod e2e;
+#[cfg(test)]
+mod oplog_source;
+#[cfg(test)]
+mod snapshot;
+#[cfg(test)]
+mod store;
+
 #[cfg(not(test))]
 fn main() {}

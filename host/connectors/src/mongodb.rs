@@ -13,14 +13,14 @@ pub mod oplog;
 pub mod reply;
 pub mod snapshot;
 
-pub(crate) mod writer;
-pub mod patch;
-pub mod literal;
 pub(crate) mod command;
-pub(crate) mod identity;
-pub mod sink;
-pub(crate) mod ddl;
-pub(crate) mod settle;
 pub mod copy;
+pub(crate) mod ddl;
+pub(crate) mod identity;
+pub mod literal;
+pub mod patch;
+pub(crate) mod settle;
+pub mod sink;
+pub(crate) mod writer;
 
 pub mod store;

@@ -19,7 +19,8 @@ pub struct SlotId(u64);
 struct Slot {
     open: usize,
     last: Position,
-    _permit: Arc<Permit>,
+    /// Given back when the batch's own changes are done, even while earlier batches are not.
+    permit: Option<Arc<Permit>>,
 }
 
 /// Counts open changes a batch and knows the finished prefix.
@@ -41,7 +42,8 @@ impl AckTracker {
         if seq != expected {
             return Err(bug(format!("batch {seq} came where {expected} was expected")));
         }
-        self.slots.push_back(Slot { open, last, _permit: permit });
+        let permit = (open > 0).then_some(permit);
+        self.slots.push_back(Slot { open, last, permit });
         self.advance();
         Ok(SlotId(seq))
     }
@@ -59,6 +61,9 @@ impl AckTracker {
             .open
             .checked_sub(count)
             .ok_or_else(|| bug(format!("batch {} was acknowledged more often than it has changes", slot.0)))?;
+        if entry.open == 0 {
+            entry.permit = None;
+        }
         self.advance();
         Ok(())
     }
@@ -112,6 +117,17 @@ mod tests {
         tracker.resolve(a, 1).unwrap();
         assert_eq!(tracker.take_watermark(), Some(at(1)));
         assert_eq!(tracker.outstanding(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_finished_batch_gives_its_memory_back_behind_an_open_one() {
+        let budget = crate::budget::Budget::new(1 << 20);
+        let mut tracker = AckTracker::default();
+        open(&mut tracker, 0, 1);
+        let permit = Arc::new(budget.acquire(1 << 19).await);
+        let second = tracker.open(1, 1, at(1), permit).unwrap();
+        tracker.resolve(second, 1).unwrap();
+        assert_eq!(budget.held_bytes(), 0);
     }
 
     #[test]

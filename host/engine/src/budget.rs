@@ -78,7 +78,9 @@ impl Permit {
     /// until the permit is dropped (waiting here while holding memory could make two readers wait for each other),
     /// so an estimate should be the size of the last reply. The overshoot counts in [`Budget::held_bytes`].
     pub fn resize(&mut self, bytes: usize) {
-        let Some(permit) = &mut self.permit else { return };
+        let Some(permit) = &mut self.permit else {
+            return;
+        };
         let units = bytes.div_ceil(UNIT_BYTES).max(1);
         let taken = permit.num_permits();
         if units < taken {

@@ -86,10 +86,14 @@ impl Kind {
             Self::Unavailable => "check that the server is reachable; the run goes on by itself when it is",
             Self::FailedOver => "nothing; the run goes back to the last durable position and goes on",
             Self::CursorLost => "nothing; the cursor is opened again at the last position",
-            Self::HistoryLost => "the source's oplog no longer holds the position: make the oplog larger and start again with sync_mode = all",
+            Self::HistoryLost => {
+                "the source's oplog no longer holds the position: make the oplog larger and start again with sync_mode = all"
+            }
             Self::Unauthorized => "give the user the privilege named above (see docs/OPERATIONS.md)",
             Self::Unsupported => "see the version table of the README for what this server can do",
-            Self::CannotApply => "nothing was skipped: the run stopped before this entry; report it with the entry's position",
+            Self::CannotApply => {
+                "nothing was skipped: the run stopped before this entry; report it with the entry's position"
+            }
             Self::Conflict => "look at the two documents named above; decide which one the target may keep",
             Self::Malformed => "the bytes named above are not what the server or plugin promised; report them",
             Self::Fenced => "another instance with the same id runs; stop one of the two",

@@ -79,6 +79,18 @@ pub struct FlushReport {
     pub operation_time: Option<OpTime>,
 }
 
+/// What became of a DDL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DdlOutcome {
+    /// It ran, at this operation time of the target (`None` where the target named none).
+    Done(Option<OpTime>),
+    /// It turned out to be done already: nothing was changed.
+    Already,
+    /// It cannot stand before the overlap mark (a unique index) and will be done there. Its entry is not
+    /// acknowledged until then.
+    Postponed,
+}
+
 /// How far the target's majority has come, and who leads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Durability {
@@ -99,8 +111,7 @@ pub trait Sink: Send + Sync {
     async fn write(&self, writes: &[Write]) -> Result<FlushReport>;
 
     /// Executes one DDL whose scope is drained, at most once by collection identity (correctness.md §6).
-    /// Returns the target's operation time, `None` if it turned out to be done already.
-    async fn ddl(&self, change: &Change, overlap: bool) -> Result<Option<OpTime>>;
+    async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome>;
 
     /// Asks the target how far it is majority-committed.
     async fn durability(&self) -> Result<Durability>;

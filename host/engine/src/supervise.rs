@@ -15,10 +15,7 @@ use crate::error::{Error, Kind, Result, Side};
 ///
 /// # Errors
 /// `Bug` when the work panics.
-pub async fn off_thread<T: Send + 'static>(
-    name: &'static str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T> {
+pub async fn off_thread<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::new(Side::Internal, Kind::Bug, format!("{name} panicked")).caused_by(e))

@@ -8,27 +8,24 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use oplogue_engine::config::checked::{PluginEntry, PluginPath};
-use oplogue_engine::config::{self, Format, Loaded};
+use oplogue_engine::config::{self, Changed, Format, Loaded};
 
 /// What a command about a configuration answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// For standard output when sound, for standard error otherwise. Ends with a line break.
+    /// For standard output when `exit_code` is 0, for standard error otherwise. Ends with a line break.
     pub text: String,
-    /// `false`: the configuration has problems; the process returns 2.
-    pub sound: bool,
+    /// 0, or 2 when the configuration has problems.
+    pub exit_code: u8,
 }
 
 impl Outcome {
     pub(super) fn sound(text: String) -> Self {
-        Self { text, sound: true }
+        Self { text, exit_code: 0 }
     }
 
     pub(super) fn refused(problems: &config::Problems) -> Self {
-        Self {
-            text: format!("{problems}\n"),
-            sound: false,
-        }
+        Self { text: format!("{problems}\n"), exit_code: 2 }
     }
 }
 
@@ -47,29 +44,19 @@ fn describe(path: &Path, loaded: &Loaded) -> String {
         Format::CollectorConf => "MongoShake's form",
     };
     let mut lines = vec![format!("{}: OK ({form})", path.display())];
-    section(
-        &mut lines,
-        "differs from the defaults",
-        loaded
-            .changed
-            .iter()
-            .map(|c| format!("{} = {} (default {})", c.key, c.value, c.default)),
-    );
-    section(
-        &mut lines,
-        "remarks",
-        loaded.notes.iter().map(ToString::to_string),
-    );
+    section(&mut lines, "differs from the defaults", loaded.changed.iter().map(difference));
+    section(&mut lines, "remarks", loaded.notes.iter().map(ToString::to_string));
     let chain = loaded.config.default_chain();
-    section(
-        &mut lines,
-        "plugin chain",
-        chain
-            .iter()
-            .enumerate()
-            .map(|(at, entry)| plugin(at + 1, entry)),
-    );
+    section(&mut lines, "plugin chain", chain.iter().enumerate().map(|(at, entry)| plugin(at + 1, entry)));
     lines.join("\n") + "\n"
+}
+
+fn difference(changed: &Changed) -> String {
+    let Changed { key, value, default } = changed;
+    match default.as_str() {
+        "" | "\"\"" | "[]" => format!("{key} = {value}"),
+        default => format!("{key} = {value} (default {default})"),
+    }
 }
 
 fn section(lines: &mut Vec<String>, title: &str, items: impl Iterator<Item = String>) {
@@ -114,7 +101,7 @@ mod tests {
     #[test]
     fn a_sound_file_is_explained() {
         let outcome = check_text("collector.conf", SOUND);
-        assert!(outcome.sound, "{}", outcome.text);
+        assert_eq!(outcome.exit_code, 0, "{}", outcome.text);
         for part in [
             "collector.conf: OK (MongoShake's form)",
             "sync_mode = \"all\" (default \"incr\")",
@@ -124,32 +111,22 @@ mod tests {
             "3. namespace-rename (built in) {\"rules\":[\"shop:store\"]}",
             "mongodb://u:***@a",
         ] {
-            assert!(
-                outcome.text.contains(part),
-                "{part} is not in {}",
-                outcome.text
-            );
+            assert!(outcome.text.contains(part), "{part} is not in {}", outcome.text);
         }
         assert!(!outcome.text.contains("geheim"));
     }
 
     #[test]
     fn a_broken_file_is_refused_with_all_its_problems() {
-        let outcome = check_text(
-            "collector.conf",
-            &format!("{SOUND}nonsense = 1\nincr_sync.worker = 0\n"),
-        );
-        assert!(!outcome.sound);
+        let outcome = check_text("collector.conf", &format!("{SOUND}nonsense = 1\nincr_sync.worker = 0\n"));
+        assert_eq!(outcome.exit_code, 2);
         assert!(outcome.text.ends_with("2 problems\n"), "{}", outcome.text);
     }
 
     #[test]
     fn the_reference_file_is_sound() {
-        let outcome = check(Path::new(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../collector.toml"
-        )));
-        assert!(outcome.sound, "{}", outcome.text);
+        let outcome = check(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../collector.toml")));
+        assert_eq!(outcome.exit_code, 0, "{}", outcome.text);
         assert!(outcome.text.contains("OK (TOML)"), "{}", outcome.text);
     }
 }

@@ -1,6 +1,6 @@
 //! `oplogue convert`: the TOML that says the same as a MongoShake `collector.conf`.
 //!
-//! A thin face of the engine's conversion: text for the terminal. The text holds the passwords of the
+//! A thin face of the engine's conversion: text and exit code for the terminal. The text holds the passwords of the
 //! original, because the file would not work without them.
 
 use std::path::Path;
@@ -26,24 +26,13 @@ mod tests {
     #[test]
     fn what_comes_out_checks() {
         let folder = tempfile::tempdir().unwrap();
-        let (conf, toml) = (
-            folder.path().join("collector.conf"),
-            folder.path().join("collector.toml"),
-        );
-        std::fs::write(
-            &conf,
-            "mongo_urls = mongodb://a\ntunnel = direct\ntunnel.address = mongodb://b\n",
-        )
-        .unwrap();
+        let (conf, toml) = (folder.path().join("collector.conf"), folder.path().join("collector.toml"));
+        std::fs::write(&conf, "mongo_urls = mongodb://a\ntunnel = direct\ntunnel.address = mongodb://b\n").unwrap();
         let converted = convert(&conf);
-        assert!(converted.sound, "{}", converted.text);
-        assert!(
-            converted.text.contains("tunnel.type = \"direct\""),
-            "{}",
-            converted.text
-        );
+        assert_eq!(converted.exit_code, 0, "{}", converted.text);
+        assert!(converted.text.contains("tunnel.type = \"direct\""), "{}", converted.text);
         std::fs::write(&toml, &converted.text).unwrap();
-        assert!(check(&toml).sound);
-        assert!(!convert(&toml).sound);
+        assert_eq!(check(&toml).exit_code, 0);
+        assert_eq!(convert(&toml).exit_code, 2);
     }
 }

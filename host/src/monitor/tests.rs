@@ -7,6 +7,7 @@ use oplogue_engine::error::Error;
 use oplogue_engine::metrics::catalog;
 use oplogue_engine::metrics::{SyncStage, WriteKind};
 use oplogue_engine::model::OpTime;
+use oplogue_engine::plugin::GenerationInfo;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,6 +23,12 @@ fn monitored() -> Monitored {
     status.positions().set_accepted(OpTime::new(1_707_334_793, 2, 1));
     status.positions().set_durable(OpTime::new(1_707_334_793, 1, 1));
     status.positions().set_checkpoint(OpTime::new(1_707_334_656, 2, 1));
+    status.set_generations(vec![GenerationInfo {
+        plugin: "mask".into(),
+        generation: 1,
+        version: "1.0.0".into(),
+        sha256: String::new(),
+    }]);
     let metrics = Metrics::new();
     metrics.source.read(4, 2012, 12_585);
     metrics.schedule.queued.inc_by(3);

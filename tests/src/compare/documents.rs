@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
-use bson::raw::{RawDocument, RawDocumentBuf};
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::{Document, doc};
 use futures_util::StreamExt as _;
 use mongodb::{Collection, Cursor};
@@ -18,15 +18,16 @@ use super::difference::{Difference, DifferenceKind, both};
 /// Documents collected after the first difference; beyond it the first differences must do.
 const COLLECTED_MAX: usize = 200_000;
 
-pub(super) struct Sides {
+pub(super) struct Sides<'a> {
     pub(super) source: Collection<Document>,
     pub(super) target: Collection<Document>,
     pub(super) natural: bool,
+    pub(super) ignored_field: Option<&'a str>,
 }
 
 /// Returns at most `max` differences.
 pub(super) async fn compare(
-    sides: Sides,
+    sides: Sides<'_>,
     expect: impl Fn(&RawDocument) -> Option<RawDocumentBuf>,
     max: usize,
 ) -> Result<Vec<Difference>> {
@@ -38,8 +39,12 @@ pub(super) async fn compare(
         .await
         .context("read the target")?;
     loop {
-        let left = next_expected(&mut source, &expect).await?;
-        let right = next(&mut target).await?;
+        let left = next_expected(&mut source, &expect)
+            .await?
+            .map(|left| without(left, sides.ignored_field));
+        let right = next(&mut target)
+            .await?
+            .map(|right| without(right, sides.ignored_field));
         if left.is_none() && right.is_none() {
             return Ok(Vec::new());
         }
@@ -58,8 +63,12 @@ pub(super) async fn compare(
         let mut rest = Rest::default();
         rest.add(left, right);
         while rest.len() < COLLECTED_MAX {
-            let left = next_expected(&mut source, &expect).await?;
-            let right = next(&mut target).await?;
+            let left = next_expected(&mut source, &expect)
+                .await?
+                .map(|left| without(left, sides.ignored_field));
+            let right = next(&mut target)
+                .await?
+                .map(|right| without(right, sides.ignored_field));
             if left.is_none() && right.is_none() {
                 break;
             }
@@ -93,6 +102,23 @@ async fn next_expected(
         }
     }
     Ok(None)
+}
+
+/// The document with the ignored field's value put to null.
+fn without(document: RawDocumentBuf, ignored: Option<&str>) -> RawDocumentBuf {
+    let Some(ignored) = ignored else {
+        return document;
+    };
+    let mut rest = RawDocumentBuf::new();
+    for (name, value) in document.iter().flatten() {
+        let value = if name.as_str() == ignored {
+            RawBsonRef::Null
+        } else {
+            value
+        };
+        rest.append(name, value);
+    }
+    rest
 }
 
 /// What is left of both sides after the first difference.

@@ -66,8 +66,8 @@ pub fn of_code(code: i32) -> Option<Kind> {
         // SnapshotTooOld, SnapshotUnavailable, NoSuchTransaction, ExceededTimeLimit,
         // TransactionExceededLifetimeLimitSeconds, ReauthenticationRequired, IngressRequestRateLimitExceeded,
         // SocketException, Interrupted.
-        6 | 7 | 24 | 46 | 50 | 64 | 89 | 94 | 112 | 133 | 134 | 175 | 202 | 206 | 239 | 246 | 251 | 262 | 290
-        | 391 | 462 | 9001 | 11601 => Kind::Unavailable,
+        6 | 7 | 24 | 46 | 50 | 64 | 89 | 94 | 112 | 133 | 134 | 175 | 202 | 206 | 239 | 246 | 251 | 262 | 290 | 391
+        | 462 | 9001 | 11601 => Kind::Unavailable,
         // ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary and its old form, NotPrimaryNoSecondaryOk,
         // NotPrimaryOrSecondary, InterruptedAtShutdown, InterruptedDueToReplStateChange.
         91 | 189 | 10107 | 10058 | 13435 | 13436 | 11600 | 11602 => Kind::FailedOver,

@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mongodb::Client;
-use mongodb::options::{
-    ClientOptions, Compressor, ReadPreference, SelectionCriteria, ServerAddress, Tls, TlsOptions,
-};
+use mongodb::options::{ClientOptions, Compressor, ReadPreference, SelectionCriteria, ServerAddress, Tls, TlsOptions};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 
 use super::classify;
@@ -63,12 +61,7 @@ pub struct ConnectOptions {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self {
-            mode: ConnectMode::Primary,
-            ca_file: None,
-            pool_max: None,
-            selection_timeout: Duration::from_secs(20),
-        }
+        Self { mode: ConnectMode::Primary, ca_file: None, pool_max: None, selection_timeout: Duration::from_secs(20) }
     }
 }
 

@@ -265,8 +265,7 @@ fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
         let text = concern.get_str("errmsg").unwrap_or_default();
         return Err(Error::new(Side::Sink, kind, format!("write to {namespace}: {text} (write concern, code {code})")));
     }
-    let mut errors: Vec<_> =
-        reply.get_array("writeErrors").into_iter().flatten().filter_map(statement_error).collect();
+    let mut errors: Vec<_> = reply.get_array("writeErrors").into_iter().flatten().filter_map(statement_error).collect();
     errors.sort_by_key(|(at, _)| *at);
     for (_, error) in &errors {
         // The node could not write any more: what became of its neighbours is unknown too.
@@ -307,7 +306,9 @@ pub(crate) fn integer(document: &Document, name: &str) -> Option<i64> {
 /// The `operationTime` of a reply; a standalone server sends none.
 pub(crate) fn operation_time(reply: &Document) -> Option<OpTime> {
     let ts = reply.get_timestamp("operationTime").ok()?;
-    Some(OpTime::new(ts.time, ts.increment, -1))
+    // The write's own time names the term of the primary that took it.
+    let term = reply.get_document("opTime").ok().and_then(super::topology::op_time).map_or(-1, |time| time.term);
+    Some(OpTime::new(ts.time, ts.increment, term))
 }
 
 #[cfg(test)]
@@ -330,7 +331,7 @@ mod tests {
         assert_eq!(
             read_command(&bytes),
             doc! { "delete": "c", "ordered": false, "writeConcern": { "w": 1 },
-                   "deletes": [{ "q": { "_id": { "$eq": { "$gt": 1 } }, "shard": "x" }, "limit": 1 }] }
+            "deletes": [{ "q": { "_id": { "$eq": { "$gt": 1 } }, "shard": "x" }, "limit": 1 }] }
         );
     }
 

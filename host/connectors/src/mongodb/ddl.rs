@@ -1,7 +1,261 @@
-//! Stub.
+//! Executes a change of the catalogue on the target, at most once.
+//!
+//! Replaying a `drop` or a `renameCollection` destroys what stands under the name now, so a destructive command runs
+//! only while the name holds the collection that the entry means, told by UUID (correctness.md §6). What turns out to
+//! be done already is skipped with a line in the log. Nothing is ever widened: a `dropDatabase` drops collections one
+//! by one and leaves those that a later entry made.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bson::RawDocumentBuf;
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::ddl::Routed;
+use oplogue_engine::model::{Change, CollectionUuid, Ddl, Namespace, NamespaceId, OpTime};
+use oplogue_engine::sink::DdlOutcome;
+
+use super::identity::{CollectionInfo, Shape, Standing};
 use super::sink::MongoSink;
-use oplogue_engine::error::Result;
-use oplogue_engine::model::{Change, OpTime};
+use super::writer::RawWriter;
+use super::{classify, command};
+
+mod create;
+mod index;
+mod rename;
+
+pub(super) use create::create_command;
+
+pub(super) const NAMESPACE_NOT_FOUND: i32 = 26;
+pub(super) const INDEX_NOT_FOUND: i32 = 27;
+pub(super) const NAMESPACE_EXISTS: i32 = 48;
+
+/// Collections behind time-series carry this in front of their name; commands want the name without it.
+const BUCKETS: &str = "system.buckets.";
+
+/// Whether a command is still to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Run,
+    /// It was run before, or what it is about went on to something else.
+    Done,
+}
+
+/// One DDL on its way.
+pub(super) struct Executor<'a> {
+    pub(super) sink: &'a MongoSink,
+    /// The source collection's identity.
+    pub(super) source: Option<CollectionUuid>,
+    pub(super) overlap: bool,
+    pub(super) majority: bool,
+    /// A unique index of this DDL must wait for the overlap mark.
+    postponed: AtomicBool,
+}
+
 impl MongoSink {
-    pub(super) async fn execute_ddl(&self, _c: &Change, _o: bool) -> Result<Option<OpTime>> { Ok(None) }
+    /// Executes a DDL.
+    ///
+    /// # Errors
+    /// `Unauthorized` with the privilege that is missing, `CannotApply` with the command and the server's reason.
+    pub(super) async fn execute_ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
+        let target = self.target().await?;
+        let Some(ddl) = &change.ddl else {
+            return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
+        };
+        let majority = self.manner(target).majority;
+        let executor = Executor::new(self, change.collection, overlap, majority);
+        let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
+        Ok(match (executor.postponed.load(Ordering::Relaxed), time) {
+            (true, _) => DdlOutcome::Postponed,
+            (false, Some(time)) => DdlOutcome::Done(Some(time)),
+            (false, None) => DdlOutcome::Already,
+        })
+    }
+}
+
+impl<'a> Executor<'a> {
+    /// An executor for one DDL of the source collection `source`.
+    pub(super) fn new(sink: &'a MongoSink, source: Option<CollectionUuid>, overlap: bool, majority: bool) -> Self {
+        Self { sink, source, overlap, majority, postponed: AtomicBool::new(false) }
+    }
+}
+
+impl Executor<'_> {
+    async fn execute(&self, ddl: &Ddl) -> Result<Option<OpTime>> {
+        match ddl {
+            Ddl::Create { namespace, options } => self.create(&self.name(*namespace), options).await,
+            Ddl::Drop { namespace } => self.drop(&self.name(*namespace)).await,
+            Ddl::DropDatabase { database } => self.drop_database(&self.name(*database)).await,
+            Ddl::Rename { from, to, drop_target } => {
+                self.rename(&self.name(*from), &self.name(*to), *drop_target).await
+            }
+            Ddl::CreateIndexes { namespace, specs } => self.create_indexes(namespace.target, specs).await,
+            Ddl::DropIndexes { namespace, name } => self.drop_index(&self.name(*namespace), name).await,
+            Ddl::CollMod { namespace, options } => self.coll_mod(&self.name(*namespace), options).await,
+            Ddl::ConvertToCapped { namespace, size_bytes } => {
+                self.convert_to_capped(&self.name(*namespace), *size_bytes).await
+            }
+        }
+    }
+
+    pub(super) fn name(&self, routed: Routed) -> Namespace {
+        self.name_of(routed.target)
+    }
+
+    pub(super) fn name_of(&self, id: NamespaceId) -> Namespace {
+        self.sink.namespaces.name(id)
+    }
+
+    /// Whether `name` still holds what the entry means, looked up on the server now. An unknown source collection
+    /// adopts a target collection that nobody else claims.
+    pub(super) async fn turn(&self, name: &Namespace) -> Result<Turn> {
+        let standing = self.sink.catalogue.refresh(name).await?;
+        let Some(source) = self.source else {
+            return Ok(if standing.is_some() { Turn::Run } else { Turn::Done });
+        };
+        Ok(match self.sink.catalogue.standing(name, source) {
+            Standing::Own(_) | Standing::Nameless => Turn::Run,
+            Standing::Unclaimed(uuid) => {
+                self.sink.catalogue.record(source, uuid).await?;
+                Turn::Run
+            }
+            Standing::Other | Standing::Gone | Standing::Absent => Turn::Done,
+        })
+    }
+
+    async fn drop(&self, name: &Namespace) -> Result<Option<OpTime>> {
+        let turn = self.turn(name).await?;
+        let time = match turn {
+            Turn::Run => self.drop_now(name).await?,
+            Turn::Done => skipped("drop", name),
+        };
+        if let Some(source) = self.source
+            && (turn == Turn::Run || !self.sink.catalogue.stands_anywhere(source))
+        {
+            self.sink.catalogue.forget(source).await?;
+        }
+        Ok(time)
+    }
+
+    /// Drops whatever stands under `name`.
+    pub(super) async fn drop_now(&self, name: &Namespace) -> Result<Option<OpTime>> {
+        let mut w = self.command("drop", visible(name));
+        command::write_concern(&mut w, self.majority);
+        let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
+        self.sink.catalogue.refresh(name).await?;
+        Ok(time)
+    }
+
+    /// The server logs the drop of each collection before the `dropDatabase`, so those are gone already. What is left
+    /// is dropped one by one: it needs no further privilege, and a collection that a later entry made stays.
+    async fn drop_database(&self, database: &Namespace) -> Result<Option<OpTime>> {
+        let mut time = None;
+        let listed = self.sink.catalogue.refresh_database(database.database()).await?;
+        // Views first: a time-series is listed beside its buckets and goes with them.
+        let (views, others): (Vec<_>, Vec<_>) = listed.into_iter().partition(|(_, info)| info.shape == Shape::View);
+        for (name, info) in views.into_iter().chain(others) {
+            if name.collection().starts_with("system.") {
+                continue;
+            }
+            if self.is_claimed(&name, info) {
+                tracing::info!(namespace = %name, "kept in dropDatabase: a later entry made this collection");
+                continue;
+            }
+            time = self.drop_now(&name).await?.max(time);
+        }
+        Ok(time)
+    }
+
+    fn is_claimed(&self, name: &Namespace, info: CollectionInfo) -> bool {
+        let behind = (info.shape == Shape::TimeSeries)
+            .then(|| self.sink.catalogue.info(&Namespace::of(name.database(), &format!("{BUCKETS}{}", name.collection()))));
+        let uuid = info.uuid.or_else(|| behind.flatten().and_then(|buckets| buckets.uuid));
+        uuid.is_some_and(|uuid| self.sink.catalogue.is_claimed(uuid))
+    }
+
+    async fn coll_mod(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
+        if self.turn(name).await? == Turn::Done {
+            return Ok(skipped("collMod", name));
+        }
+        let mut w = self.command("collMod", visible(name));
+        w.splice(options);
+        command::write_concern(&mut w, self.majority);
+        let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
+        let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND] } else { &[] };
+        self.run(name.database(), doing, name, w, tolerated).await
+    }
+
+    /// The conversion gives the collection a new UUID, which is recorded in place of the old one.
+    async fn convert_to_capped(&self, name: &Namespace, size_bytes: i64) -> Result<Option<OpTime>> {
+        let turn = self.turn(name).await?;
+        let present = self.sink.catalogue.info(name);
+        let done = present.is_some_and(|info| {
+            info.capped && info.uuid.is_some_and(|uuid| !self.sink.catalogue.is_claimed(uuid))
+        });
+        let time = if turn == Turn::Run {
+            let mut w = self.command("convertToCapped", name.collection());
+            w.value("size", oplogue_engine::model::raw::kind::INT64, &size_bytes.to_le_bytes());
+            command::write_concern(&mut w, self.majority);
+            self.run(name.database(), "convertToCapped", name, w, &[]).await?
+        } else {
+            skipped("convertToCapped", name)
+        };
+        if turn == Turn::Run || done {
+            self.adopt(name).await?;
+        }
+        Ok(time)
+    }
+
+    /// Records what stands under `name` now as the source collection's copy.
+    pub(super) async fn adopt(&self, name: &Namespace) -> Result<()> {
+        let info = self.sink.catalogue.refresh(name).await?;
+        match (self.source, info.and_then(|info| info.uuid)) {
+            (Some(source), Some(uuid)) => self.sink.catalogue.record(source, uuid).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts a command `{name: collection}`.
+    pub(super) fn command(&self, name: &str, collection: &str) -> RawWriter {
+        let mut writer = RawWriter::with_capacity(256);
+        writer.string(name, collection);
+        writer
+    }
+
+    /// Runs a command. The codes in `tolerated` mean that it is done already.
+    pub(super) async fn run(
+        &self,
+        database: &str,
+        doing: &str,
+        name: &Namespace,
+        writer: RawWriter,
+        tolerated: &[i32],
+    ) -> Result<Option<OpTime>> {
+        match self.try_run(database, writer).await? {
+            Ok(time) => Ok(time),
+            Err(e) if classify::code(&e).is_some_and(|code| tolerated.contains(&code)) => Ok(skipped(doing, name)),
+            Err(e) => Err(classify::error(Side::Sink, &format!("run {doing} on {name}"), e)),
+        }
+    }
+
+    /// Runs a command and hands the server's refusal back.
+    pub(super) async fn try_run(
+        &self,
+        database: &str,
+        writer: RawWriter,
+    ) -> Result<std::result::Result<Option<OpTime>, mongodb::error::Error>> {
+        let command: RawDocumentBuf = command::raw(writer.finish())?;
+        let reply = self.sink.client.database(database).run_raw_command(command).await;
+        Ok(reply.map(|reply| command::operation_time(&reply)))
+    }
+}
+
+/// Notes that a command has nothing left to do.
+pub(super) fn skipped(command: &str, name: &Namespace) -> Option<OpTime> {
+    tracing::info!(command, namespace = %name, "a DDL is done already");
+    None
+}
+
+/// The name that commands of the catalogue want for a collection.
+pub(super) fn visible(name: &Namespace) -> &str {
+    let collection = name.collection();
+    collection.strip_prefix(BUCKETS).unwrap_or(collection)
 }

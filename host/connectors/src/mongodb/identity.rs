@@ -146,7 +146,9 @@ impl Catalogue {
         let Some(info) = state.collections.get(name) else {
             return if mapped.is_some() { Standing::Gone } else { Standing::Absent };
         };
-        let Some(uuid) = info.uuid else { return Standing::Nameless };
+        let Some(uuid) = info.uuid else {
+            return Standing::Nameless;
+        };
         match (mapped, state.source_of.get(&uuid)) {
             (Some(target), _) if *target == uuid => Standing::Own(uuid),
             (None, None) => Standing::Unclaimed(uuid),
@@ -157,7 +159,9 @@ impl Catalogue {
     /// Whether a target collection of this UUID stands under any name.
     pub(crate) fn stands_anywhere(&self, source: CollectionUuid) -> bool {
         let state = self.read();
-        let Some(target) = state.target_of.get(&source) else { return false };
+        let Some(target) = state.target_of.get(&source) else {
+            return false;
+        };
         state.collections.values().any(|info| info.uuid == Some(*target))
     }
 

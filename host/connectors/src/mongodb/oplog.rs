@@ -104,7 +104,16 @@ impl OplogSource {
     pub fn new(client: Client, options: OplogOptions, budget: Budget) -> Self {
         let member = options.mode.criteria();
         let reply_bytes = FIRST_REPLY_BYTES;
-        Self { client, options, budget, cursor: CursorSlot::default(), ready: None, expected: None, member, reply_bytes }
+        Self {
+            client,
+            options,
+            budget,
+            cursor: CursorSlot::default(),
+            ready: None,
+            expected: None,
+            member,
+            reply_bytes,
+        }
     }
 
     /// Picks the member to read and stays with it: the window must be that member's, members' oplogs differ in length.
@@ -146,7 +155,9 @@ impl OplogSource {
         };
         let reply = match cursor.next().await {
             Some(reply) => reply.map_err(|e| classify::error(Side::Source, READ, e))?,
-            None => return Err(Error::new(Side::Source, Kind::CursorLost, format!("{READ}: the cursor ended"))),
+            None => {
+                return Err(Error::new(Side::Source, Kind::CursorLost, format!("{READ}: the cursor ended")));
+            }
         };
         let bytes = reply.as_raw_document().as_bytes().len();
         let entries = reply::array(reply)?;
@@ -161,8 +172,12 @@ impl OplogSource {
 
     /// Compares the first entry ever seen by this cursor with the position it was opened at.
     async fn prove(&mut self, batch: &RawBatch) -> Result<()> {
-        let Some(expected) = self.expected else { return Ok(()) };
-        let Some(first) = reply::first_document(&batch.entries)? else { return Ok(()) };
+        let Some(expected) = self.expected else {
+            return Ok(());
+        };
+        let Some(first) = reply::first_document(&batch.entries)? else {
+            return Ok(());
+        };
         let found = reply::entry_time(first)?;
         if is_entry(found, expected) {
             self.expected = None;
@@ -194,7 +209,9 @@ impl OplogSource {
     async fn lost(&self, expected: OpTime, found: Option<OpTime>) -> Error {
         let window = match self.window().await {
             Ok(window) => window,
-            Err(fault) => return fault.context("the position is not in the oplog; read its window"),
+            Err(fault) => {
+                return fault.context("the position is not in the oplog; read its window");
+            }
         };
         let reason = if expected.ts() < window.oldest.ts() {
             "illegal start: the position is older than the oldest entry".to_owned()

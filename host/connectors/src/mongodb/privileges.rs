@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn every_missing_privilege_is_named() {
         let all = doc! { "resource": { "db": "", "collection": "" },
-                         "actions": ["find", "listCollections", "listIndexes"] };
+        "actions": ["find", "listCollections", "listIndexes"] };
         let error = granted(vec![all.clone()]).require(Side::Source, &of_source()).unwrap_err();
         assert!(error.to_string().contains("`find` on local.oplog.rs: tailing the oplog"), "{error}");
         let local = doc! { "resource": { "db": "local", "collection": "" }, "actions": ["find"] };

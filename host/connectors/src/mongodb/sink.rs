@@ -15,7 +15,7 @@ use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Result, Side};
 use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
-use oplogue_engine::sink::{Durability, FlushReport, Refusal, Sink, Write};
+use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
 use tokio::sync::OnceCell;
 
 use super::command::Manner;
@@ -30,6 +30,7 @@ mod mend;
 mod namespace;
 mod plan;
 
+pub(super) use mend::{batches, documents, shown_id};
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
 
@@ -128,7 +129,9 @@ impl MongoSink {
     /// not be written to whatever stands under that name now.
     #[must_use]
     pub fn superseded(&self, change: &Change) -> bool {
-        let Some(source) = change.collection else { return false };
+        let Some(source) = change.collection else {
+            return false;
+        };
         let name = self.namespaces.name(change.target);
         matches!(self.catalogue.standing(&name, source), Standing::Other | Standing::Gone)
     }
@@ -151,10 +154,7 @@ impl MongoSink {
     }
 
     pub(super) fn manner(&self, target: Target) -> Manner {
-        Manner {
-            majority: self.options.majority || target.is_mongos,
-            bypass_validation: target.bypass_validation,
-        }
+        Manner { majority: self.options.majority || target.is_mongos, bypass_validation: target.bypass_validation }
     }
 }
 
@@ -191,7 +191,7 @@ impl Sink for MongoSink {
         Ok(report)
     }
 
-    async fn ddl(&self, change: &Change, overlap: bool) -> Result<Option<OpTime>> {
+    async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
         self.execute_ddl(change, overlap).await
     }
 
@@ -217,6 +217,11 @@ impl Sink for MongoSink {
 fn merge(into: &mut FlushReport, part: FlushReport) {
     into.refused.extend(part.refused);
     into.operation_time = into.operation_time.max(part.operation_time);
+}
+
+/// Whether a statement was refused because its own `_id` is taken.
+pub(super) fn is_own_id(error: &super::command::StatementError) -> bool {
+    error.code == cure::DUPLICATE_KEY && cure::is_id(error)
 }
 
 /// A refusal of the engine, out of a statement's error.

@@ -53,10 +53,8 @@ impl MongoStore {
     /// A store that holds no lease yet. `client` may be the source's, whatever member that one prefers.
     #[must_use]
     pub fn new(client: &Client, options: StoreOptions) -> Self {
-        let concern = WriteConcern::builder()
-            .w(Acknowledgment::Majority)
-            .w_timeout(std::time::Duration::from_secs(30))
-            .build();
+        let concern =
+            WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(std::time::Duration::from_secs(30)).build();
         let collection = CollectionOptions::builder()
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .read_concern(ReadConcern::majority())
@@ -191,9 +189,7 @@ impl CheckpointStore for MongoStore {
         match self.documents.update_one(filter, update).upsert(true).await {
             Ok(_) => Ok(()),
             // The pair is there with a higher epoch: the upsert met it as a duplicate.
-            Err(e) if classify::kind(Side::Store, &e) == Kind::Conflict => {
-                Err(self.fenced(self.own().await?.as_ref()))
-            }
+            Err(e) if classify::kind(Side::Store, &e) == Kind::Conflict => Err(self.fenced(self.own().await?.as_ref())),
             Err(e) => Err(self.fault("record the identity of a collection", e)),
         }
     }

@@ -36,7 +36,9 @@ pub(super) fn decode(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Ch
             let name = index.and_then(|e| string(e.value)).ok_or_else(|| missing("index"))?;
             Ddl::DropIndexes { namespace: named(command.value)?, name: name.to_owned() }
         }
-        b"collMod" => Ddl::CollMod { namespace: named(command.value)?, options: elements_from(&entry.o, command.end()) },
+        b"collMod" => {
+            Ddl::CollMod { namespace: named(command.value)?, options: elements_from(&entry.o, command.end()) }
+        }
         b"convertToCapped" => {
             Ddl::ConvertToCapped { namespace: named(command.value)?, size_bytes: integer(&entry.o, "size")? }
         }

@@ -8,8 +8,7 @@ use super::*;
 use crate::budget::Permit;
 
 fn raw(entries: Vec<Document>) -> RawBatch {
-    let array: bson::RawArrayBuf =
-        entries.iter().map(|d| bson::RawDocumentBuf::try_from(d).unwrap()).collect();
+    let array: bson::RawArrayBuf = entries.iter().map(|d| bson::RawDocumentBuf::try_from(d).unwrap()).collect();
     RawBatch { entries: Bytes::copy_from_slice(array.as_bytes()), reached: None, permit: Permit::none() }
 }
 
@@ -132,7 +131,8 @@ fn a_prepared_transaction_counts_at_its_commit_and_an_aborted_one_never() {
         let o = doc! { "applyOps": [{ "op": "i", "ns": "a.b", "o": { "_id": inc } }], "prepare": true };
         entry(inc, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)))
     };
-    let end = |inc, number, o: Document| entry(inc, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)));
+    let end =
+        |inc, number, o: Document| entry(inc, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)));
     let batches = decoder
         .decode(raw(vec![
             prepare(1, 1),

@@ -39,9 +39,8 @@ impl Transactions {
     ///
     /// `last` is the entry before this one; `bytes_max` bounds what open transactions may hold (0 = unbounded).
     pub(super) fn step(&mut self, entry: &Entry, last: OpTime, bytes_max: usize) -> Result<Option<Vec<Bytes>>> {
-        let array = raw::find(&entry.o, "applyOps")?
-            .filter(|e| e.kind == kind::ARRAY)
-            .ok_or_else(|| missing("applyOps"))?;
+        let array =
+            raw::find(&entry.o, "applyOps")?.filter(|e| e.kind == kind::ARRAY).ok_or_else(|| missing("applyOps"))?;
         let array = entry.o.slice(array.offset..array.end());
         let partial = flag(entry, "partialTxn")?;
         let prepare = flag(entry, "prepare")?;

@@ -295,13 +295,7 @@ impl Shared {
 }
 
 /// The documents of a reply as snapshot changes.
-fn snapshot_batch(
-    task: &Task,
-    documents: &Bytes,
-    permit: Permit,
-    after: OpTime,
-    now_ms: i64,
-) -> Result<ChangeBatch> {
+fn snapshot_batch(task: &Task, documents: &Bytes, permit: Permit, after: OpTime, now_ms: i64) -> Result<ChangeBatch> {
     let mut changes = Vec::new();
     for element in Elements::new(documents)? {
         let element = element?;

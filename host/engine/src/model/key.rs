@@ -117,10 +117,20 @@ enum Number {
     /// A whole number in the range of `i64`.
     Integer(i64),
     /// `mantissa · 2^exponent` with an odd mantissa below 2^53: what a double can hold.
-    Binary { negative: bool, mantissa: u64, exponent: i32 },
+    Binary {
+        negative: bool,
+        mantissa: u64,
+        exponent: i32,
+    },
     /// `coefficient · 10^exponent`, not divisible by ten: what only a decimal can hold.
-    Decimal { negative: bool, coefficient: u128, exponent: i32 },
-    Infinity { negative: bool },
+    Decimal {
+        negative: bool,
+        coefficient: u128,
+        exponent: i32,
+    },
+    Infinity {
+        negative: bool,
+    },
     NaN,
 }
 
@@ -156,8 +166,7 @@ impl Number {
         let bits = value.to_bits();
         let fraction = bits & ((1 << 52) - 1);
         let biased = ((bits >> 52) & 0x7ff) as i32;
-        let (mantissa, exponent) =
-            if biased == 0 { (fraction, -1074) } else { (fraction | (1 << 52), biased - 1075) };
+        let (mantissa, exponent) = if biased == 0 { (fraction, -1074) } else { (fraction | (1 << 52), biased - 1075) };
         Self::of_binary(value.is_sign_negative(), mantissa, exponent)
     }
 
@@ -212,8 +221,7 @@ impl Number {
                 return Self::Integer(n);
             }
         }
-        Self::as_double(negative, coefficient, exponent)
-            .unwrap_or(Self::Decimal { negative, coefficient, exponent })
+        Self::as_double(negative, coefficient, exponent).unwrap_or(Self::Decimal { negative, coefficient, exponent })
     }
 
     /// The binary form of `coefficient · 10^exponent`, if a double can hold that value exactly.

@@ -90,8 +90,7 @@ impl<'a> Elements<'a> {
             return Ok(None);
         }
         let rest = self.bytes.get(self.at + 1..).unwrap_or_default();
-        let name_length =
-            rest.iter().position(|b| *b == 0).ok_or(malformed(self.at, "a field name has no end"))?;
+        let name_length = rest.iter().position(|b| *b == 0).ok_or(malformed(self.at, "a field name has no end"))?;
         let name = rest.get(..name_length).unwrap_or_default();
         let offset = self.at + 1 + name_length + 1;
         let length = value_length(kind, self.bytes, offset)?;
@@ -159,9 +158,7 @@ pub fn read_i64(bytes: &[u8], offset: usize) -> Result<i64, Malformed> {
 fn value_length(kind: u8, bytes: &[u8], offset: usize) -> Result<usize, Malformed> {
     let prefixed = |extra: usize| -> Result<usize, Malformed> {
         let n = read_i32(bytes, offset)?;
-        usize::try_from(n)
-            .map(|n| n + extra)
-            .map_err(|_| Malformed { offset, reason: "a length is negative" })
+        usize::try_from(n).map(|n| n + extra).map_err(|_| Malformed { offset, reason: "a length is negative" })
     };
     let cstring = |from: usize| -> Result<usize, Malformed> {
         bytes
@@ -191,7 +188,9 @@ fn value_length(kind: u8, bytes: &[u8], offset: usize) -> Result<usize, Malforme
         kind::DB_POINTER => prefixed(4)? + 12,
         kind::INT32 => 4,
         kind::DECIMAL128 => 16,
-        _ => return Err(Malformed { offset, reason: "an unknown type byte" }),
+        _ => {
+            return Err(Malformed { offset, reason: "an unknown type byte" });
+        }
     })
 }
 

@@ -25,7 +25,7 @@ use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Position};
 use crate::pipeline::durable::DurableQueue;
 use crate::pipeline::state::{Command, Core, CoreOptions, FenceId};
 use crate::plugin::PluginChain;
-use crate::sink::{Durability, FlushReport, Sink};
+use crate::sink::{DdlOutcome, Durability, FlushReport, Sink};
 use crate::source::Source;
 use crate::supervise::Supervisor;
 use lanes::{LaneDone, Lanes};
@@ -120,7 +120,7 @@ struct Admitting {
 }
 
 enum FenceDone {
-    Ddl(FenceId, Result<Option<OpTime>>),
+    Ddl(FenceId, Result<DdlOutcome>),
     Settle(FenceId, Result<FlushReport>),
     Mark(FenceId, Result<Option<OpTime>>),
 }
@@ -253,18 +253,7 @@ impl Loop {
 
     fn fence_done(&mut self, done: FenceDone) -> Result<()> {
         match done {
-            FenceDone::Ddl(id, outcome) => {
-                match outcome? {
-                    Some(time) => {
-                        self.durable.wrote(time);
-                        self.metrics.sink.ddl_executed.inc();
-                    }
-                    None => {
-                        self.metrics.sink.ddl_skipped.inc();
-                    }
-                }
-                self.core.fence_done(id)?;
-            }
+            FenceDone::Ddl(id, outcome) => self.ddl_done(id, outcome?)?,
             FenceDone::Settle(id, report) => {
                 let report = report?;
                 if let Some(time) = report.operation_time {
@@ -282,6 +271,21 @@ impl Loop {
             },
         }
         self.after_core()
+    }
+
+    fn ddl_done(&mut self, id: FenceId, outcome: DdlOutcome) -> Result<()> {
+        match outcome {
+            DdlOutcome::Done(time) => {
+                self.durable.wrote(time.unwrap_or_default());
+                self.metrics.sink.ddl_executed.inc();
+                self.core.fence_done(id)
+            }
+            DdlOutcome::Already => {
+                self.metrics.sink.ddl_skipped.inc();
+                self.core.fence_done(id)
+            }
+            DdlOutcome::Postponed => self.core.ddl_postponed(id),
+        }
     }
 
     fn after_core(&mut self) -> Result<()> {
@@ -390,7 +394,9 @@ impl Loop {
     async fn finish(&mut self) -> Result<()> {
         let mut first_error = Ok(());
         while self.lanes.busy() > 0 {
-            let Some(done) = self.lanes.finished().await else { break };
+            let Some(done) = self.lanes.finished().await else {
+                break;
+            };
             let handled = self.lane_done(done);
             first_error = first_error.and(handled);
         }

@@ -121,6 +121,8 @@ pub struct Core {
     held: Held,
     parked: HashMap<Address, VecDeque<Pending>>,
     passed_mark: bool,
+    /// DDL entries that wait for the mark: not acknowledged, so that a restart meets them again.
+    postponed: Vec<SlotId>,
     next_fence: u64,
     commands: Vec<Command>,
     counts: CoreCounts,
@@ -142,6 +144,7 @@ impl Core {
             held: Held::default(),
             parked: HashMap::new(),
             passed_mark: false,
+            postponed: Vec::new(),
             next_fence: 0,
             commands: Vec::new(),
             counts: CoreCounts::default(),
@@ -225,10 +228,27 @@ impl Core {
                 None => self.acknowledge(&acks)?,
                 Some(Refusal::UniqueKey { .. }) => self.park(lane, Pending { address, write, acks })?,
                 Some(Refusal::Refused { code, message }) => {
-                    return Err(self.refused(address.0, &write, &format!("error {code}: {message}"), Kind::CannotApply));
+                    return Err(self.refused(
+                        address.0,
+                        &write,
+                        &format!("error {code}: {message}"),
+                        Kind::CannotApply,
+                    ));
                 }
             }
         }
+        self.pump()
+    }
+
+    /// A DDL was put off until the mark: its scope is free again, its position is not.
+    ///
+    /// # Errors
+    /// `Bug` for an unknown fence.
+    pub fn ddl_postponed(&mut self, id: FenceId) -> Result<()> {
+        if let Purpose::Ddl { slot, .. } = self.lower(id)?.purpose {
+            self.postponed.push(slot);
+        }
+        self.release()?;
         self.pump()
     }
 
@@ -240,7 +260,12 @@ impl Core {
         let fence = self.lower(id)?;
         match fence.purpose {
             Purpose::Ddl { slot, .. } => self.tracker.resolve(slot, 1)?,
-            Purpose::Mark => self.passed_mark = true,
+            Purpose::Mark => {
+                self.passed_mark = true;
+                for slot in std::mem::take(&mut self.postponed) {
+                    self.tracker.resolve(slot, 1)?;
+                }
+            }
             Purpose::Settle => {}
         }
         self.release()?;
@@ -253,7 +278,9 @@ impl Core {
     /// `Conflict` when writes collide although the target stands where the source stood.
     pub fn settled(&mut self, id: FenceId, report: &FlushReport) -> Result<()> {
         let at = self.fences.iter().position(|fence| fence.id == id).ok_or_else(|| bug("unknown fence".into()))?;
-        let Some(fence) = self.fences.get_mut(at) else { return Err(bug("unknown fence".into())) };
+        let Some(fence) = self.fences.get_mut(at) else {
+            return Err(bug("unknown fence".into()));
+        };
         let settling = std::mem::take(&mut fence.settling);
         fence.phase = Phase::Settled;
         let is_final = self.passed_mark || matches!(fence.purpose, Purpose::Mark);
@@ -349,12 +376,13 @@ impl Core {
             self.raise(scope, Purpose::Ddl { change: Some(Box::new(change)), slot });
             return Ok(());
         }
-        let Some(content) = content(&change) else { return Err(bug("a DDL without its command".into())) };
+        let Some(content) = content(&change) else {
+            return Err(bug("a DDL without its command".into()));
+        };
         let key = if change.key.is_empty() { selector(&change.body)? } else { change.key };
         let document = DocumentKey::of_document(&key)?;
         let address = (change.target, document);
-        let write =
-            Write { target: change.target, source: change.source, key, content, overlap, time: change.time };
+        let write = Write { target: change.target, source: change.source, key, content, overlap, time: change.time };
         let pending = Pending { address, write, acks: Acks::one(slot) };
         if let Some(waiting) = self.parked.get_mut(&address) {
             if let Some(apart) = absorb_last(waiting, pending) {
@@ -460,7 +488,9 @@ impl Core {
     }
 
     fn fire(&mut self, at: usize) -> Result<()> {
-        let Some(fence) = self.fences.get(at) else { return Ok(()) };
+        let Some(fence) = self.fences.get(at) else {
+            return Ok(());
+        };
         let (id, scope, phase) = (fence.id, fence.scope, fence.phase);
         let blocked = self.fences.iter().take(at).any(|earlier| earlier.scope.intersects(scope));
         if blocked || !self.drained(scope) || matches!(phase, Phase::Settling | Phase::Fired) {
@@ -483,7 +513,9 @@ impl Core {
 
     fn fire_own(&mut self, at: usize) -> Result<()> {
         let until = self.options.overlap_until.ts();
-        let Some(fence) = self.fences.get_mut(at) else { return Ok(()) };
+        let Some(fence) = self.fences.get_mut(at) else {
+            return Ok(());
+        };
         fence.phase = Phase::Fired;
         let id = fence.id;
         match &mut fence.purpose {

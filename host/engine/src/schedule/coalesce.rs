@@ -45,7 +45,9 @@ pub fn merge(earlier: Content, later: Content, same_side: bool) -> Merge {
         (Content::Insert(_), Content::Replace(document)) if same_side => Merge::Merged(Content::Insert(document)),
         (_, Content::Replace(document) | Content::Insert(document)) => Merge::Merged(Content::Replace(document)),
         (_, patched @ Content::Patched { .. }) => Merge::Merged(patched),
-        (Content::Insert(base) | Content::Replace(base), Content::Patch(patches)) if same_side && pipeline(&patches) => {
+        (Content::Insert(base) | Content::Replace(base), Content::Patch(patches))
+            if same_side && pipeline(&patches) =>
+        {
             Merge::Merged(Content::Patched { base, patches })
         }
         (Content::Patched { base, patches }, Content::Patch(more)) => match join(patches, more, same_side) {

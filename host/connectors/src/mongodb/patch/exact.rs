@@ -31,10 +31,7 @@ pub enum CompileError {
 ///
 /// # Errors
 /// [`CompileError`] when a diff is unreadable or too deep.
-pub fn pipeline<'a>(
-    base: Option<&[u8]>,
-    diffs: impl IntoIterator<Item = &'a [u8]>,
-) -> Result<Vec<u8>, CompileError> {
+pub fn pipeline<'a>(base: Option<&[u8]>, diffs: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, CompileError> {
     let mut writer = RawWriter::array_with_capacity(base.map_or(256, <[u8]>::len) + 256);
     if let Some(base) = base {
         literal_stage(&mut writer, base);
@@ -58,8 +55,7 @@ pub(crate) fn literal_stage(writer: &mut RawWriter, document: &[u8]) {
 fn object(w: &mut RawWriter, name: &[u8], diff: &ObjectDiff<'_>, input: &[u8]) {
     w.document(name, |w| {
         w.array("$mergeObjects", |w| {
-            let removed: Vec<&[u8]> =
-                elements(diff.deleted).chain(elements(diff.inserted)).map(|e| e.name).collect();
+            let removed: Vec<&[u8]> = elements(diff.deleted).chain(elements(diff.inserted)).map(|e| e.name).collect();
             without(w, b"", &removed, input);
             literal_section(w, diff.updated);
             plain_children(w, diff, input);
@@ -346,7 +342,9 @@ pub(crate) fn is_plain(name: &[u8]) -> bool {
 
 /// How many levels of documents and arrays a raw document has, itself included.
 pub(crate) fn nesting(document: &[u8]) -> usize {
-    let Ok(walk) = Elements::new(document) else { return 1 };
+    let Ok(walk) = Elements::new(document) else {
+        return 1;
+    };
     1 + walk.filter_map(Result::ok).map(|e| value_nesting(e.kind, e.value)).max().unwrap_or(0)
 }
 

@@ -61,7 +61,7 @@ fn is_state(code: i32) -> bool {
     matches!(code, 2 | 14 | 28 | 40 | 52 | 56 | 57 | 66)
 }
 
-fn is_id(error: &StatementError) -> bool {
+pub(crate) fn is_id(error: &StatementError) -> bool {
     error.key_pattern.as_ref().is_some_and(|pattern| pattern.len() == 1 && pattern.contains_key("_id"))
 }
 

@@ -22,7 +22,9 @@ pub(super) struct FromFuture {
 impl FromFuture {
     /// Notes that a document was read as of `read_at`, for a change of time `now`.
     pub(super) fn note(&self, namespace: NamespaceId, key: &[u8], read_at: OpTime, now: OpTime) {
-        let Ok(key) = DocumentKey::of_document(key) else { return };
+        let Ok(key) = DocumentKey::of_document(key) else {
+            return;
+        };
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         if until.len() >= SWEEP_AT {
             until.retain(|_, time| time.ts() >= now.ts());
@@ -36,9 +38,13 @@ impl FromFuture {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
         }
-        let Ok(key) = DocumentKey::of_document(key) else { return false };
+        let Ok(key) = DocumentKey::of_document(key) else {
+            return false;
+        };
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(read_at) = until.get(&(namespace, key)) else { return false };
+        let Some(read_at) = until.get(&(namespace, key)) else {
+            return false;
+        };
         let covered = time.ts() <= read_at.ts();
         if !covered {
             until.remove(&(namespace, key));

@@ -114,7 +114,9 @@ impl MongoSink {
 
     /// An insert, outside of overlap, whose `_id` is taken.
     fn duplicate<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
-        let Some(document) = body(item.write) else { return Ok(Next::Done(FlushReport::default())) };
+        let Some(document) = body(item.write) else {
+            return Ok(Next::Done(FlushReport::default()));
+        };
         if item.overlap || self.options.insert_on_dup_update {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
         }
@@ -151,7 +153,9 @@ impl MongoSink {
     /// Writes the whole document as the source has it now; nothing when the source has none any more, since its
     /// delete is on the way.
     async fn refetch<'a>(&self, place: &Place, index: usize, write: &Write) -> Result<Next<'a>> {
-        let Some(document) = self.fetch(write).await? else { return Ok(Next::Done(FlushReport::default())) };
+        let Some(document) = self.fetch(write).await? else {
+            return Ok(Next::Done(FlushReport::default()));
+        };
         let statement = Statement::replace(&write.key, &document)?;
         match self.send_one(place, &statement, true).await? {
             Ok(time) => Ok(Next::Done(done(time))),
@@ -205,11 +209,7 @@ impl MongoSink {
     }
 
     /// Those of `items` whose document the target does not have.
-    pub(super) async fn absent<'i, 'a>(
-        &self,
-        place: &Place,
-        items: Vec<&'i Item<'a>>,
-    ) -> Result<Vec<&'i Item<'a>>> {
+    pub(super) async fn absent<'i, 'a>(&self, place: &Place, items: Vec<&'i Item<'a>>) -> Result<Vec<&'i Item<'a>>> {
         const IDS_AT_ONCE: usize = 1000;
         let mut absent = Vec::new();
         for chunk in items.chunks(IDS_AT_ONCE) {
@@ -263,7 +263,9 @@ async fn fetch(source: &Client, name: &Namespace, write: &Write) -> Result<(Opti
         }
     });
     let replies = batches(source, name, Side::Source, "read a whole document", w).await?;
-    let Some(reply) = replies.first() else { return Ok((None, None)) };
+    let Some(reply) = replies.first() else {
+        return Ok((None, None));
+    };
     let read_at = match raw::find(reply, "operationTime")? {
         Some(time) => Some(OpTime::from_ts(raw::read_i64(time.value, 0)?.cast_unsigned())),
         None => None,
@@ -293,7 +295,9 @@ pub(in crate::mongodb) async fn batches(
 /// The documents of a cursor's reply.
 pub(in crate::mongodb) fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
     let mut found = Vec::new();
-    let Some(cursor) = raw::find(reply, "cursor")? else { return Ok(found) };
+    let Some(cursor) = raw::find(reply, "cursor")? else {
+        return Ok(found);
+    };
     for element in Elements::new(cursor.value)? {
         let element = element?;
         if matches!(element.name, b"firstBatch" | b"nextBatch") {

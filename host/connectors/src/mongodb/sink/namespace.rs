@@ -92,10 +92,7 @@ impl MongoSink {
         match statement {
             Statement::Modify { .. } => count(&self.counters.fast, 1),
             Statement::Pipeline { .. } => count(&self.counters.exact, 1),
-            Statement::Insert(_)
-            | Statement::Update { .. }
-            | Statement::Literal { .. }
-            | Statement::Delete { .. } => {}
+            Statement::Insert(_) | Statement::Update { .. } | Statement::Literal { .. } | Statement::Delete { .. } => {}
         }
     }
 
@@ -113,9 +110,10 @@ impl MongoSink {
         let found = outcome.matched + outcome.errors.len() as u64;
         if found < items.len() as u64 {
             let broken: Vec<usize> = outcome.errors.iter().map(|(at, _)| *at).collect();
-            let asked = items.iter().enumerate().filter(|(at, item)| {
-                broken.binary_search(at).is_err() && !item.overlap && !item.statement.may_miss()
-            });
+            let asked = items
+                .iter()
+                .enumerate()
+                .filter(|(at, item)| broken.binary_search(at).is_err() && !item.overlap && !item.statement.may_miss());
             let asked: Vec<&'i Item<'a>> = asked.map(|(_, item)| *item).collect();
             troubles.extend(self.absent(place, asked).await?.into_iter().map(|item| (item, Trouble::Missing)));
         }

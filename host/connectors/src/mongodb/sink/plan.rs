@@ -44,9 +44,7 @@ pub(crate) fn plan(write: &Write, form: Form) -> Result<Plan<'_>> {
             literal @ Statement::Literal { .. } => literal,
             _ => Statement::Insert(document),
         })),
-        Content::Insert(document) | Content::Replace(document) => {
-            Ok(Plan::One(Statement::replace(key, document)?))
-        }
+        Content::Insert(document) | Content::Replace(document) => Ok(Plan::One(Statement::replace(key, document)?)),
         Content::Delete => Ok(Plan::One(Statement::Delete { key })),
         Content::Patch(patches) => updating(key, None, patches, form),
         Content::Patched { base, patches } => updating(key, Some(base), patches, form),
@@ -86,9 +84,7 @@ fn as_diff(patch: &Patch) -> Option<&[u8]> {
 
 fn exact<'a>(key: &'a [u8], base: Option<&'a [u8]>, diffs: Vec<&'a [u8]>, form: Form) -> Result<Plan<'a>> {
     match patch::pipeline(base, diffs) {
-        Ok(stages) => {
-            Ok(Plan::One(Statement::Pipeline { key, stages, upsert: base.is_some() || form.upsert }))
-        }
+        Ok(stages) => Ok(Plan::One(Statement::Pipeline { key, stages, upsert: base.is_some() || form.upsert })),
         Err(CompileError::TooDeep) => Ok(Plan::Refetch),
         Err(CompileError::Diff(e)) => {
             Err(Error::new(Side::Source, Kind::CannotApply, "read an update's diff").caused_by(e))

@@ -64,10 +64,8 @@ async fn of_database(source: &SnapshotSource, database: &str) -> Result<Vec<Coll
         Ok(())
     })
     .await?;
-    let buckets: HashMap<String, CollectionUuid> = entries
-        .iter()
-        .filter_map(|entry| Some((entry.name.strip_prefix(BUCKETS)?.to_owned(), entry.uuid?)))
-        .collect();
+    let buckets: HashMap<String, CollectionUuid> =
+        entries.iter().filter_map(|entry| Some((entry.name.strip_prefix(BUCKETS)?.to_owned(), entry.uuid?))).collect();
     entries.retain(|entry| entry.name == "system.js" || !entry.name.starts_with("system."));
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries.into_iter().map(|entry| entry.plan(database, &buckets)).collect())
@@ -120,7 +118,9 @@ pub(super) fn stored_in(plan: &CollectionPlan) -> Option<Namespace> {
 }
 
 async fn measure(source: &SnapshotSource, mut plan: CollectionPlan) -> Result<CollectionPlan> {
-    let Some(namespace) = stored_in(&plan) else { return Ok(plan) };
+    let Some(namespace) = stored_in(&plan) else {
+        return Ok(plan);
+    };
     let doing = format!("measure {namespace}");
     match statistics(source, &namespace, &doing).await {
         Ok((documents, bytes)) => (plan.documents, plan.bytes) = (documents, bytes),

@@ -92,7 +92,9 @@ impl PartitionCursor {
             if !self.open {
                 self.reopen().await?;
             }
-            let Some(reply) = self.reply().await? else { break };
+            let Some(reply) = self.reply().await? else {
+                break;
+            };
             let bytes = reply.as_raw_document().as_bytes().len();
             permit.resize(bytes);
             // A cursor of number 0 is finished: what this reply holds is the last.
@@ -114,7 +116,9 @@ impl PartitionCursor {
 
     async fn reply(&mut self) -> Result<Option<RawBatch>> {
         let doing = self.doing();
-        let Some(cursor) = self.cursor.get() else { return Ok(None) };
+        let Some(cursor) = self.cursor.get() else {
+            return Ok(None);
+        };
         cursor.next().await.transpose().map_err(|e| match classify::code(&e) {
             // CappedPositionLost: the collection rolled over the cursor. What is left is read again.
             Some(136) => Error::new(Side::Source, Kind::CursorLost, format!("{doing}: the collection rolled over")),
@@ -194,7 +198,9 @@ impl PartitionCursor {
 
     /// Cuts off what was delivered before.
     fn cut(&mut self, documents: &Bytes) -> Result<Bytes> {
-        let Some(delivered) = &self.delivered else { return Ok(documents.clone()) };
+        let Some(delivered) = &self.delivered else {
+            return Ok(documents.clone());
+        };
         if self.skip == Skip::Nothing {
             return Ok(documents.clone());
         }

@@ -30,7 +30,9 @@ pub(super) async fn partition(
     plan: &CollectionPlan,
     partition_bytes: u64,
 ) -> Result<Vec<Partition>> {
-    let Some(namespace) = stored_in(plan) else { return Ok(Vec::new()) };
+    let Some(namespace) = stored_in(plan) else {
+        return Ok(Vec::new());
+    };
     if raw::find(&plan.options, "capped")?.is_some_and(|capped| capped.value == [1]) {
         return Ok(vec![whole(namespace, ScanOrder::Natural)]);
     }

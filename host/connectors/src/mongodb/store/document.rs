@@ -128,7 +128,9 @@ pub(super) fn epoch(document: &Document) -> i64 {
 
 /// Epoch and holder of the lease.
 pub(super) fn lease(document: &Document) -> (i64, String) {
-    let Ok(lease) = document.get_document("lease") else { return (0, "nobody".to_owned()) };
+    let Ok(lease) = document.get_document("lease") else {
+        return (0, "nobody".to_owned());
+    };
     let epoch = match lease.get("epoch") {
         Some(Bson::Int64(n)) => *n,
         Some(Bson::Int32(n)) => i64::from(*n),

@@ -63,8 +63,7 @@ impl MongoStore {
     pub async fn set(&self, position: &Position) -> Result<()> {
         self.acquire().await?;
         let (plugins, configuration) = (Vec::new(), String::new());
-        let checkpoint =
-            Checkpoint { stage: Stage::Incremental, position: position.clone(), plugins, configuration };
+        let checkpoint = Checkpoint { stage: Stage::Incremental, position: position.clone(), plugins, configuration };
         let update = doc! {
             "$set": document::write(&checkpoint)?,
             "$unset": { "reset_at": "" },

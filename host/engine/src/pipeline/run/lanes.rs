@@ -45,7 +45,11 @@ impl Lanes {
     pub(super) fn flush(&mut self, lane: usize, writes: Vec<Write>) -> Result<()> {
         let sent = self.flushes.get(lane).map(|flushes| flushes.try_send(writes));
         if !matches!(sent, Some(Ok(()))) {
-            return Err(Error::new(Side::Internal, Kind::Bug, format!("lane {lane} took no flush although it is idle")));
+            return Err(Error::new(
+                Side::Internal,
+                Kind::Bug,
+                format!("lane {lane} took no flush although it is idle"),
+            ));
         }
         self.busy += 1;
         Ok(())

@@ -70,7 +70,9 @@ impl Saver {
             }
             match self.saved().await {
                 Some(saved) => last = Some(saved?),
-                None => return Err(Error::new(Side::Store, Kind::Bug, "the checkpoint saver ended")),
+                None => {
+                    return Err(Error::new(Side::Store, Kind::Bug, "the checkpoint saver ended"));
+                }
             }
         }
     }

@@ -163,7 +163,15 @@ fn batches(rng: &mut StdRng, log: &[Change], from: usize) -> VecDeque<ChangeBatc
 }
 
 /// One run until the end or a crash; returns the watermark it reached.
-fn run(rng: &mut StdRng, namespaces: &Arc<Namespaces>, log: &[Change], from: usize, target: &mut Target, until: OpTime, crash: bool) -> usize {
+fn run(
+    rng: &mut StdRng,
+    namespaces: &Arc<Namespaces>,
+    log: &[Change],
+    from: usize,
+    target: &mut Target,
+    until: OpTime,
+    crash: bool,
+) -> usize {
     let single_lane = if rng.random_bool(0.3) { HashSet::from([namespaces.intern("db.c0")]) } else { HashSet::new() };
     let options = CoreOptions { lanes: rng.random_range(1..5), overlap_until: until, single_lane };
     let mut core = Core::new(Arc::clone(namespaces), options);

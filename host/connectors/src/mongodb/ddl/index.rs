@@ -1,0 +1,234 @@
+//! `createIndexes` and `dropIndexes`.
+//!
+//! A specification goes over as the source has it, without the namespace that old servers put in. Unique indexes
+//! that cannot stand yet, because the collection is in overlap, are kept for the overlap mark.
+
+use bytes::Bytes;
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
+use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
+
+use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
+use crate::mongodb::identity::{CollectionInfo, Standing};
+use crate::mongodb::sink::MongoSink;
+use crate::mongodb::writer::RawWriter;
+use crate::mongodb::{classify, command};
+
+const DUPLICATE_KEY: i32 = 11000;
+const INDEX_OPTIONS_CONFLICT: i32 = 85;
+const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
+const INVALID_INDEX_OPTION: i32 = 197;
+
+impl Executor<'_> {
+    pub(super) async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
+        let name = self.name_of(target);
+        let present = self.sink.catalogue.refresh(&name).await?;
+        if let Some(source) = self.source {
+            match self.sink.catalogue.standing(&name, source) {
+                Standing::Own(_) | Standing::Nameless | Standing::Absent => {}
+                Standing::Unclaimed(uuid) => self.sink.catalogue.record(source, uuid).await?,
+                Standing::Other | Standing::Gone => return Ok(skipped("createIndexes", &name)),
+            }
+        }
+        let mut time = None;
+        for spec in specs {
+            let w = index_command(&name, present, &[spec], self.majority, false)?;
+            match self.try_run(name.database(), w).await? {
+                Ok(at) => time = at.max(time),
+                Err(e) => time = self.index_refused(&name, target, present, spec, e).await?.max(time),
+            }
+        }
+        if present.is_none() {
+            self.adopt(&name).await?;
+        }
+        Ok(time)
+    }
+
+    async fn index_refused(
+        &self,
+        name: &Namespace,
+        target: NamespaceId,
+        present: Option<CollectionInfo>,
+        spec: &Bytes,
+        e: mongodb::error::Error,
+    ) -> Result<Option<OpTime>> {
+        match classify::code(&e) {
+            // A later entry gave the index another form already; its drop follows.
+            Some(INDEX_OPTIONS_CONFLICT | INDEX_KEY_SPECS_CONFLICT) if self.overlap => {
+                Ok(skipped("createIndexes", name))
+            }
+            Some(DUPLICATE_KEY) if self.overlap => {
+                tracing::info!(namespace = %name, "a unique index waits for the end of the overlap");
+                self.sink.postponed.lock().await.push((target, spec.clone()));
+                self.postponed.store(true, std::sync::atomic::Ordering::Relaxed);
+                Ok(None)
+            }
+            // Options of other versions.
+            Some(INVALID_INDEX_OPTION) => {
+                let w = index_command(name, present, &[spec], self.majority, true)?;
+                self.run(name.database(), "createIndexes", name, w, &[]).await
+            }
+            _ => Err(classify::error(Side::Sink, &format!("run createIndexes on {name}"), e)),
+        }
+    }
+
+    pub(super) async fn drop_index(&self, name: &Namespace, index: &str) -> Result<Option<OpTime>> {
+        if self.turn(name).await? == Turn::Done {
+            return Ok(skipped("dropIndexes", name));
+        }
+        self.sink.forget_postponed(name, index).await;
+        let mut w = self.command("dropIndexes", visible(name));
+        w.string("index", index);
+        command::write_concern(&mut w, self.majority);
+        self.run(name.database(), "dropIndexes", name, w, &[INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND]).await
+    }
+}
+
+impl MongoSink {
+    /// Builds indexes that could not stand in overlap. Called at the overlap mark, with the namespaces drained.
+    ///
+    /// # Errors
+    /// `Conflict` when an index cannot stand even now.
+    pub async fn build_postponed_indexes(&self) -> Result<()> {
+        let target = self.target().await?;
+        let mut postponed = self.postponed.lock().await;
+        while let Some((id, spec)) = postponed.last() {
+            let name = self.namespaces.name(*id);
+            self.build_indexes(&name, &[spec], self.manner(target).majority).await?;
+            postponed.pop();
+        }
+        Ok(())
+    }
+
+    async fn forget_postponed(&self, name: &Namespace, index: &str) {
+        self.postponed.lock().await.retain(|(id, spec)| {
+            self.namespaces.name(*id) != *name || index_name(spec).as_deref() != Some(index.as_bytes())
+        });
+    }
+
+    /// Builds indexes, all in one command and, when that is refused, one by one, so that the message names each that
+    /// failed.
+    pub(in crate::mongodb) async fn build_indexes(
+        &self,
+        name: &Namespace,
+        specs: &[&Bytes],
+        majority: bool,
+    ) -> Result<()> {
+        let executor = Executor::new(self, None, false, majority);
+        let present = self.catalogue.refresh(name).await?;
+        let wanted = index_specs(specs)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let w = index_command(name, present, &wanted, majority, false)?;
+        if executor.try_run(name.database(), w).await?.is_ok() {
+            return Ok(());
+        }
+        let mut failed: Vec<(Kind, String)> = Vec::new();
+        for spec in wanted {
+            let w = index_command(name, present, &[spec], majority, true)?;
+            if let Err(e) = executor.try_run(name.database(), w).await? {
+                let index = index_name(spec).unwrap_or_default();
+                let doing = format!("build index {}", String::from_utf8_lossy(&index));
+                let error = classify::error(Side::Sink, &doing, e);
+                failed.push((error.kind(), error.to_string()));
+            }
+        }
+        match failed.first() {
+            None => Ok(()),
+            Some((kind, _)) => {
+                let all: Vec<&str> = failed.iter().map(|(_, text)| text.as_str()).collect();
+                Err(Error::new(Side::Sink, *kind, format!("build indexes of {name}: {}", all.join("; "))))
+            }
+        }
+    }
+}
+
+/// The specifications to build: all but the `_id` index and the one of a clustered collection.
+pub(crate) fn index_specs<'a>(specs: &[&'a Bytes]) -> Result<Vec<&'a Bytes>, Malformed> {
+    let mut wanted = Vec::new();
+    for spec in specs {
+        let is_id = index_name(spec).as_deref() == Some(b"_id_".as_slice());
+        if !is_id && raw::find(spec, "clustered")?.is_none() {
+            wanted.push(*spec);
+        }
+    }
+    Ok(wanted)
+}
+
+fn index_name(spec: &[u8]) -> Option<Vec<u8>> {
+    let name = raw::find(spec, "name").ok()??;
+    let text = name.value.get(4..)?.strip_suffix(b"\0")?;
+    (name.kind == kind::STRING).then(|| text.to_vec())
+}
+
+fn index_command(
+    name: &Namespace,
+    present: Option<CollectionInfo>,
+    specs: &[&Bytes],
+    majority: bool,
+    ignore_unknown: bool,
+) -> Result<RawWriter, Malformed> {
+    let collated = present.is_some_and(|info| info.collated);
+    let mut w = RawWriter::with_capacity(specs.iter().map(|spec| spec.len() + 64).sum::<usize>() + 128);
+    w.string("createIndexes", visible(name));
+    w.begin_array("indexes");
+    for spec in specs {
+        w.begin_document("");
+        let mut has_collation = false;
+        for option in Elements::new(spec)? {
+            let option = option?;
+            has_collation |= option.name == b"collation";
+            if option.name != b"ns" {
+                w.element(&option);
+            }
+        }
+        // An index of simple collation names none, and would inherit the collection's.
+        if collated && !has_collation {
+            w.document("collation", |w| w.string("locale", "simple"));
+        }
+        w.end();
+    }
+    w.end();
+    if ignore_unknown {
+        w.boolean("ignoreUnknownIndexOptions", true);
+    }
+    command::write_concern(&mut w, majority);
+    Ok(w)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::{Document, doc, rawdoc};
+
+    fn bytes(document: bson::RawDocumentBuf) -> Bytes {
+        Bytes::from(document.into_bytes())
+    }
+
+    #[test]
+    fn the_id_index_and_the_clustered_one_are_not_built() {
+        let id = bytes(rawdoc! { "v": 2, "key": { "_id": 1 }, "name": "_id_" });
+        let clustered = bytes(rawdoc! { "v": 2, "key": { "_id": 1 }, "name": "mine", "clustered": true });
+        let a = bytes(rawdoc! { "v": 2, "key": { "a": 1 }, "name": "a_1" });
+        assert_eq!(index_specs(&[&id, &clustered, &a]).unwrap(), [&a]);
+    }
+
+    #[test]
+    fn a_simple_index_on_a_collated_collection_says_so() {
+        let info = CollectionInfo {
+            uuid: None,
+            shape: crate::mongodb::identity::Shape::Collection,
+            capped: false,
+            collated: true,
+        };
+        let spec = bytes(rawdoc! { "v": 2, "key": { "a": 1 }, "name": "a_1", "ns": "old.c" });
+        let w = index_command(&Namespace::new("a.c"), Some(info), &[&spec], false, false).unwrap();
+        assert_eq!(
+            Document::from_reader(w.finish().as_slice()).unwrap(),
+            doc! { "createIndexes": "c",
+                "indexes": [{ "v": 2, "key": { "a": 1 }, "name": "a_1", "collation": { "locale": "simple" } }],
+                "writeConcern": { "w": 1 } }
+        );
+    }
+}

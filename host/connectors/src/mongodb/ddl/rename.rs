@@ -1,0 +1,107 @@
+//! `renameCollection`, with everything that can stand on either side of it.
+//!
+//! A rename within a database keeps the UUID, so the identity pair stays; across databases (a plugin may route the
+//! two names apart) the server copies, and the new UUID is recorded. In overlap the copy may have read the collection
+//! under both names; what is then left under the old one is removed.
+
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
+
+use super::{Executor, Turn, skipped};
+use crate::mongodb::command;
+use crate::mongodb::identity::Standing;
+use crate::mongodb::writer::RawWriter;
+
+/// What must become of the collection that has the new name already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Occupant {
+    None,
+    /// The collection that the source's rename replaced.
+    Replaced,
+    /// One that a later entry made: the renamed collection is gone by then.
+    Later,
+}
+
+impl Executor<'_> {
+    pub(super) async fn rename(
+        &self,
+        from: &Namespace,
+        to: &Namespace,
+        drop_target: Option<CollectionUuid>,
+    ) -> Result<Option<OpTime>> {
+        if self.turn(from).await? == Turn::Done {
+            self.remove_stale(from, to).await?;
+            return Ok(skipped("renameCollection", from));
+        }
+        let occupant = self.occupant(to, drop_target).await?;
+        let time = match occupant {
+            Occupant::Later => self.drop_now(from).await?,
+            Occupant::None | Occupant::Replaced => self.rename_now(from, to, occupant == Occupant::Replaced).await?,
+        };
+        if occupant == Occupant::Later {
+            if let Some(source) = self.source {
+                self.sink.catalogue.forget(source).await?;
+            }
+        } else {
+            self.adopt(to).await?;
+            if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
+                self.sink.catalogue.forget(replaced).await?;
+            }
+        }
+        Ok(time)
+    }
+
+    async fn rename_now(&self, from: &Namespace, to: &Namespace, drop_target: bool) -> Result<Option<OpTime>> {
+        let mut w = RawWriter::with_capacity(256);
+        w.string("renameCollection", from.as_str());
+        w.string("to", to.as_str());
+        w.boolean("dropTarget", drop_target);
+        command::write_concern(&mut w, self.majority);
+        let doing = "renameCollection (needs `renameCollectionSameDB`, and `readWriteAnyDatabase` across databases)";
+        let time = self.run("admin", doing, from, w, &[]).await?;
+        self.sink.catalogue.refresh(from).await?;
+        Ok(time)
+    }
+
+    async fn occupant(&self, to: &Namespace, drop_target: Option<CollectionUuid>) -> Result<Occupant> {
+        if self.sink.catalogue.refresh(to).await?.is_none() {
+            return Ok(Occupant::None);
+        }
+        let standing = drop_target.map(|replaced| self.sink.catalogue.standing(to, replaced));
+        match standing {
+            Some(Standing::Own(_) | Standing::Unclaimed(_) | Standing::Nameless) => Ok(Occupant::Replaced),
+            _ if self.overlap && self.holds_another(to) => Ok(Occupant::Later),
+            _ => {
+                let text = format!(
+                    "rename to {to}: the target has a collection of that name that the source did not have at that time"
+                );
+                Err(Error::new(Side::Sink, Kind::CannotApply, text))
+            }
+        }
+    }
+
+    /// Whether `name` holds the copy of another source collection.
+    fn holds_another(&self, name: &Namespace) -> bool {
+        self.source.is_some_and(|source| self.sink.catalogue.standing(name, source) == Standing::Other)
+            && self
+                .sink
+                .catalogue
+                .info(name)
+                .and_then(|info| info.uuid)
+                .is_some_and(|uuid| self.sink.catalogue.is_claimed(uuid))
+    }
+
+    /// The copy may have read a collection under its old and its new name. When the new name holds the recorded one
+    /// and nobody claims what the old name holds, that is the older half.
+    async fn remove_stale(&self, from: &Namespace, to: &Namespace) -> Result<()> {
+        let Some(source) = self.source.filter(|_| self.overlap) else { return Ok(()) };
+        self.sink.catalogue.refresh(to).await?;
+        let moved = matches!(self.sink.catalogue.standing(to, source), Standing::Own(_));
+        let uuid = self.sink.catalogue.info(from).and_then(|info| info.uuid);
+        if moved && uuid.is_some_and(|uuid| !self.sink.catalogue.is_claimed(uuid)) {
+            tracing::info!(namespace = %from, "removed: the copy read this collection under its old name too");
+            self.drop_now(from).await?;
+        }
+        Ok(())
+    }
+}

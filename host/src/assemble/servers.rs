@@ -1,0 +1,111 @@
+//! The connections of a run, what the servers behind them allow, and the plugin chain out of the configuration.
+//!
+//! One client a server: the driver pools inside it. Privileges are asked once, before the first read, and what lacks
+//! one is said in words. This module starts nothing that runs.
+
+use std::sync::Arc;
+
+use mongodb::Client;
+use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
+use oplogue_connectors::mongodb::privileges::{self, Privileges};
+use oplogue_connectors::mongodb::topology;
+use oplogue_engine::config::{self, Config, OnError, PluginPath};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::Namespaces;
+use oplogue_plugin_runtime::{Chain, ChainOptions, PluginSource, PluginSpec, Policy};
+
+/// Connections that a client keeps to one server at most, beyond one for each lane.
+const POOL_SPARE: u32 = 16;
+
+/// Source, target and checkpoint store of a run.
+pub(super) struct Servers {
+    pub(super) source: Client,
+    pub(super) target: Client,
+    pub(super) store: Client,
+    /// Name of the source's replica set.
+    pub(super) replica_set: String,
+    pub(super) mode: ConnectMode,
+}
+
+impl Servers {
+    /// Connects and looks: what the servers are, and whether the users may do what the run needs.
+    pub(super) async fn connect(config: &Config) -> Result<Self> {
+        let mode = mode(config.connect_mode);
+        let uri = config
+            .sources
+            .first()
+            .ok_or_else(|| Error::new(Side::Config, Kind::Misconfigured, "mongo_urls is empty"))?;
+        let workers = u32::try_from(config.incr.workers).unwrap_or(u32::MAX);
+        let pool_max = Some(workers.saturating_mul(4).saturating_add(POOL_SPARE));
+        let options = |mode, ca_file: &Option<_>| ConnectOptions {
+            mode,
+            ca_file: ca_file.clone(),
+            pool_max,
+            ..ConnectOptions::default()
+        };
+        let source_options = options(mode, &config.source_root_ca_file);
+        let source = connect(Side::Source, &uri.resolve()?, &source_options).await?;
+        let target_options = options(ConnectMode::Primary, &config.target_root_ca_file);
+        let target = connect(Side::Sink, &config.target.resolve()?, &target_options).await?;
+        let store = if config.checkpoint.url == *uri {
+            source.clone()
+        } else {
+            let options = options(ConnectMode::Primary, &config.checkpoint.root_ca_file);
+            connect(Side::Store, &config.checkpoint.url.resolve()?, &options).await?
+        };
+        let found = topology::inspect(Side::Source, &source, &mode.criteria()).await?;
+        tracing::info!(
+            replica_set = %found.replica_set,
+            version = %found.version_text(),
+            member = %found.member.address,
+            "source is there"
+        );
+        Self::check_privileges(&source, mode).await?;
+        Ok(Self { source, target, store, replica_set: found.replica_set, mode })
+    }
+
+    async fn check_privileges(source: &Client, mode: ConnectMode) -> Result<()> {
+        let privileges = Privileges::ask(Side::Source, source, &mode.criteria()).await?;
+        privileges.require(Side::Source, &privileges::of_source())
+    }
+}
+
+fn mode(mode: config::ConnectMode) -> ConnectMode {
+    match mode {
+        config::ConnectMode::Primary => ConnectMode::Primary,
+        config::ConnectMode::SecondaryPreferred => ConnectMode::SecondaryPreferred,
+        config::ConnectMode::Secondary => ConnectMode::Secondary,
+        config::ConnectMode::Nearest => ConnectMode::Nearest,
+        config::ConnectMode::Standalone => ConnectMode::Standalone,
+    }
+}
+
+/// Loads the chain that the configuration describes.
+pub(super) fn plugin_chain(config: &Config, namespaces: &Arc<Namespaces>) -> Result<Arc<Chain>> {
+    let specs = config.default_chain().into_iter().map(|entry| PluginSpec {
+        name: entry.name,
+        source: match entry.path {
+            PluginPath::Embedded(name) => PluginSource::Embedded(name),
+            PluginPath::File(path) => PluginSource::Path(path),
+        },
+        config: entry.config,
+        on_error: match entry.on_error {
+            OnError::Fail => Policy::Fail,
+            OnError::Skip => Policy::Skip,
+            OnError::Drop => Policy::Drop,
+            OnError::DeadLetter => Policy::DeadLetter,
+        },
+        grants: entry.grants,
+    });
+    let options = ChainOptions {
+        guest_memory_bytes: config.limits.guest_memory_bytes,
+        batch_time_max: config.limits.guest_batch_time,
+        ..ChainOptions::default()
+    };
+    Chain::build(specs.collect(), Arc::clone(namespaces), options)
+}
+
+/// This machine's name, for the lease; the process id makes it unique.
+pub(super) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |n| n.trim().to_owned())
+}

@@ -1,0 +1,98 @@
+//! Where a run begins: what the store holds and what the configuration asks for, weighed in one place.
+//!
+//! The rules follow MongoShake's (a stored position always wins over `checkpoint.start_position`; `all` without one
+//! copies first) with two differences: a copy that was interrupted keeps the position noted before its first read,
+//! and a position that left the oplog is a fault with the window in it, never a silent second copy.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use oplogue_connectors::mongodb::oplog::{date_start, window_text};
+use oplogue_engine::checkpoint::{Found, Stage};
+use oplogue_engine::config::{Config, SyncMode};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{NamespaceId, Namespaces, Position};
+use oplogue_engine::pipeline::state::keeps_order;
+use oplogue_engine::plugin::PluginChain;
+use oplogue_engine::source::{SnapshotReader, Window};
+
+/// What to do first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begin {
+    /// The full copy; `resume` is the position that an interrupted one had noted.
+    Copy { resume: Option<Position> },
+    /// Incremental from here.
+    Follow { position: Position, stage: Stage },
+}
+
+/// Weighs what was found against `sync_mode`.
+///
+/// # Errors
+/// `Misconfigured` when `sync_mode = incr` meets an unfinished copy: changes would be applied to half of the data.
+pub fn decide(config: &Config, found: Found) -> Result<Begin> {
+    match (config.sync_mode, found) {
+        (SyncMode::Full, Found::Ours(at)) if at.stage == Stage::FullSync => {
+            Ok(Begin::Copy { resume: Some(at.position) })
+        }
+        (SyncMode::Full, Found::Nothing | Found::Ours(_) | Found::MongoShake(_)) => Ok(Begin::Copy { resume: None }),
+        (SyncMode::All, Found::Nothing) => Ok(Begin::Copy { resume: None }),
+        (SyncMode::All, Found::Ours(at)) if at.stage == Stage::FullSync => {
+            tracing::warn!(position = %at.position, "an earlier full sync did not finish: it is done again");
+            Ok(Begin::Copy { resume: Some(at.position) })
+        }
+        (SyncMode::Incr, Found::Ours(at)) if at.stage == Stage::FullSync => Err(Error::new(
+            Side::Config,
+            Kind::Misconfigured,
+            "sync_mode = incr, but the stored checkpoint is of a full sync that did not finish; \
+             run with sync_mode = all, or remove it with `oplogue checkpoint reset`",
+        )),
+        (SyncMode::All | SyncMode::Incr, Found::Ours(at)) => {
+            Ok(Begin::Follow { position: at.position, stage: at.stage })
+        }
+        (SyncMode::All | SyncMode::Incr, Found::MongoShake(position)) => {
+            tracing::info!(%position, "a MongoShake checkpoint is taken over");
+            Ok(Begin::Follow { position, stage: Stage::Incremental })
+        }
+        (SyncMode::Incr, Found::Nothing) => {
+            let position = date_start(config.checkpoint.start_position.unwrap_or_default());
+            Ok(Begin::Follow { position, stage: Stage::Incremental })
+        }
+    }
+}
+
+/// Refuses to go on with a copy whose noted position the oplog no longer holds.
+///
+/// # Errors
+/// `HistoryLost` with the window.
+pub fn refuse_outside_window(position: &Position, window: &Window) -> Result<()> {
+    if position.time().ts() >= window.oldest.ts() {
+        return Ok(());
+    }
+    let text = format!(
+        "the full sync noted {position} before its first read, but {}; remove the checkpoint with \
+         `oplogue checkpoint reset` to copy from the beginning",
+        window_text(window)
+    );
+    Err(Error::new(Side::Source, Kind::HistoryLost, text))
+}
+
+/// Target collections whose changes must keep their order as a whole: capped ones and ones with a collation.
+///
+/// # Errors
+/// The reader's and the chain's.
+pub async fn ordered_collections(
+    reader: &dyn SnapshotReader,
+    chain: &Arc<dyn PluginChain>,
+    namespaces: &Namespaces,
+) -> Result<HashSet<NamespaceId>> {
+    let mut ordered = HashSet::new();
+    for plan in reader.collections().await? {
+        if plan.kind == "collection"
+            && keeps_order(&plan.options)
+            && let Some(target) = chain.route(namespaces.intern(plan.namespace.as_str()))?
+        {
+            ordered.insert(target);
+        }
+    }
+    Ok(ordered)
+}

@@ -1,0 +1,12 @@
+//! End to end: the real collector between two real replica sets, under load, compared byte for byte.
+//!
+//! Every test has the same shape: a pipeline is set up, a seeded load runs, something happens, the load stops,
+//! and source and target must become equal with no warning in the log that the test did not expect. The seed
+//! is part of every failure. The guide's two users are used throughout.
+
+mod crash;
+mod failover;
+mod filters;
+mod modes;
+mod rig;
+mod swap;

@@ -1,0 +1,78 @@
+//! `sync_mode` all, full and incr: the three ways in which a copy comes about.
+//!
+//! `all` under a mixed load is the main promise. `full` copies a still source and ends by itself. `incr` follows
+//! from a start position into an empty target. None of them uses more rights than the guide's users have.
+
+use anyhow::Result;
+use bson::doc;
+use oplogue_tests::collector::Collector;
+
+use super::rig::{PATIENCE, Rig, handed_over};
+
+#[tokio::test]
+async fn all_copies_and_follows_a_mixed_load() -> Result<()> {
+    let rig = Rig::start().await?;
+    rig.fill(300).await?;
+    let mut load = rig.start_load();
+    load.reach(300, PATIENCE).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    handed_over(&mut collector).await?;
+    let at_hand_over = load.totals().done;
+    load.reach(at_hand_over + 6_000, PATIENCE).await?;
+    load.stop().await?;
+    rig.finish(rig.comparison(), collector, &[]).await
+}
+
+#[tokio::test]
+async fn full_copies_a_still_source_and_ends() -> Result<()> {
+    let rig = Rig::start().await?;
+    rig.fill(500).await?;
+    let client = rig.source.client();
+    client.database("shop").create_collection("empty").await?;
+    let shop = client.database("shop");
+    shop.create_collection("ring")
+        .capped(true)
+        .size(1 << 20)
+        .await?;
+    let ring = client.database("shop").collection("ring");
+    ring.insert_many((0..100).rev().map(|number| doc! { "_id": number }))
+        .await?;
+    let mut collector = Collector::start(&rig.config()?.set("sync_mode", "full"))?;
+    let status = collector.wait(PATIENCE).await?;
+    assert!(status.success(), "exit {status}:\n{}", collector.log_end());
+    let found = rig.comparison().run().await?;
+    assert!(
+        found.is_empty(),
+        "seed {}\n{}",
+        rig.load.seed,
+        oplogue_tests::compare::report(&found)
+    );
+    collector.assert_no_unexpected_warnings(&[])
+}
+
+#[tokio::test]
+async fn incr_follows_from_the_start_position() -> Result<()> {
+    let rig = Rig::start().await?;
+    let before = jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string();
+    // The oplog must not begin after the position: the sets were initiated before this second, wait it out.
+    while jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+        == before
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    rig.fill(50).await?;
+    let config = rig
+        .config()?
+        .set("sync_mode", "incr")
+        .set("checkpoint.start_position", before);
+    let config = config.set("filter.ddl_enable", true);
+    let mut load = rig.start_load();
+    let collector = Collector::start(&config)?;
+    load.reach(3_000, PATIENCE).await?;
+    load.stop().await?;
+    rig.finish(rig.comparison(), collector, &[]).await
+}

@@ -1,0 +1,92 @@
+//! What every end-to-end test sets up: two sets with the guide's users, a load, a collector.
+//!
+//! It keeps the tests to what is particular about them. Its deadlines are generous, because the machine is
+//! shared and nothing here measures speed. It is not in the harness library because only tests use it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use oplogue_tests::collector::{Collector, HAND_OVER, PipelineConfig};
+use oplogue_tests::compare::Comparison;
+use oplogue_tests::load::{Load, LoadOptions};
+use oplogue_tests::servers::{Options, ReplicaSet};
+
+/// Nothing in these tests may take longer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Where the last document of a test is written; every test replicates it.
+pub(super) const SENTINEL: &str = "shop.c00";
+
+pub(super) struct Rig {
+    pub(super) source: ReplicaSet,
+    pub(super) target: ReplicaSet,
+    pub(super) load: LoadOptions,
+}
+
+impl Rig {
+    pub(super) async fn start() -> Result<Self> {
+        Self::with_members(1, 1).await
+    }
+
+    pub(super) async fn with_members(source: usize, target: usize) -> Result<Self> {
+        let source = ReplicaSet::start(Options::guide_source().with_members(source));
+        let target = ReplicaSet::start(Options::guide_target().with_members(target));
+        let (source, target) = tokio::join!(source, target);
+        // Enough writers to overlap, few enough to leave the collector a core.
+        let load = LoadOptions {
+            workers: 3,
+            rate: Some(1_500.0),
+            ..LoadOptions::default()
+        };
+        Ok(Self {
+            source: source?,
+            target: target?,
+            load,
+        })
+    }
+
+    /// Fills the source with that many documents a collection.
+    pub(super) async fn fill(&self, documents: usize) -> Result<()> {
+        Load::prepare(&self.source.client(), &self.load, documents).await
+    }
+
+    pub(super) fn start_load(&self) -> Load {
+        Load::start(&self.source.client(), &self.load)
+    }
+
+    pub(super) fn config(&self) -> Result<PipelineConfig> {
+        let config = PipelineConfig::between(&self.source, &self.target)?;
+        Ok(config.set("checkpoint.storage.url", self.source.uri_as_user()))
+    }
+
+    pub(super) fn comparison(&self) -> Comparison {
+        Comparison::new(self.source.client(), self.target.client())
+    }
+
+    /// Waits for equality and stops the collector; `allowed` are texts that warnings of this test may contain.
+    pub(super) async fn finish(
+        &self,
+        comparison: Comparison,
+        mut collector: Collector,
+        allowed: &[&str],
+    ) -> Result<()> {
+        let seed = self.load.seed;
+        let equal = comparison.wait(SENTINEL, PATIENCE).await;
+        equal
+            .with_context(|| format!("seed {seed}; the log ends with:\n{}", collector.log_end()))?;
+        let status = collector.terminate(PATIENCE).await?;
+        anyhow::ensure!(
+            status.success(),
+            "seed {seed}; exit {status}:\n{}",
+            collector.log_end()
+        );
+        collector
+            .assert_no_unexpected_warnings(allowed)
+            .with_context(|| format!("seed {seed}"))
+    }
+}
+
+/// Waits for the line that says that the copy is over.
+pub(super) async fn handed_over(collector: &mut Collector) -> Result<()> {
+    collector.wait_log(HAND_OVER, PATIENCE).await
+}

@@ -1,0 +1,142 @@
+//! Replacing a plugin's file while changes stream through it.
+//!
+//! The example plugin masks a field; its second version masks it differently. Every document on the target must
+//! have been through one of the two, everything else in it must be equal, and from the swap on only the second
+//! version speaks. A kill during a swap must not let one unmasked value through.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use bson::{Document, doc};
+use oplogue_tests::collector::Collector;
+use oplogue_tests::paths;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+use super::crash;
+use super::rig::{PATIENCE, Rig, handed_over};
+
+const FIELD: &str = "email";
+
+#[tokio::test]
+async fn a_swapped_plugin_takes_over_at_a_batch_boundary() -> Result<()> {
+    let rig = Rig::start().await?;
+    rig.fill(60).await?;
+    let file = rig.source.dir().join("mask-field.wasm");
+    put(1, &file)?;
+    let config = rig
+        .config()?
+        .plugin("mask-field", &file, &format!("field = \"{FIELD}\""));
+    let mut load = rig.start_load();
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    let first = mask_of_a_new_document(&rig, "first").await?;
+    put(2, &file)?;
+    let second = wait_for_another_mask(&rig, &first).await?;
+    let done = load.totals().done;
+    load.reach(done + 1_000, PATIENCE).await?;
+    assert_eq!(mask_of_a_new_document(&rig, "last").await?, second);
+    load.stop().await?;
+    finish(&rig, collector).await
+}
+
+#[tokio::test]
+async fn killed_during_a_swap() -> Result<()> {
+    let rig = Rig::start().await?;
+    rig.fill(60).await?;
+    let file = rig.source.dir().join("mask-field.wasm");
+    put(1, &file)?;
+    let config = rig
+        .config()?
+        .plugin("mask-field", &file, &format!("field = \"{FIELD}\""));
+    let load = rig.start_load();
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    let mut rng = StdRng::seed_from_u64(rig.load.seed);
+    for round in 0..crash::kills().div_ceil(4) {
+        put(2 - round % 2, &file)?;
+        crash::pause(&mut rng, 0..700).await;
+        collector.kill9();
+        collector.run()?;
+        crash::pause(&mut rng, 500..1_500).await;
+    }
+    load.stop().await?;
+    finish(&rig, collector).await
+}
+
+/// Puts a version of the plugin in place in one rename, as a deployment should.
+fn put(version: usize, file: &Path) -> Result<()> {
+    let built = paths::root()
+        .join("examples/mask-field")
+        .join(format!("mask-field-v{version}.wasm"));
+    let beside = file.with_extension("new");
+    std::fs::copy(&built, &beside).with_context(|| format!("copy {}", built.display()))?;
+    std::fs::rename(beside, file).context("put the plugin in place")
+}
+
+async fn mask_of_a_new_document(rig: &Rig, id: &str) -> Result<String> {
+    let document = doc! { "_id": format!("probe-{id}"), FIELD: "probe@example.test" };
+    let filter = doc! { "_id": document.get_str("_id")? };
+    rig.source
+        .client()
+        .database("shop")
+        .collection("c02")
+        .insert_one(document)
+        .await?;
+    let target = rig
+        .target
+        .client()
+        .database("shop")
+        .collection::<Document>("c02");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = target.find_one(filter.clone()).await? {
+            return Ok(found
+                .get(FIELD)
+                .map(ToString::to_string)
+                .unwrap_or_default());
+        }
+        anyhow::ensure!(
+            std::time::Instant::now() < deadline,
+            "the probe {id} never came"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+async fn wait_for_another_mask(rig: &Rig, first: &str) -> Result<String> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    for number in 0_u32.. {
+        let mask = mask_of_a_new_document(rig, &number.to_string()).await?;
+        if mask != first {
+            return Ok(mask);
+        }
+        anyhow::ensure!(
+            std::time::Instant::now() < deadline,
+            "the second version never took over"
+        );
+    }
+    anyhow::bail!("out of numbers")
+}
+
+/// Equal but for the masked field, and nothing unmasked.
+async fn finish(rig: &Rig, collector: Collector) -> Result<()> {
+    let comparison = rig.comparison().ignoring_field(FIELD);
+    rig.finish(comparison, collector, &[]).await?;
+    for namespace in &rig.load.namespaces {
+        let (db, name) = namespace.split_once('.').context("a namespace")?;
+        let target = rig
+            .target
+            .client()
+            .database(db)
+            .collection::<Document>(name);
+        let unmasked = target
+            .count_documents(doc! { FIELD: { "$regex": "@example.test$" } })
+            .await?;
+        anyhow::ensure!(
+            unmasked == 0,
+            "{unmasked} unmasked documents in {namespace}"
+        );
+    }
+    Ok(())
+}

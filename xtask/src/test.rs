@@ -1,0 +1,70 @@
+//! `cargo xtask test`: every check and test of the repository, in the order in which a failure is cheapest.
+//!
+//! Formatting and lints first, then the servers, the binaries that the tests run, and the tests. The output ends
+//! with cargo's own lines, which continuous integration counts. Nothing is skipped silently: a step that cannot
+//! run on this machine says so.
+
+use anyhow::Result;
+
+use crate::{console, servers, steps, tidy};
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Also the slow tests: more kills, older servers (sets OPLOGUE_LONG=1 and OPLOGUE_KILLS=50)
+    #[arg(long)]
+    long: bool,
+    /// Only the tests: no formatting, lints or tidy checks
+    #[arg(long)]
+    only_tests: bool,
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Runs everything.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if !options.only_tests && options.filter.is_none() {
+        check()?;
+    }
+    console::title("servers");
+    servers::run(&versions(options.long))?;
+    console::title("build");
+    steps::run(&mut steps::cargo(&["build", "--workspace", "--bins"]))?;
+    console::title("tests");
+    let mut test = steps::cargo(&["test", "--workspace"]);
+    if options.long {
+        test.env("OPLOGUE_LONG", "1");
+        if std::env::var_os("OPLOGUE_KILLS").is_none() {
+            test.env("OPLOGUE_KILLS", "50");
+        }
+    }
+    test.arg("--").args(["--test-threads", "2"]);
+    test.args(&options.filter);
+    steps::run(&mut test)
+}
+
+fn check() -> Result<()> {
+    console::title("tidy");
+    tidy::run()?;
+    console::title("format");
+    steps::run(&mut steps::cargo(&["fmt", "--all", "--check"]))?;
+    console::title("lints");
+    let lints = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ];
+    steps::run(&mut steps::cargo(&lints))
+}
+
+fn versions(long: bool) -> Vec<String> {
+    let all = if long {
+        &["6.0.27", "6.0.5", "5.0.4", "4.4.2"][..]
+    } else {
+        &["6.0.27"]
+    };
+    all.iter().map(|version| (*version).to_owned()).collect()
+}
