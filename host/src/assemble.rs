@@ -18,7 +18,8 @@ use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
-use oplogue_engine::config::{self, Config, CreateIndex};
+use oplogue_engine::config::Config;
+use oplogue_engine::config::checked::{self, CreateIndex};
 use oplogue_engine::decode::{DecodeOptions, Decoder};
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSync, FullSyncOptions, IndexTiming};
@@ -30,6 +31,7 @@ use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::retry::Backoff;
 use oplogue_engine::sink::{CopyTarget, Sink};
 use oplogue_engine::source::{SnapshotReader, Source};
+use oplogue_engine::supervise::Supervisor;
 use oplogue_plugin_runtime::Chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -100,7 +102,9 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
 
     // The plugins: the default ones and the user's, in one chain.
     let chain = servers::plugin_chain(&config, &namespaces)?;
-    let _watch = chain.watch(Arc::clone(&hooks.reload))?;
+    let mut beside = Supervisor::new(&hooks.stop);
+    let reload = servers::reload_on_request(Arc::clone(&chain), Arc::clone(&hooks.reload), beside.token());
+    beside.spawn("plugin reload", reload);
     hooks.status.set_generations(chain.generations());
 
     // The store, whose lease makes this instance the only one that moves the position.
@@ -110,7 +114,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let job = Job { config, hooks, servers, namespaces, budget, chain, store };
     let mut at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
-            Some(position) if job.config.sync_mode != config::SyncMode::Full => (position, Stage::CatchUp),
+            Some(position) if job.config.sync_mode != checked::SyncMode::Full => (position, Stage::CatchUp),
             Some(position) => {
                 return Ok(ExitReport { ended: Ended::Clean, checkpoint: Some(position) });
             }
@@ -352,10 +356,10 @@ impl Job {
         let options = SinkOptions {
             insert_on_dup_update: self.config.incr.insert_on_dup_update,
             missing_document: match self.config.incr.missing_document {
-                config::MissingDocument::Ignore => MissingDocument::Ignore,
-                config::MissingDocument::Refetch => MissingDocument::Refetch,
-                config::MissingDocument::Upsert => MissingDocument::Upsert,
-                config::MissingDocument::Stop => MissingDocument::Stop,
+                checked::MissingDocument::Ignore => MissingDocument::Ignore,
+                checked::MissingDocument::Refetch => MissingDocument::Refetch,
+                checked::MissingDocument::Upsert => MissingDocument::Upsert,
+                checked::MissingDocument::Stop => MissingDocument::Stop,
             },
             majority: self.config.incr.majority_enable,
         };

@@ -9,10 +9,15 @@ use mongodb::Client;
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
 use oplogue_connectors::mongodb::topology;
-use oplogue_engine::config::{self, Config, OnError, PluginPath};
+use oplogue_engine::config::Config;
+use oplogue_engine::config::checked::{self, PluginEntry, PluginPath};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::Namespaces;
-use oplogue_plugin_runtime::{Chain, ChainOptions, PluginSource, PluginSpec, Policy};
+use oplogue_engine::plugin::PluginChain as _;
+use oplogue_engine::supervise::off_thread;
+use oplogue_plugin_runtime::{Chain, ChainOptions, Limits, OnError, PluginSource, PluginSpec};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Connections that a client keeps to one server at most, beyond one for each lane.
 const POOL_SPARE: u32 = 16;
@@ -70,39 +75,77 @@ impl Servers {
     }
 }
 
-fn mode(mode: config::ConnectMode) -> ConnectMode {
+fn mode(mode: checked::ConnectMode) -> ConnectMode {
     match mode {
-        config::ConnectMode::Primary => ConnectMode::Primary,
-        config::ConnectMode::SecondaryPreferred => ConnectMode::SecondaryPreferred,
-        config::ConnectMode::Secondary => ConnectMode::Secondary,
-        config::ConnectMode::Nearest => ConnectMode::Nearest,
-        config::ConnectMode::Standalone => ConnectMode::Standalone,
+        checked::ConnectMode::Primary => ConnectMode::Primary,
+        checked::ConnectMode::SecondaryPreferred => ConnectMode::SecondaryPreferred,
+        checked::ConnectMode::Secondary => ConnectMode::Secondary,
+        checked::ConnectMode::Nearest => ConnectMode::Nearest,
+        checked::ConnectMode::Standalone => ConnectMode::Standalone,
     }
 }
 
 /// Loads the chain that the configuration describes.
 pub(super) fn plugin_chain(config: &Config, namespaces: &Arc<Namespaces>) -> Result<Arc<Chain>> {
-    let specs = config.default_chain().into_iter().map(|entry| PluginSpec {
+    let specs = config.default_chain().into_iter().map(|entry| plugin(config, entry));
+    let folder = config.log.file.as_ref().map(|file| file.dir.clone()).unwrap_or_default();
+    let options =
+        ChainOptions { dead_letter: Some(folder.join(format!("{}.dead-letters", config.id))), ..ChainOptions::default() };
+    Chain::build(specs.collect::<Result<_>>()?, Arc::clone(namespaces), options)
+}
+
+fn plugin(config: &Config, entry: PluginEntry) -> Result<PluginSpec> {
+    let source = match entry.path {
+        PluginPath::File(path) => PluginSource::Path(path),
+        PluginPath::Embedded(name) => PluginSource::Embedded(match name.as_str() {
+            "namespace-filter" => "namespace-filter",
+            "ddl-filter" => "ddl-filter",
+            "namespace-rename" => "namespace-rename",
+            "target-delay" => "target-delay",
+            _ => {
+                let text = format!("no plugin called {name} is part of this program");
+                return Err(Error::new(Side::Config, Kind::Misconfigured, text));
+            }
+        }),
+    };
+    Ok(PluginSpec {
         name: entry.name,
-        source: match entry.path {
-            PluginPath::Embedded(name) => PluginSource::Embedded(name),
-            PluginPath::File(path) => PluginSource::Path(path),
-        },
+        source,
         config: entry.config,
         on_error: match entry.on_error {
-            OnError::Fail => Policy::Fail,
-            OnError::Skip => Policy::Skip,
-            OnError::Drop => Policy::Drop,
-            OnError::DeadLetter => Policy::DeadLetter,
+            checked::OnError::Fail => OnError::Fail,
+            checked::OnError::Skip => OnError::Skip,
+            checked::OnError::Drop => OnError::Drop,
+            checked::OnError::DeadLetter => OnError::DeadLetter,
+        },
+        limits: Limits {
+            memory_bytes: config.limits.guest_memory_bytes,
+            hard: config.limits.guest_batch_time,
+            ..Limits::default()
         },
         grants: entry.grants,
-    });
-    let options = ChainOptions {
-        guest_memory_bytes: config.limits.guest_memory_bytes,
-        batch_time_max: config.limits.guest_batch_time,
-        ..ChainOptions::default()
-    };
-    Chain::build(specs.collect(), Arc::clone(namespaces), options)
+    })
+}
+
+/// Looks at every plugin again whenever `reload` is notified (SIGHUP). What does not load leaves the running
+/// generation alone; the chain logs why.
+pub(super) async fn reload_on_request(chain: Arc<Chain>, reload: Arc<Notify>, stop: CancellationToken) -> Result<()> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = reload.notified() => {}
+        }
+        for active in chain.generations() {
+            let chain = Arc::clone(&chain);
+            let name = active.plugin;
+            // Compiling takes its time.
+            off_thread("plugin reload", move || match chain.reload(&name) {
+                Ok(now) => tracing::info!(plugin = %name, generation = now.generation, "plugin was looked at again"),
+                Err(error) => tracing::warn!(plugin = %name, %error, "plugin was not reloaded"),
+            })
+            .await?;
+        }
+    }
 }
 
 /// This machine's name, for the lease; the process id makes it unique.

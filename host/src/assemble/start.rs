@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use oplogue_connectors::mongodb::oplog::{date_start, window_text};
 use oplogue_engine::checkpoint::{Found, Stage};
-use oplogue_engine::config::{Config, SyncMode};
+use oplogue_engine::config::Config;
+use oplogue_engine::config::checked::SyncMode;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{NamespaceId, Namespaces, Position};
 use oplogue_engine::pipeline::state::keeps_order;
