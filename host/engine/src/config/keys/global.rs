@@ -1,4 +1,7 @@
 //! The keys outside of `full_sync` and `incr_sync`: job, log, source, tunnel, filters, checkpoint, renames.
+//!
+//! Their order is the order of the reference file, so what belongs together stands together. Rows only: what a key does is
+//! decided by its shape and status, and rules between keys are in `checked::build`. Nothing reads a file here.
 
 use super::Shape::{Address, Bool, Collection, Database, Date, Int, Name, Namespaces, OneOf, Path};
 use super::Shape::{Port, Renames, Secret, Size, Text, Texts, Time, Uri, Uris};

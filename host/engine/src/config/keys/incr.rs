@@ -1,4 +1,7 @@
-//! The keys of incremental.
+//! The keys of incremental, rows of the key table.
+//!
+//! Most of MongoShake's queue sizes and debugging switches are here, as hints and as keys that accept their default only.
+//! Two keys of our own stand among them because an operator looks for them here. Nothing reads a file here.
 
 use super::Shape::{Address, Bool, Int, Namespaces, OneOf, Text, Texts, Time};
 use super::Since::{Conf, Hidden, Newer};

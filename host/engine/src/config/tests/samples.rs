@@ -1,4 +1,7 @@
 //! Files as MongoShake's users have them, written from the facts about its versions 4 and 10.
+//!
+//! A user changes one binary and expects the file to load; these tests are that promise. The texts are ours: nothing of
+//! MongoShake's sample, neither order nor comments, is in them.
 
 use super::*;
 
