@@ -162,7 +162,7 @@ fn current(
         let fault = Fault::new("is no known key").did_you_mean(candidate);
         // A misspelt key must not be reported as an absent one too.
         faulty.extend(candidate.and_then(keys::find).map(|spec| spec.name));
-        report.problem(Some(entry.line), &entry.key, Some(entry.value.shown(None)), fault);
+        report.problem(Some(entry.line), &entry.key, Some(shown_unknown(entry)), fault);
         return None;
     };
     match spec.status {
@@ -185,6 +185,15 @@ fn current(
         }
         Status::Supported | Status::DefaultOnly(_) | Status::Hint(_) | Status::Inert(_) => Some(spec),
     }
+}
+
+/// The value of a key of which nothing is known but its name.
+fn shown_unknown(entry: &RawEntry) -> String {
+    let key = entry.key.to_lowercase();
+    if ["pass", "secret", "auth", "token"].iter().any(|word| key.contains(word)) {
+        return "***".to_owned();
+    }
+    entry.value.shown(None)
 }
 
 /// The key that was probably meant: alike in spelling, or the same without its section.

@@ -126,7 +126,8 @@ fn no_secret_is_printed() {
                 tunnel.kafka.sasl.auth = user@geheim\n";
     let loaded = conf(text);
     assert!(!format!("{loaded:?}").contains("geheim"), "{loaded:?}");
-    let broken = text.replace("mongodb://u:geheim@a", "mongodb:/u:geheim@a") + "mongo_url = mongodb://x:geheim@a\nx\n";
+    let broken = text.replace("mongodb://u:geheim@a", "mongodb:/u:geheim@a")
+        + "mongo_url = mongodb://x:geheim@a\nx\nkafka.password = geheim\n";
     let problems = parse(&broken, Path::new("c.conf")).unwrap_err();
     assert!(!format!("{problems} {problems:?}").contains("geheim"), "{problems}");
 }
@@ -137,6 +138,33 @@ fn hints_are_named() {
     let keys: Vec<_> = loaded.notes.iter().map(|note| (note.key.as_str(), note.line)).collect();
     assert_eq!(keys, [("incr_sync.fetcher.buffer_capacity", Some(4)), ("tunnel.message", Some(5))]);
     assert!(loaded.notes[0].text.contains("limits.memory_bytes"));
+}
+
+#[test]
+fn damaged_files_are_answered_and_never_panic() {
+    use rand::{Rng as _, SeedableRng as _};
+    let seed = std::env::var("OPLOGUE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("OPLOGUE_SEED={seed}");
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let reference = reference::render();
+    let originals = [samples::VERSION_4, samples::VERSION_10, samples::RARE, MINIMAL, reference.as_str()];
+    let noise =
+        ["", "=", "\n", "\"", "[", "]", "[[plugin]]\n", "#", "@", "@@", ";", "{", "é", "\0", "9".repeat(30).as_str()]
+            .map(str::to_owned);
+    for round in 0..150 {
+        let mut text: Vec<char> = originals[round % originals.len()].chars().collect();
+        for _ in 0..random.random_range(1..6) {
+            let at = random.random_range(0..text.len());
+            let end = (at + random.random_range(0..8)).min(text.len());
+            let piece = &noise[random.random_range(0..noise.len())];
+            text.splice(at..end, piece.chars());
+        }
+        let text: String = text.into_iter().collect();
+        let answer = parse_with(&text, Path::new("c.conf"), &|_| Err(std::io::Error::other("no disk")));
+        if let Err(problems) = answer {
+            assert!(!problems.0.is_empty(), "refused without a reason: {text}");
+        }
+    }
 }
 
 /// Run with `OPLOGUE_BLESS=1` to write the file.
