@@ -19,7 +19,9 @@ mod value;
 
 use std::path::Path;
 
-pub use checked::Config;
+pub use checked::{
+    Config, ConnectMode, CreateIndex, LogLevel, MissingDocument, OnError, PluginEntry, PluginKind, PluginPath, SyncMode,
+};
 pub use raw::Format;
 pub use report::{Note, Problem, Problems};
 pub use uri::MongoUri;
@@ -71,12 +73,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Loaded, Problems> {
 fn read(path: &Path) -> Result<String, Problems> {
     std::fs::read_to_string(path).map_err(|error| {
         let mut report = Report::new(path);
-        report.problem(
-            None,
-            "",
-            None,
-            Fault::new(format!("cannot be read: {error}")),
-        );
+        report.problem(None, "", None, Fault::new(format!("cannot be read: {error}")));
         report.finish().err().unwrap_or(Problems(Vec::new()))
     })
 }
@@ -89,12 +86,7 @@ fn parse_with(text: &str, path: &Path, read_file: ReadFile<'_>) -> Result<Loaded
     let notes = report.finish()?;
     // Without a problem the source and the target are there, and with them the configuration.
     let config = config.ok_or(Problems(Vec::new()))?;
-    Ok(Loaded {
-        config,
-        format: raw.format,
-        notes,
-        changed: changed(&settings),
-    })
+    Ok(Loaded { config, format: raw.format, notes, changed: changed(&settings) })
 }
 
 fn changed(settings: &Settings) -> Vec<Changed> {
@@ -104,11 +96,7 @@ fn changed(settings: &Settings) -> Vec<Changed> {
             let value = settings.value(spec.name)?;
             let default = Value::default_of(spec);
             let differs = *value != default && spec.name != "conf.version";
-            differs.then(|| Changed {
-                key: spec.name,
-                value: value.shown(),
-                default: default.shown(),
-            })
+            differs.then(|| Changed { key: spec.name, value: value.shown(), default: default.shown() })
         })
         .collect()
 }

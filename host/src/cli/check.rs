@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use oplogue_engine::config::checked::{PluginEntry, PluginPath};
-use oplogue_engine::config::{self, Format, Loaded};
+use oplogue_engine::config::{self, Changed, Format, Loaded};
 
 /// What a command about a configuration answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +25,7 @@ impl Outcome {
     }
 
     pub(super) fn refused(problems: &config::Problems) -> Self {
-        Self {
-            text: format!("{problems}\n"),
-            exit_code: 2,
-        }
+        Self { text: format!("{problems}\n"), exit_code: 2 }
     }
 }
 
@@ -47,29 +44,19 @@ fn describe(path: &Path, loaded: &Loaded) -> String {
         Format::CollectorConf => "MongoShake's form",
     };
     let mut lines = vec![format!("{}: OK ({form})", path.display())];
-    section(
-        &mut lines,
-        "differs from the defaults",
-        loaded
-            .changed
-            .iter()
-            .map(|c| format!("{} = {} (default {})", c.key, c.value, c.default)),
-    );
-    section(
-        &mut lines,
-        "remarks",
-        loaded.notes.iter().map(ToString::to_string),
-    );
+    section(&mut lines, "differs from the defaults", loaded.changed.iter().map(difference));
+    section(&mut lines, "remarks", loaded.notes.iter().map(ToString::to_string));
     let chain = loaded.config.default_chain();
-    section(
-        &mut lines,
-        "plugin chain",
-        chain
-            .iter()
-            .enumerate()
-            .map(|(at, entry)| plugin(at + 1, entry)),
-    );
+    section(&mut lines, "plugin chain", chain.iter().enumerate().map(|(at, entry)| plugin(at + 1, entry)));
     lines.join("\n") + "\n"
+}
+
+fn difference(changed: &Changed) -> String {
+    let Changed { key, value, default } = changed;
+    match default.as_str() {
+        "" | "\"\"" | "[]" => format!("{key} = {value}"),
+        default => format!("{key} = {value} (default {default})"),
+    }
 }
 
 fn section(lines: &mut Vec<String>, title: &str, items: impl Iterator<Item = String>) {
@@ -124,31 +111,21 @@ mod tests {
             "3. namespace-rename (built in) {\"rules\":[\"shop:store\"]}",
             "mongodb://u:***@a",
         ] {
-            assert!(
-                outcome.text.contains(part),
-                "{part} is not in {}",
-                outcome.text
-            );
+            assert!(outcome.text.contains(part), "{part} is not in {}", outcome.text);
         }
         assert!(!outcome.text.contains("geheim"));
     }
 
     #[test]
     fn a_broken_file_is_refused_with_all_its_problems() {
-        let outcome = check_text(
-            "collector.conf",
-            &format!("{SOUND}nonsense = 1\nincr_sync.worker = 0\n"),
-        );
+        let outcome = check_text("collector.conf", &format!("{SOUND}nonsense = 1\nincr_sync.worker = 0\n"));
         assert_eq!(outcome.exit_code, 2);
         assert!(outcome.text.ends_with("2 problems\n"), "{}", outcome.text);
     }
 
     #[test]
     fn the_reference_file_is_sound() {
-        let outcome = check(Path::new(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../collector.toml"
-        )));
+        let outcome = check(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../collector.toml")));
         assert_eq!(outcome.exit_code, 0, "{}", outcome.text);
         assert!(outcome.text.contains("OK (TOML)"), "{}", outcome.text);
     }

@@ -26,22 +26,11 @@ mod tests {
     #[test]
     fn what_comes_out_checks() {
         let folder = tempfile::tempdir().unwrap();
-        let (conf, toml) = (
-            folder.path().join("collector.conf"),
-            folder.path().join("collector.toml"),
-        );
-        std::fs::write(
-            &conf,
-            "mongo_urls = mongodb://a\ntunnel = direct\ntunnel.address = mongodb://b\n",
-        )
-        .unwrap();
+        let (conf, toml) = (folder.path().join("collector.conf"), folder.path().join("collector.toml"));
+        std::fs::write(&conf, "mongo_urls = mongodb://a\ntunnel = direct\ntunnel.address = mongodb://b\n").unwrap();
         let converted = convert(&conf);
         assert_eq!(converted.exit_code, 0, "{}", converted.text);
-        assert!(
-            converted.text.contains("tunnel.type = \"direct\""),
-            "{}",
-            converted.text
-        );
+        assert!(converted.text.contains("tunnel.type = \"direct\""), "{}", converted.text);
         std::fs::write(&toml, &converted.text).unwrap();
         assert_eq!(check(&toml).exit_code, 0);
         assert_eq!(convert(&toml).exit_code, 2);

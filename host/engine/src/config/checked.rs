@@ -58,23 +58,6 @@ pub enum MissingDocument {
     Stop,
 }
 
-/// `incr_sync.conflict_write_to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConflictWriteTo {
-    None,
-    /// The conflict database on the target, `<checkpoint db>__conflict`.
-    Db,
-}
-
-/// `incr_sync.shard_key`. All three schedule by key in Oplogue; `Auto` may fall to one lane for a collection whose
-/// changes are parked too often.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShardKey {
-    Auto,
-    Id,
-    Collection,
-}
-
 /// `log.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
@@ -132,26 +115,20 @@ pub struct Filter {
 /// The full copy (`full_sync.*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FullSync {
-    /// `reader.collection_parallel`: collections copied at once.
+    /// `reader.collection_parallel`: collections, or ranges of large ones, copied at once.
     pub collection_parallel: usize,
     /// `reader.write_document_parallel`: writers of one collection.
     pub write_document_parallel: usize,
     /// `reader.document_batch_size`: most documents of one insert command.
     pub document_batch_size: usize,
-    /// `reader.fetch_batch_size`: documents asked for in one cursor reply.
-    pub fetch_batch_size: usize,
-    /// `reader.parallel_thread`: `_id` ranges of one collection read at once.
-    pub partition_parallel: usize,
     pub collection_exist_drop: bool,
     pub create_index: CreateIndex,
-    pub insert_on_dup_update: bool,
     pub majority_enable: bool,
 }
 
 /// Incremental (`incr_sync.*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incr {
-    pub shard_key: ShardKey,
     /// `incr_sync.worker`: lanes, 1 to 256.
     pub workers: usize,
     /// Zero = at once. Becomes the plugin `target-delay`.
@@ -159,7 +136,6 @@ pub struct Incr {
     pub missing_document: MissingDocument,
     pub insert_on_dup_update: bool,
     pub majority_enable: bool,
-    pub conflict_write_to: ConflictWriteTo,
     /// `incr_sync.reader.fetch_batch_size`: entries asked for in one cursor reply.
     pub fetch_batch_size: usize,
 }
@@ -290,24 +266,15 @@ impl Config {
                     "checkpoint_db": self.checkpoint.db,
                 }),
             ),
-            embedded(
-                "ddl-filter",
-                serde_json::json!({ "enable": self.filter.ddl_enable }),
-            ),
+            embedded("ddl-filter", serde_json::json!({ "enable": self.filter.ddl_enable })),
         ];
         chain.extend(self.plugins.iter().cloned());
         if !self.transform_namespace.is_empty() {
-            chain.push(embedded(
-                "namespace-rename",
-                serde_json::json!({ "rules": self.transform_namespace }),
-            ));
+            chain.push(embedded("namespace-rename", serde_json::json!({ "rules": self.transform_namespace })));
         }
         if !self.incr.target_delay.is_zero() {
             let delay_ms = u64::try_from(self.incr.target_delay.as_millis()).unwrap_or(u64::MAX);
-            chain.push(embedded(
-                "target-delay",
-                serde_json::json!({ "delay_ms": delay_ms }),
-            ));
+            chain.push(embedded("target-delay", serde_json::json!({ "delay_ms": delay_ms })));
         }
         chain
     }

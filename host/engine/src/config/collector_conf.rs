@@ -16,36 +16,24 @@ pub(super) fn parse(text: &str, report: &mut Report) -> Raw {
             continue;
         }
         match setting(line) {
-            Ok((key, value)) => entries.push(RawEntry {
-                key: key.to_owned(),
-                value: RawValue::Text(value.to_owned()),
-                line: index + 1,
-            }),
+            Ok((key, value)) => {
+                entries.push(RawEntry { key: key.to_owned(), value: RawValue::Text(value.to_owned()), line: index + 1 })
+            }
             Err(fault) => report.problem(Some(index + 1), "", None, fault),
         }
     }
-    Raw {
-        format: Format::CollectorConf,
-        entries,
-        unreadable: Vec::new(),
-        plugins: Vec::new(),
-    }
+    Raw { format: Format::CollectorConf, entries, unreadable: Vec::new(), plugins: Vec::new() }
 }
 
 fn setting(line: &str) -> Result<(&str, &str), Fault> {
     let Some((key, value)) = line.split_once('=') else {
-        return Err(Fault::new(format!(
-            "cannot be read as \"key = value\": {:?}",
-            mask(line)
-        ))
-        .suggest("a comment begins with # on a line of its own"));
+        return Err(Fault::new(format!("cannot be read as \"key = value\": {:?}", mask(line)))
+            .suggest("a comment begins with # on a line of its own"));
     };
     let key = key.trim();
     let begins_well = key.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-');
     if !begins_well || key.contains(char::is_whitespace) {
-        return Err(Fault::new(format!(
-            "has no legal key before its '=': {key:?}"
-        )));
+        return Err(Fault::new(format!("has no legal key before its '=': {key:?}")));
     }
     Ok((key, value.trim()))
 }
@@ -72,9 +60,6 @@ mod tests {
         let mut report = Report::new(Path::new("c.conf"));
         parse("sync_mode\n= all\nsync mode = all\n", &mut report);
         let problems = report.finish().unwrap_err();
-        assert_eq!(
-            problems.0.iter().map(|p| p.line).collect::<Vec<_>>(),
-            [Some(1), Some(2), Some(3)]
-        );
+        assert_eq!(problems.0.iter().map(|p| p.line).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
     }
 }

@@ -24,11 +24,7 @@ pub fn convert(path: &Path) -> Result<String, Problems> {
     convert_with(&text, path, &|path| std::fs::read_to_string(path))
 }
 
-pub(super) fn convert_with(
-    text: &str,
-    path: &Path,
-    read_file: ReadFile<'_>,
-) -> Result<String, Problems> {
+pub(super) fn convert_with(text: &str, path: &Path, read_file: ReadFile<'_>) -> Result<String, Problems> {
     let mut report = Report::new(path);
     let raw = Raw::parse(text, path, read_file, &mut report);
     if raw.format == Format::Toml {
@@ -42,14 +38,9 @@ pub(super) fn convert_with(
 
 fn render(settings: &Settings, path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut out = format!(
-        "# Converted from {name}. Every key with its default: see the reference collector.toml.\n"
-    );
+    let mut out = format!("# Converted from {name}. Every key with its default: see the reference collector.toml.\n");
     for (title, specs) in keys::sections() {
-        let lines: Vec<_> = specs
-            .iter()
-            .filter_map(|spec| line(settings, spec))
-            .collect();
+        let lines: Vec<_> = specs.iter().filter_map(|spec| line(settings, spec)).collect();
         if !lines.is_empty() {
             out.push_str(&format!("\n# {title}\n{}\n", lines.join("\n")));
         }
@@ -80,11 +71,7 @@ pub(super) fn literal(spec: &KeySpec, value: &Value) -> String {
         Value::Bool(value) => value.to_string(),
         Value::Int(value) => value.to_string(),
         Value::Time(value) => {
-            let unit = if let Shape::Time(unit, ..) = spec.shape {
-                unit
-            } else {
-                TimeUnit::Milliseconds
-            };
+            let unit = if let Shape::Time(unit, ..) = spec.shape { unit } else { TimeUnit::Milliseconds };
             let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
             if millis.is_multiple_of(unit.millis()) {
                 (millis / unit.millis()).to_string()
@@ -93,11 +80,7 @@ pub(super) fn literal(spec: &KeySpec, value: &Value) -> String {
             }
         }
         Value::Size(value) => {
-            let unit = if let Shape::Size(unit, ..) = spec.shape {
-                unit
-            } else {
-                SizeUnit::Bytes
-            };
+            let unit = if let Shape::Size(unit, ..) = spec.shape { unit } else { SizeUnit::Bytes };
             if unit != SizeUnit::Bytes && value.is_multiple_of(unit.bytes()) {
                 (value / unit.bytes()).to_string()
             } else {

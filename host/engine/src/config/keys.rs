@@ -120,15 +120,7 @@ const fn key(
     status: Status,
     doc: &'static str,
 ) -> KeySpec {
-    KeySpec {
-        name,
-        toml: name,
-        shape,
-        default,
-        since,
-        status,
-        doc,
-    }
+    KeySpec { name, toml: name, shape, default, since, status, doc }
 }
 
 impl KeySpec {
@@ -155,10 +147,7 @@ impl KeySpec {
 #[must_use]
 pub fn sections() -> [(&'static str, &'static [KeySpec]); 4] {
     [
-        (
-            "The job, its source, its target and its filters",
-            global::KEYS,
-        ),
+        ("The job, its source, its target and its filters", global::KEYS),
         ("The full copy", full_sync::KEYS),
         ("Incremental", incr::KEYS),
         ("Oplogue's own keys", own::KEYS),
@@ -173,9 +162,7 @@ pub fn all() -> impl Iterator<Item = &'static KeySpec> {
 /// The key of this name, in MongoShake's or in TOML's spelling.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static KeySpec> {
-    all()
-        .find(|spec| spec.name == name)
-        .or_else(|| all().find(|spec| spec.toml == name))
+    all().find(|spec| spec.name == name).or_else(|| all().find(|spec| spec.toml == name))
 }
 
 #[cfg(test)]
@@ -285,10 +272,7 @@ mod tests {
         for (i, a) in paths.iter().enumerate() {
             for (j, b) in paths.iter().enumerate() {
                 assert!(i == j || a != b, "{a} twice");
-                assert!(
-                    !b.starts_with(&format!("{a}.")),
-                    "{a} would be a value and a table ({b})"
-                );
+                assert!(!b.starts_with(&format!("{a}.")), "{a} would be a value and a table ({b})");
                 assert_ne!(*a, "plugin");
             }
         }
@@ -299,19 +283,10 @@ mod tests {
         let names: Vec<_> = all().map(|spec| spec.name).collect();
         for spec in all().filter(|spec| spec.name != spec.toml) {
             let collides = |other: &&str| {
-                other.starts_with(&format!("{}.", spec.name))
-                    || spec.name.starts_with(&format!("{other}."))
+                other.starts_with(&format!("{}.", spec.name)) || spec.name.starts_with(&format!("{other}."))
             };
-            assert!(
-                names.iter().any(collides),
-                "{} moves without need",
-                spec.name
-            );
-            assert!(
-                !names.contains(&spec.toml),
-                "{} moves onto another key",
-                spec.name
-            );
+            assert!(names.iter().any(collides), "{} moves without need", spec.name);
+            assert!(!names.contains(&spec.toml), "{} moves onto another key", spec.name);
         }
     }
 

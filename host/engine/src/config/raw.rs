@@ -46,12 +46,7 @@ pub(super) type ReadFile<'a> = &'a dyn Fn(&Path) -> std::io::Result<String>;
 
 impl Raw {
     /// Parses `text` in the form it shows; what is wrong goes to `report`.
-    pub(super) fn parse(
-        text: &str,
-        path: &Path,
-        read_file: ReadFile<'_>,
-        report: &mut Report,
-    ) -> Self {
+    pub(super) fn parse(text: &str, path: &Path, read_file: ReadFile<'_>, report: &mut Report) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut raw = match detect(text, path) {
             Format::Toml => toml_file::parse(text, path, report),
@@ -73,10 +68,7 @@ fn detect(text: &str, path: &Path) -> Format {
             continue;
         }
         settings = true;
-        let value = line
-            .split_once('=')
-            .map(|(_, value)| value.trim_start())
-            .unwrap_or_default();
+        let value = line.split_once('=').map(|(_, value)| value.trim_start()).unwrap_or_default();
         if line.starts_with('[') || value.starts_with(['"', '\'', '[', '{']) {
             return Format::Toml;
         }
@@ -100,28 +92,15 @@ fn include_lists(entry: &mut RawEntry, path: &Path, read_file: ReadFile<'_>, rep
     let file = beside(path, name.trim());
     match read_file(&file) {
         Ok(lines) => {
-            let items = lines
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty() && !line.starts_with('#'));
-            let items = items
-                .flat_map(|line| line.split(';'))
-                .map(str::trim)
-                .filter(|item| !item.is_empty());
+            let items = lines.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let items = items.flat_map(|line| line.split(';')).map(str::trim).filter(|item| !item.is_empty());
             entry.value = RawValue::List(items.map(str::to_owned).collect());
         }
         Err(error) => {
-            let fault = Fault::new(format!(
-                "names a list in the file {}, which cannot be read: {error}",
-                file.display()
-            ))
-            .suggest("a relative path is looked for beside the configuration file");
-            report.problem(
-                Some(entry.line),
-                &entry.key,
-                Some(entry.value.shown(None)),
-                fault,
-            );
+            let fault =
+                Fault::new(format!("names a list in the file {}, which cannot be read: {error}", file.display()))
+                    .suggest("a relative path is looked for beside the configuration file");
+            report.problem(Some(entry.line), &entry.key, Some(entry.value.shown(None)), fault);
             entry.value = RawValue::List(Vec::new());
         }
     }
@@ -142,21 +121,12 @@ mod tests {
     #[test]
     fn the_form_is_seen_in_the_text() {
         let form = |text: &str, name: &str| detect(text, Path::new(name));
-        assert_eq!(
-            form("sync_mode = all\n", "collector.conf"),
-            Format::CollectorConf
-        );
+        assert_eq!(form("sync_mode = all\n", "collector.conf"), Format::CollectorConf);
         assert_eq!(form("sync_mode = all\n", "x.toml"), Format::CollectorConf);
-        assert_eq!(
-            form("sync_mode = \"all\"\n", "collector.conf"),
-            Format::Toml
-        );
+        assert_eq!(form("sync_mode = \"all\"\n", "collector.conf"), Format::Toml);
         assert_eq!(form("[log]\nlevel = 3", "x"), Format::Toml);
         assert_eq!(form("incr_sync.target_delay = 3", "x.toml"), Format::Toml);
-        assert_eq!(
-            form("incr_sync.target_delay = 3", "x.conf"),
-            Format::CollectorConf
-        );
+        assert_eq!(form("incr_sync.target_delay = 3", "x.conf"), Format::CollectorConf);
         assert_eq!(form("# nothing yet", "x.toml"), Format::Toml);
     }
 

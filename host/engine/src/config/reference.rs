@@ -50,17 +50,10 @@ pub fn render() -> String {
     out.push_str(PLUGINS);
     let old = keys::all().filter_map(|spec| match spec.status {
         Status::Renamed(new) => Some(format!("{} ({new})", spec.toml)),
-        Status::Supported
-        | Status::DefaultOnly(_)
-        | Status::Hint(_)
-        | Status::Inert(_)
-        | Status::Removed(_) => None,
+        Status::Supported | Status::DefaultOnly(_) | Status::Hint(_) | Status::Inert(_) | Status::Removed(_) => None,
     });
     let old = old.collect::<Vec<_>>().join(", ");
-    out.push_str(&format!(
-        "\n{}",
-        comment(&format!("Old names that are still read: {old}."))
-    ));
+    out.push_str(&format!("\n{}", comment(&format!("Old names that are still read: {old}."))));
     out
 }
 
@@ -77,22 +70,11 @@ fn paragraph(spec: &KeySpec) -> String {
     let unit = unit(spec.shape);
     let setting = match spec.name {
         "sync_mode" => "sync_mode = \"all\"".to_owned(),
-        "mongo_urls" => {
-            "mongo_urls = \"mongodb://user:password@source1:27017,source2:27017\"".to_owned()
-        }
-        "tunnel.address" => {
-            "tunnel.address = \"mongodb://user:password@target1:27017,target2:27017\"".to_owned()
-        }
-        _ => format!(
-            "#{} = {}",
-            spec.toml,
-            literal(spec, &Value::default_of(spec))
-        ),
+        "mongo_urls" => "mongo_urls = \"mongodb://user:password@source1:27017,source2:27017\"".to_owned(),
+        "tunnel.address" => "tunnel.address = \"mongodb://user:password@target1:27017,target2:27017\"".to_owned(),
+        _ => format!("#{} = {}", spec.toml, literal(spec, &Value::default_of(spec))),
     };
-    format!(
-        "\n{}{setting}\n",
-        comment(&format!("{}{unit}{remark}", spec.doc))
-    )
+    format!("\n{}{setting}\n", comment(&format!("{}{unit}{remark}", spec.doc)))
 }
 
 fn unit(shape: Shape) -> &'static str {

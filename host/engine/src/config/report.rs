@@ -97,10 +97,7 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn new(constraint: impl Into<String>) -> Self {
-        Self {
-            constraint: constraint.into(),
-            suggestion: None,
-        }
+        Self { constraint: constraint.into(), suggestion: None }
     }
 
     pub(super) fn suggest(mut self, suggestion: impl Into<String>) -> Self {
@@ -119,21 +116,11 @@ impl Fault {
 
 impl Report {
     pub(super) fn new(file: &Path) -> Self {
-        Self {
-            file: file.to_owned(),
-            problems: Vec::new(),
-            notes: Vec::new(),
-        }
+        Self { file: file.to_owned(), problems: Vec::new(), notes: Vec::new() }
     }
 
     /// Records a problem; `given` must be masked already (see [`mask`]).
-    pub(super) fn problem(
-        &mut self,
-        line: Option<usize>,
-        key: &str,
-        given: Option<String>,
-        fault: Fault,
-    ) {
+    pub(super) fn problem(&mut self, line: Option<usize>, key: &str, given: Option<String>, fault: Fault) {
         self.problems.push(Problem {
             file: self.file.clone(),
             line,
@@ -145,24 +132,14 @@ impl Report {
     }
 
     pub(super) fn note(&mut self, line: Option<usize>, key: &str, text: impl Into<String>) {
-        self.notes.push(Note {
-            line,
-            key: key.to_owned(),
-            text: text.into(),
-        });
+        self.notes.push(Note { line, key: key.to_owned(), text: text.into() });
     }
 
     /// The problems in the order of their lines, those without a line last; `Ok` when there is none.
     pub(super) fn finish(mut self) -> Result<Vec<Note>, Problems> {
-        self.problems
-            .sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
-        self.notes
-            .sort_by_key(|note| note.line.unwrap_or(usize::MAX));
-        if self.problems.is_empty() {
-            Ok(self.notes)
-        } else {
-            Err(Problems(self.problems))
-        }
+        self.problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        self.notes.sort_by_key(|note| note.line.unwrap_or(usize::MAX));
+        if self.problems.is_empty() { Ok(self.notes) } else { Err(Problems(self.problems)) }
     }
 }
 
@@ -181,20 +158,12 @@ pub(super) fn mask(text: &str) -> String {
 }
 
 /// The candidate that is most like `given`, when one is like it at all.
-pub(super) fn nearest<'a>(
-    given: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(super) fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const LIKE_ENOUGH: f64 = 0.6;
     let given = given.to_lowercase();
     candidates
         .into_iter()
-        .map(|candidate| {
-            (
-                strsim::normalized_damerau_levenshtein(&given, &candidate.to_lowercase()),
-                candidate,
-            )
-        })
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(&given, &candidate.to_lowercase()), candidate))
         .filter(|(likeness, _)| *likeness >= LIKE_ENOUGH)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -215,10 +184,7 @@ mod tests {
     #[test]
     fn suggests_only_what_is_like_it() {
         assert_eq!(nearest("ful", ["all", "full", "incr"]), Some("full"));
-        assert_eq!(
-            nearest("secondarypreferred", ["primary", "secondaryPreferred"]),
-            Some("secondaryPreferred")
-        );
+        assert_eq!(nearest("secondarypreferred", ["primary", "secondaryPreferred"]), Some("secondaryPreferred"));
         assert_eq!(nearest("xyz", ["all", "full", "incr"]), None);
     }
 }

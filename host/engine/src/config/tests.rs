@@ -1,4 +1,7 @@
 //! Whole files in both forms: samples, the reference file, the conversion, and broken files.
+//!
+//! The modules' own tests hold the parts; these hold what an operator meets. Two of them compare committed files with the
+//! key table, so that documentation cannot drift. None of them touches the network.
 
 mod broken;
 mod samples;
@@ -6,30 +9,21 @@ mod samples;
 use std::path::Path;
 use std::time::Duration;
 
-use super::checked::{
-    ConnectMode, CreateIndex, LogFile, OnError, PluginKind, PluginPath, SyncMode,
-};
+use super::checked::{ConnectMode, CreateIndex, LogFile, OnError, PluginKind, PluginPath, SyncMode};
 use super::*;
 
-const MINIMAL: &str =
-    "sync_mode = \"all\"\nmongo_urls = \"mongodb://a\"\ntunnel.address = \"mongodb://b\"\n";
+const MINIMAL: &str = "sync_mode = \"all\"\nmongo_urls = \"mongodb://a\"\ntunnel.address = \"mongodb://b\"\n";
 
 fn toml(text: &str) -> Loaded {
-    parse(text, Path::new("/etc/oplogue/collector.toml"))
-        .unwrap_or_else(|problems| panic!("{problems}"))
+    parse(text, Path::new("/etc/oplogue/collector.toml")).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 fn conf(text: &str) -> Loaded {
-    parse(text, Path::new("/etc/oplogue/collector.conf"))
-        .unwrap_or_else(|problems| panic!("{problems}"))
+    parse(text, Path::new("/etc/oplogue/collector.conf")).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 fn chain(config: &Config) -> Vec<String> {
-    config
-        .default_chain()
-        .into_iter()
-        .map(|entry| entry.name)
-        .collect()
+    config.default_chain().into_iter().map(|entry| entry.name).collect()
 }
 
 #[test]
@@ -37,17 +31,8 @@ fn defaults_are_the_guides() {
     let config = toml(MINIMAL).config;
     assert_eq!(config.id, "mongoshake");
     assert_eq!(config.connect_mode, ConnectMode::SecondaryPreferred);
-    assert_eq!(
-        (config.monitor.full_http_port, config.monitor.incr_http_port),
-        (Some(9101), Some(9100))
-    );
-    assert_eq!(
-        (
-            config.checkpoint.db.as_str(),
-            config.checkpoint.collection.as_str()
-        ),
-        ("mongoshake", "ckpt_default")
-    );
+    assert_eq!((config.monitor.full_http_port, config.monitor.incr_http_port), (Some(9101), Some(9100)));
+    assert_eq!((config.checkpoint.db.as_str(), config.checkpoint.collection.as_str()), ("mongoshake", "ckpt_default"));
     assert_eq!(config.checkpoint.url, config.sources[0]);
     assert_eq!(config.checkpoint.start_position, None);
     assert_eq!(config.checkpoint.interval, Duration::from_secs(5));
@@ -80,57 +65,26 @@ fn the_chain_follows_the_keys() {
     let config = toml(&text).config;
     assert_eq!(
         chain(&config),
-        [
-            "namespace-filter",
-            "ddl-filter",
-            "mask",
-            "second",
-            "namespace-rename",
-            "target-delay"
-        ]
+        ["namespace-filter", "ddl-filter", "mask", "second", "namespace-rename", "target-delay"]
     );
     let entries = config.default_chain();
     let filter = serde_json::json!({
         "black": [], "white": ["shop", "hr.people"], "pass_special_db": [], "checkpoint_db": "mongoshake"
     });
     assert_eq!(entries[0].config, filter);
-    assert_eq!(
-        entries[0].path,
-        PluginPath::Embedded("namespace-filter".to_owned())
-    );
+    assert_eq!(entries[0].path, PluginPath::Embedded("namespace-filter".to_owned()));
     assert_eq!(entries[1].config, serde_json::json!({"enable": true}));
-    assert_eq!(
-        entries[2].path,
-        PluginPath::File("/etc/oplogue/plugins/mask.wasm".into())
-    );
-    assert_eq!(
-        (entries[2].kind, entries[2].on_error),
-        (Some(PluginKind::Transform), OnError::DeadLetter)
-    );
-    assert_eq!(
-        entries[2].config,
-        serde_json::json!({"fields": ["ssn"], "depth": 2, "strict": true})
-    );
+    assert_eq!(entries[2].path, PluginPath::File("/etc/oplogue/plugins/mask.wasm".into()));
+    assert_eq!((entries[2].kind, entries[2].on_error), (Some(PluginKind::Transform), OnError::DeadLetter));
+    assert_eq!(entries[2].config, serde_json::json!({"fields": ["ssn"], "depth": 2, "strict": true}));
     assert_eq!(entries[3].path, PluginPath::File("/opt/second.wasm".into()));
-    assert_eq!(
-        entries[4].config,
-        serde_json::json!({"rules": ["shop.a:store.b", "hr:people"]})
-    );
-    assert_eq!(
-        entries[5].config,
-        serde_json::json!({"delay_ms": 1_800_000})
-    );
+    assert_eq!(entries[4].config, serde_json::json!({"rules": ["shop.a:store.b", "hr:people"]}));
+    assert_eq!(entries[5].config, serde_json::json!({"delay_ms": 1_800_000}));
 }
 
 #[test]
 fn both_spellings_of_a_moved_key_are_read_in_toml() {
-    assert_eq!(
-        toml(&format!("{MINIMAL}incr_sync.worker = 3"))
-            .config
-            .incr
-            .workers,
-        3
-    );
+    assert_eq!(toml(&format!("{MINIMAL}incr_sync.worker = 3")).config.incr.workers, 3);
     let text = format!("{MINIMAL}[incr_sync.worker]\ncount = 3\nbatch_queue_size = 64");
     assert_eq!(toml(&text).config.incr.workers, 3);
 }
@@ -138,27 +92,11 @@ fn both_spellings_of_a_moved_key_are_read_in_toml() {
 #[test]
 fn the_log_goes_to_a_file_where_mongoshake_would_write_one() {
     let text = "mongo_urls = mongodb://a\ntunnel.address = mongodb://b\n";
-    let file = LogFile {
-        dir: "logs".into(),
-        name: "collector.log".to_owned(),
-        files_max: 7,
-    };
+    let file = LogFile { dir: "logs".into(), name: "collector.log".to_owned(), files_max: 7 };
     assert_eq!(conf(text).config.log.file, Some(file.clone()));
-    assert_eq!(
-        conf(&format!("{text}log.dir =\n")).config.log.file,
-        Some(file.clone())
-    );
-    assert_eq!(
-        toml(&format!("{MINIMAL}log.dir = \"\"")).config.log.file,
-        Some(file)
-    );
-    assert_eq!(
-        toml(&format!("{MINIMAL}log.level = \"debug\""))
-            .config
-            .log
-            .file,
-        None
-    );
+    assert_eq!(conf(&format!("{text}log.dir =\n")).config.log.file, Some(file.clone()));
+    assert_eq!(toml(&format!("{MINIMAL}log.dir = \"\"")).config.log.file, Some(file));
+    assert_eq!(toml(&format!("{MINIMAL}log.level = \"debug\"")).config.log.file, None);
 }
 
 #[test]
@@ -166,17 +104,9 @@ fn the_start_position_is_for_incr_only() {
     let start = "checkpoint.start_position = \"2024-05-06T07:08:09Z\"\n";
     let loaded = toml(&format!("{MINIMAL}{start}"));
     assert_eq!(loaded.config.checkpoint.start_position, None);
-    assert!(
-        loaded
-            .notes
-            .iter()
-            .any(|note| note.key == "checkpoint.start_position")
-    );
+    assert!(loaded.notes.iter().any(|note| note.key == "checkpoint.start_position"));
     let incr = MINIMAL.replace("\"all\"", "\"incr\"") + start;
-    assert_eq!(
-        toml(&incr).config.checkpoint.start_position,
-        Some(1_714_979_289)
-    );
+    assert_eq!(toml(&incr).config.checkpoint.start_position, Some(1_714_979_289));
 }
 
 #[test]
@@ -185,22 +115,9 @@ fn the_fingerprint_is_of_what_a_run_does() {
     let base = MINIMAL.replace("mongodb://a", "mongodb://u:one@a");
     assert_eq!(fingerprint(&base).len(), 64);
     assert_eq!(fingerprint(&base), fingerprint(&base.replace("one", "two")));
-    assert_eq!(
-        fingerprint(&base),
-        fingerprint(&format!(
-            "# x\n{base}log.level = \"debug\"\nincr_sync.worker = 8"
-        ))
-    );
-    assert_ne!(
-        fingerprint(&base),
-        fingerprint(&format!("{base}filter.ddl_enable = true"))
-    );
-    assert_ne!(
-        fingerprint(&base),
-        fingerprint(&format!(
-            "{base}[[plugin]]\nname = \"a\"\npath = \"a.wasm\""
-        ))
-    );
+    assert_eq!(fingerprint(&base), fingerprint(&format!("# x\n{base}log.level = \"debug\"\nincr_sync.worker = 8")));
+    assert_ne!(fingerprint(&base), fingerprint(&format!("{base}filter.ddl_enable = true")));
+    assert_ne!(fingerprint(&base), fingerprint(&format!("{base}[[plugin]]\nname = \"a\"\npath = \"a.wasm\"")));
 }
 
 #[test]
@@ -210,32 +127,44 @@ fn no_secret_is_printed() {
     let loaded = conf(text);
     assert!(!format!("{loaded:?}").contains("geheim"), "{loaded:?}");
     let broken = text.replace("mongodb://u:geheim@a", "mongodb:/u:geheim@a")
-        + "mongo_url = mongodb://x:geheim@a\nx\n";
+        + "mongo_url = mongodb://x:geheim@a\nx\nkafka.password = geheim\n";
     let problems = parse(&broken, Path::new("c.conf")).unwrap_err();
-    assert!(
-        !format!("{problems} {problems:?}").contains("geheim"),
-        "{problems}"
-    );
+    assert!(!format!("{problems} {problems:?}").contains("geheim"), "{problems}");
 }
 
 #[test]
 fn hints_are_named() {
-    let loaded = toml(&format!(
-        "{MINIMAL}incr_sync.fetcher.buffer_capacity = 256\ntunnel.message = \"json\""
-    ));
-    let keys: Vec<_> = loaded
-        .notes
-        .iter()
-        .map(|note| (note.key.as_str(), note.line))
-        .collect();
-    assert_eq!(
-        keys,
-        [
-            ("incr_sync.fetcher.buffer_capacity", Some(4)),
-            ("tunnel.message", Some(5))
-        ]
-    );
+    let loaded = toml(&format!("{MINIMAL}incr_sync.fetcher.buffer_capacity = 256\ntunnel.message = \"json\""));
+    let keys: Vec<_> = loaded.notes.iter().map(|note| (note.key.as_str(), note.line)).collect();
+    assert_eq!(keys, [("incr_sync.fetcher.buffer_capacity", Some(4)), ("tunnel.message", Some(5))]);
     assert!(loaded.notes[0].text.contains("limits.memory_bytes"));
+}
+
+#[test]
+fn damaged_files_are_answered_and_never_panic() {
+    use rand::{Rng as _, SeedableRng as _};
+    let seed = std::env::var("OPLOGUE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("OPLOGUE_SEED={seed}");
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let reference = reference::render();
+    let originals = [samples::VERSION_4, samples::VERSION_10, samples::RARE, MINIMAL, reference.as_str()];
+    let noise =
+        ["", "=", "\n", "\"", "[", "]", "[[plugin]]\n", "#", "@", "@@", ";", "{", "é", "\0", "9".repeat(30).as_str()]
+            .map(str::to_owned);
+    for round in 0..150 {
+        let mut text: Vec<char> = originals[round % originals.len()].chars().collect();
+        for _ in 0..random.random_range(1..6) {
+            let at = random.random_range(0..text.len());
+            let end = (at + random.random_range(0..8)).min(text.len());
+            let piece = &noise[random.random_range(0..noise.len())];
+            text.splice(at..end, piece.chars());
+        }
+        let text: String = text.into_iter().collect();
+        let answer = parse_with(&text, Path::new("c.conf"), &|_| Err(std::io::Error::other("no disk")));
+        if let Err(problems) = answer {
+            assert!(!problems.0.is_empty(), "refused without a reason: {text}");
+        }
+    }
 }
 
 /// Run with `OPLOGUE_BLESS=1` to write the file.
@@ -245,46 +174,36 @@ fn the_reference_file_is_rendered_from_the_table() {
     if std::env::var_os("OPLOGUE_BLESS").is_some() {
         std::fs::write(path, reference::render()).unwrap();
     }
-    assert_eq!(
-        std::fs::read_to_string(path).unwrap(),
-        reference::render(),
-        "run this test with OPLOGUE_BLESS=1"
-    );
-    let config = load(path)
-        .unwrap_or_else(|problems| panic!("{problems}"))
-        .config;
+    assert_eq!(std::fs::read_to_string(path).unwrap(), reference::render(), "run this test with OPLOGUE_BLESS=1");
+    let config = load(path).unwrap_or_else(|problems| panic!("{problems}")).config;
     assert_eq!(config.sync_mode, SyncMode::All);
 }
 
 #[test]
 fn the_reference_file_shows_every_default_as_it_is_read() {
     let text = reference::render();
-    let shown = |line: &str| {
-        line.strip_prefix('#')
-            .is_some_and(|l| l.starts_with(|c: char| c.is_ascii_lowercase()))
-    };
+    let shown = |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(|c: char| c.is_ascii_lowercase()));
     let settings = text.split("# ---- Plugins").next().unwrap();
-    let open: Vec<_> = settings
-        .lines()
-        .map(|line| if shown(line) { &line[1..] } else { line })
-        .collect();
+    let open: Vec<_> = settings.lines().map(|line| if shown(line) { &line[1..] } else { line }).collect();
     let open = toml(&open.join("\n"));
     let plain = toml(&text);
     // Naming log.dir switches the log file on; everything else is the same.
     assert!(open.config.log.file.is_some());
-    assert_eq!(
-        Config {
-            log: plain.config.log.clone(),
-            ..open.config
-        },
-        plain.config
-    );
+    assert_eq!(Config { log: plain.config.log.clone(), ..open.config }, plain.config);
     assert_eq!(open.changed, plain.changed);
     for spec in keys::all().filter(|spec| !matches!(spec.status, Status::Removed(_))) {
-        assert!(
-            text.contains(spec.toml),
-            "{} is not in the reference file",
-            spec.toml
-        );
+        assert!(text.contains(spec.toml), "{} is not in the reference file", spec.toml);
     }
+}
+
+#[test]
+fn the_migration_page_names_every_key_that_is_treated_otherwise() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/MIGRATING.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let special = keys::all().filter(|spec| spec.status != Status::Supported);
+    let missing: Vec<_> = special
+        .filter(|spec| spec.name != "incr_sync.move_chunk_enable" && !text.contains(&format!("`{}`", spec.name)))
+        .map(|spec| spec.name)
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -85,9 +85,7 @@ pub(super) fn size(text: &str, unit: SizeUnit) -> Option<u64> {
 
 fn with_unit(text: &str, units: &[(&str, u64)], bare: u64) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '_')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(text.len());
     let (digits, suffix) = text.split_at(end);
     let number: u64 = digits.replace('_', "").parse().ok()?;
     let factor = match suffix.trim() {
@@ -99,17 +97,12 @@ fn with_unit(text: &str, units: &[(&str, u64)], bare: u64) -> Option<u64> {
 
 /// A duration in the largest unit that holds it without a rest.
 pub(super) fn show_duration(duration: Duration) -> String {
+    const UNITS: [(&str, u64); 4] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let units = [
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1_000),
-    ];
-    match units
-        .iter()
-        .find(|(_, length)| millis > 0 && millis.is_multiple_of(*length))
-    {
+    if millis == 0 {
+        return "0".to_owned();
+    }
+    match UNITS.iter().find(|(_, length)| millis.is_multiple_of(*length)) {
         Some((name, length)) => format!("{}{name}", millis / length),
         None => format!("{millis}ms"),
     }
@@ -118,10 +111,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
 /// A size in the largest unit that holds it without a rest.
 pub(super) fn show_size(bytes: u64) -> String {
     let units = [("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1_u64 << 10)];
-    match units
-        .iter()
-        .find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length))
-    {
+    match units.iter().find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length)) {
         Some((name, length)) => format!("{}{name}", bytes / length),
         None => format!("{bytes}B"),
     }
@@ -139,9 +129,7 @@ pub(super) fn date(text: &str) -> Option<u32> {
 
 /// The reverse of [`date`].
 pub(super) fn show_date(seconds: u32) -> String {
-    jiff::Timestamp::from_second(i64::from(seconds))
-        .map(|time| time.to_string())
-        .unwrap_or_default()
+    jiff::Timestamp::from_second(i64::from(seconds)).map(|time| time.to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -150,18 +138,9 @@ mod tests {
 
     #[test]
     fn a_bare_number_counts_in_the_unit_of_the_key() {
-        assert_eq!(
-            duration("1800", TimeUnit::Seconds),
-            Some(Duration::from_secs(1800))
-        );
-        assert_eq!(
-            duration("5000", TimeUnit::Milliseconds),
-            Some(Duration::from_secs(5))
-        );
-        assert_eq!(
-            duration("30m", TimeUnit::Milliseconds),
-            Some(Duration::from_secs(1800))
-        );
+        assert_eq!(duration("1800", TimeUnit::Seconds), Some(Duration::from_secs(1800)));
+        assert_eq!(duration("5000", TimeUnit::Milliseconds), Some(Duration::from_secs(5)));
+        assert_eq!(duration("30m", TimeUnit::Milliseconds), Some(Duration::from_secs(1800)));
         assert_eq!(duration("0", TimeUnit::Seconds), Some(Duration::ZERO));
         assert_eq!(size("20", SizeUnit::Megabytes), Some(20 << 20));
         assert_eq!(size("256 MB", SizeUnit::Bytes), Some(256 << 20));
@@ -170,15 +149,7 @@ mod tests {
 
     #[test]
     fn refuses_what_it_would_have_to_guess() {
-        for text in [
-            "",
-            "m",
-            "-1",
-            "1.5h",
-            "18*1024*1024",
-            "10 parsecs",
-            "99999999999999999999d",
-        ] {
+        for text in ["", "m", "-1", "1.5h", "18*1024*1024", "10 parsecs", "99999999999999999999d"] {
             assert_eq!(duration(text, TimeUnit::Seconds), None, "{text}");
             assert_eq!(size(text, SizeUnit::Bytes), None, "{text}");
         }
@@ -187,27 +158,16 @@ mod tests {
     #[test]
     fn dates_have_one_form() {
         assert_eq!(date("1970-01-01T00:00:00Z"), Some(0));
-        assert_eq!(
-            date("2024-02-29T12:00:00Z").map(show_date).as_deref(),
-            Some("2024-02-29T12:00:00Z")
-        );
-        for text in [
-            "2024-02-30T12:00:00Z",
-            "2024-02-01",
-            "2024-02-01 12:00:00Z",
-            "1969-01-01T00:00:00Z",
-        ] {
+        assert_eq!(date("2024-02-29T12:00:00Z").map(show_date).as_deref(), Some("2024-02-29T12:00:00Z"));
+        for text in ["2024-02-30T12:00:00Z", "2024-02-01", "2024-02-01 12:00:00Z", "1969-01-01T00:00:00Z"] {
             assert_eq!(date(text), None, "{text}");
         }
     }
 
     #[test]
     fn shows_what_it_reads() {
-        for text in ["30m", "1500ms", "7d", "0ms"] {
-            assert_eq!(
-                show_duration(duration(text, TimeUnit::Seconds).unwrap()),
-                text
-            );
+        for text in ["30m", "1500ms", "7d", "0"] {
+            assert_eq!(show_duration(duration(text, TimeUnit::Seconds).unwrap()), text);
         }
         assert_eq!(show_size(96 << 20), "96MB");
     }

@@ -41,10 +41,7 @@ impl MongoUri {
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let form = if let Some(name) = text.strip_prefix("env:") {
-            Form::Env(filled(
-                name,
-                "env:NAME needs the name of an environment variable",
-            )?)
+            Form::Env(filled(name, "env:NAME needs the name of an environment variable")?)
         } else if let Some(path) = text.strip_prefix("file:") {
             Form::File(filled(path, "file:PATH needs a path")?)
         } else {
@@ -60,20 +57,11 @@ impl MongoUri {
     pub fn resolve(&self) -> Result<String> {
         let text = match &self.form {
             Form::Literal(parts) => return Ok(parts.expose()),
-            Form::Env(name) => {
-                std::env::var(name).map_err(|error| unresolved(self).caused_by(error))?
-            }
-            Form::File(path) => {
-                std::fs::read_to_string(path).map_err(|error| unresolved(self).caused_by(error))?
-            }
+            Form::Env(name) => std::env::var(name).map_err(|error| unresolved(self).caused_by(error))?,
+            Form::File(path) => std::fs::read_to_string(path).map_err(|error| unresolved(self).caused_by(error))?,
         };
-        let parts = Parts::parse(text.trim()).map_err(|reason| {
-            Error::new(
-                Side::Config,
-                Kind::Misconfigured,
-                format!("read {self}: {reason}"),
-            )
-        })?;
+        let parts = Parts::parse(text.trim())
+            .map_err(|reason| Error::new(Side::Config, Kind::Misconfigured, format!("read {self}: {reason}")))?;
         Ok(parts.expose())
     }
 
@@ -97,48 +85,25 @@ impl MongoUri {
 }
 
 fn filled(text: &str, otherwise: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err(otherwise.to_owned())
-    } else {
-        Ok(text.to_owned())
-    }
+    if text.is_empty() { Err(otherwise.to_owned()) } else { Ok(text.to_owned()) }
 }
 
 fn unresolved(uri: &MongoUri) -> Error {
-    Error::new(
-        Side::Config,
-        Kind::Misconfigured,
-        format!("read the connection string from {uri}"),
-    )
+    Error::new(Side::Config, Kind::Misconfigured, format!("read the connection string from {uri}"))
 }
 
 impl Parts {
     fn parse(text: &str) -> Result<Self, String> {
-        let Some((scheme, rest)) = SCHEMES
-            .iter()
-            .find_map(|s| text.strip_prefix(s).map(|rest| (*s, rest)))
-        else {
-            return Err(
-                "must begin with mongodb:// or mongodb+srv://, or be env:NAME or file:PATH"
-                    .to_owned(),
-            );
+        let Some((scheme, rest)) = SCHEMES.iter().find_map(|s| text.strip_prefix(s).map(|rest| (*s, rest))) else {
+            return Err("must begin with mongodb:// or mongodb+srv://, or be env:NAME or file:PATH".to_owned());
         };
         let (credentials, tail) = split_credentials(rest)?;
         let end = tail.find(['/', '?']).unwrap_or(tail.len());
         let (hosts, rest) = tail.split_at(end);
         check_hosts(hosts)?;
         // The driver wants the slash before options.
-        let rest = if rest.starts_with('?') {
-            format!("/{rest}")
-        } else {
-            rest.to_owned()
-        };
-        Ok(Self {
-            scheme,
-            credentials,
-            hosts: hosts.to_owned(),
-            rest,
-        })
+        let rest = if rest.starts_with('?') { format!("/{rest}") } else { rest.to_owned() };
+        Ok(Self { scheme, credentials, hosts: hosts.to_owned(), rest })
     }
 
     fn write(&self, password_shown: &str) -> String {
@@ -160,32 +125,23 @@ impl Parts {
     }
 
     fn expose(&self) -> String {
-        let password = self
-            .credentials
-            .as_ref()
-            .and_then(|(_, password)| password.as_deref());
+        let password = self.credentials.as_ref().and_then(|(_, password)| password.as_deref());
         self.write(password.unwrap_or_default()) + &self.rest
     }
 }
 
 /// Hides the values of options that hold a secret (connection string options of the driver specification).
 fn mask_options(rest: &str) -> String {
-    const SECRET: [&str; 3] = [
-        "tlscertificatekeyfilepassword",
-        "proxypassword",
-        "authmechanismproperties",
-    ];
+    const SECRET: [&str; 3] = ["tlscertificatekeyfilepassword", "proxypassword", "authmechanismproperties"];
     let Some((path, options)) = rest.split_once('?') else {
         return rest.to_owned();
     };
-    let shown = options
-        .split('&')
-        .map(|option| match option.split_once('=') {
-            Some((name, _)) if SECRET.contains(&name.to_lowercase().as_str()) => {
-                format!("{name}=***")
-            }
-            _ => option.to_owned(),
-        });
+    let shown = options.split('&').map(|option| match option.split_once('=') {
+        Some((name, _)) if SECRET.contains(&name.to_lowercase().as_str()) => {
+            format!("{name}=***")
+        }
+        _ => option.to_owned(),
+    });
     format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
 }
 
@@ -198,10 +154,7 @@ fn split_credentials(rest: &str) -> Result<(Credentials, &str), String> {
         return Ok((None, rest));
     }
     for (at, _) in rest.match_indices('@') {
-        let (userinfo, tail) = (
-            rest.get(..at).unwrap_or_default(),
-            rest.get(at + 1..).unwrap_or_default(),
-        );
+        let (userinfo, tail) = (rest.get(..at).unwrap_or_default(), rest.get(at + 1..).unwrap_or_default());
         if plausible_tail(tail) {
             let (user, password) = match userinfo.split_once(':') {
                 Some((user, password)) => (user, Some(encode(password))),
@@ -218,9 +171,7 @@ fn split_credentials(rest: &str) -> Result<(Credentials, &str), String> {
 
 fn plausible_tail(tail: &str) -> bool {
     let (before_options, _) = tail.split_once('?').unwrap_or((tail, ""));
-    let (hosts, database) = before_options
-        .split_once('/')
-        .unwrap_or((before_options, ""));
+    let (hosts, database) = before_options.split_once('/').unwrap_or((before_options, ""));
     check_hosts(hosts).is_ok() && !database.contains(['@', ':', '/'])
 }
 
@@ -247,17 +198,12 @@ fn check_host(host: &str) -> Result<(), String> {
     };
     let legal = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '%' | ':');
     if name.is_empty() || !name.chars().all(legal) {
-        return Err(
-            "has an empty or unreadable host name in its list (write host:port[,host:port])"
-                .to_owned(),
-        );
+        return Err("has an empty or unreadable host name in its list (write host:port[,host:port])".to_owned());
     }
     match port.map(str::parse::<u16>) {
         None => Ok(()),
         Some(Ok(port)) if port > 0 => Ok(()),
-        Some(_) => Err(format!(
-            "has a port outside 1 to 65535 after the host {name:?}"
-        )),
+        Some(_) => Err(format!("has a port outside 1 to 65535 after the host {name:?}")),
     }
 }
 
@@ -267,9 +213,8 @@ fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for (i, &byte) in bytes.iter().enumerate() {
         let hex = |offset: usize| bytes.get(i + offset).is_some_and(u8::is_ascii_hexdigit);
-        let kept = byte.is_ascii_alphanumeric()
-            || b"-._~!$&'()*+,;=".contains(&byte)
-            || (byte == b'%' && hex(1) && hex(2));
+        let kept =
+            byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte) || (byte == b'%' && hex(1) && hex(2));
         if kept {
             out.push(char::from(byte));
         } else {
@@ -320,19 +265,10 @@ mod tests {
     #[test]
     fn encodes_awkward_passwords() {
         assert_eq!(full("mongodb://u:p@ss@h:1"), "mongodb://u:p%40ss@h:1");
-        assert_eq!(
-            full("mongodb://u:a/b?c:d@h:1/db"),
-            "mongodb://u:a%2Fb%3Fc%3Ad@h:1/db"
-        );
-        assert_eq!(
-            full("mongodb://u:p@x/y@h:1/db?a=b@c"),
-            "mongodb://u:p%40x%2Fy@h:1/db?a=b@c"
-        );
+        assert_eq!(full("mongodb://u:a/b?c:d@h:1/db"), "mongodb://u:a%2Fb%3Fc%3Ad@h:1/db");
+        assert_eq!(full("mongodb://u:p@x/y@h:1/db?a=b@c"), "mongodb://u:p%40x%2Fy@h:1/db?a=b@c");
         assert_eq!(full("mongodb://u:50%@h"), "mongodb://u:50%25@h");
-        assert_eq!(
-            full("mongodb://h?replicaSet=rs"),
-            "mongodb://h/?replicaSet=rs"
-        );
+        assert_eq!(full("mongodb://h?replicaSet=rs"), "mongodb://h/?replicaSet=rs");
     }
 
     #[test]
@@ -341,12 +277,8 @@ mod tests {
         assert_eq!(uri.to_string(), "mongodb://root:***@h:1/admin");
         assert!(!format!("{uri:?}").contains("geheim"));
         assert_eq!(uri.hosts(), "h:1");
-        let uri =
-            MongoUri::parse("mongodb://h/?tls=true&tlsCertificateKeyFilePassword=geheim").unwrap();
-        assert_eq!(
-            uri.to_string(),
-            "mongodb://h/?tls=true&tlsCertificateKeyFilePassword=***"
-        );
+        let uri = MongoUri::parse("mongodb://h/?tls=true&tlsCertificateKeyFilePassword=geheim").unwrap();
+        assert_eq!(uri.to_string(), "mongodb://h/?tls=true&tlsCertificateKeyFilePassword=***");
         assert!(uri.resolve().unwrap().ends_with("geheim"));
     }
 
@@ -370,17 +302,9 @@ mod tests {
     fn resolves_late() {
         let uri = MongoUri::parse("env:OPLOGUE_TEST_NOT_SET").unwrap();
         assert_eq!(uri.to_string(), "env:OPLOGUE_TEST_NOT_SET");
-        assert!(
-            uri.resolve()
-                .unwrap_err()
-                .to_string()
-                .contains("OPLOGUE_TEST_NOT_SET")
-        );
+        assert!(uri.resolve().unwrap_err().to_string().contains("OPLOGUE_TEST_NOT_SET"));
         let file = tempfile_with("mongodb://u:p@s@h\n");
-        assert_eq!(
-            full(&format!("file:{}", file.display())),
-            "mongodb://u:p%40s@h"
-        );
+        assert_eq!(full(&format!("file:{}", file.display())), "mongodb://u:p%40s@h");
         std::fs::remove_file(file).unwrap();
     }
 

@@ -46,22 +46,14 @@ impl RawValue {
             Self::Text(text) if is_bare(text) => text.clone(),
             Self::Text(text) if text.starts_with("@@") => format!("{text:?}"),
             Self::Text(text) => format!("{:?}", mask(text)),
-            Self::List(items) => format!(
-                "{:?}",
-                items.iter().map(|item| mask(item)).collect::<Vec<_>>()
-            ),
+            Self::List(items) => format!("{:?}", items.iter().map(|item| mask(item)).collect::<Vec<_>>()),
         }
     }
 
     /// The items of a list: MongoShake parts them with `;`.
     fn items(&self) -> Vec<String> {
         match self {
-            Self::Text(text) => text
-                .split(';')
-                .map(str::trim)
-                .filter(|s| !s.is_empty())
-                .map(str::to_owned)
-                .collect(),
+            Self::Text(text) => text.split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect(),
             Self::List(items) => items.iter().map(|item| item.trim().to_owned()).collect(),
         }
     }
@@ -77,8 +69,7 @@ impl RawValue {
 impl Value {
     /// The default of a key. The table's test holds that every default reads.
     pub(super) fn default_of(spec: &KeySpec) -> Self {
-        Self::read(spec, &RawValue::Text(spec.default.to_owned()))
-            .unwrap_or(Self::Text(String::new()))
+        Self::read(spec, &RawValue::Text(spec.default.to_owned())).unwrap_or(Self::Text(String::new()))
     }
 
     /// Reads a raw value as the key's shape. A blank text is the default of a key of words, and an error for a number
@@ -126,8 +117,7 @@ impl Value {
             Shape::Port => Self::Int(int(text, i64::from(i32::MIN), i64::from(u16::MAX))?.max(0)),
             Shape::Time(unit, min, max) => {
                 let bound = |n: u64| Duration::from_millis(n * unit.millis());
-                let value =
-                    units::duration(text, unit).filter(|v| (bound(min)..=bound(max)).contains(v));
+                let value = units::duration(text, unit).filter(|v| (bound(min)..=bound(max)).contains(v));
                 Self::Time(value.ok_or_else(|| {
                     let (min, max) = (units::show_duration(bound(min)), units::show_duration(bound(max)));
                     Fault::new(format!(
@@ -148,13 +138,11 @@ impl Value {
                 })?)
             }
             Shape::OneOf(words) => Self::Text(one_of(text, words)?),
-            Shape::Date => Self::Date(units::date(text).ok_or_else(|| {
-                Fault::new("must be a time in UTC after 1970, written as 2006-01-02T15:04:05Z")
-            })?),
-            Shape::Ip => Self::Ip(
-                text.parse()
-                    .map_err(|_| Fault::new("must be an IP address, such as 127.0.0.1"))?,
+            Shape::Date => Self::Date(
+                units::date(text)
+                    .ok_or_else(|| Fault::new("must be a time in UTC after 1970, written as 2006-01-02T15:04:05Z"))?,
             ),
+            Shape::Ip => Self::Ip(text.parse().map_err(|_| Fault::new("must be an IP address, such as 127.0.0.1"))?),
             Shape::Uri => Self::Uri(uri(text)?),
             Shape::Secret => Self::Secret(text.to_owned()),
             Shape::Name => Self::Text(names::file_name(text)?),
@@ -182,15 +170,8 @@ impl Value {
             Self::Size(value) => units::show_size(*value),
             Self::Date(value) => units::show_date(*value),
             Self::Ip(value) => value.to_string(),
-            Self::Uri(value) => value
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_else(|| "\"\"".to_owned()),
-            Self::Uris(values) => values
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; "),
+            Self::Uri(value) => value.as_ref().map(ToString::to_string).unwrap_or_else(|| "\"\"".to_owned()),
+            Self::Uris(values) => values.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
             Self::List(items) => format!("{items:?}"),
         }
     }
@@ -199,10 +180,8 @@ impl Value {
 fn blank(spec: &KeySpec) -> Result<&'static str, Fault> {
     match spec.shape {
         Shape::Bool | Shape::Int(..) | Shape::Port | Shape::Time(..) | Shape::Size(..) => {
-            Err(Fault::new("must not be blank").suggest(format!(
-                "delete the line to get the default, {}",
-                spec.default
-            )))
+            Err(Fault::new("must not be blank")
+                .suggest(format!("delete the line to get the default, {}", spec.default)))
         }
         Shape::Text
         | Shape::Secret
@@ -245,42 +224,24 @@ fn int(text: &str, min: i64, max: i64) -> Result<i64, Fault> {
         trailing_comment(text, Fault::new(constraint))
     };
     let value: i64 = text.replace('_', "").parse().map_err(|_| fault())?;
-    if (min..=max).contains(&value) {
-        Ok(value)
-    } else {
-        Err(fault())
-    }
+    if (min..=max).contains(&value) { Ok(value) } else { Err(fault()) }
 }
 
 fn one_of(text: &str, words: &[&str]) -> Result<String, Fault> {
     if words.contains(&text) {
         return Ok(text.to_owned());
     }
-    let listed: Vec<_> = words
-        .iter()
-        .map(|word| if word.is_empty() { "(blank)" } else { word })
-        .collect();
+    let listed: Vec<_> = words.iter().map(|word| if word.is_empty() { "(blank)" } else { word }).collect();
     let fault = Fault::new(format!("must be one of {}", listed.join(", ")));
-    Err(trailing_comment(
-        text,
-        fault.did_you_mean(nearest(text, words.iter().copied())),
-    ))
+    Err(trailing_comment(text, fault.did_you_mean(nearest(text, words.iter().copied()))))
 }
 
 fn trailing_comment(text: &str, fault: Fault) -> Fault {
-    if text.contains('#') {
-        fault.suggest("a comment must stand on its own line")
-    } else {
-        fault
-    }
+    if text.contains('#') { fault.suggest("a comment must stand on its own line") } else { fault }
 }
 
 fn uri(text: &str) -> Result<Option<MongoUri>, Fault> {
-    if text.is_empty() {
-        Ok(None)
-    } else {
-        MongoUri::parse(text).map(Some).map_err(Fault::new)
-    }
+    if text.is_empty() { Ok(None) } else { MongoUri::parse(text).map(Some).map_err(Fault::new) }
 }
 
 /// Parts a list of connection strings. A `;` inside a password does not part: what follows has no scheme.
@@ -289,19 +250,15 @@ fn uris(raw: &RawValue) -> Result<Vec<MongoUri>, Fault> {
         RawValue::List(items) => items.clone(),
         RawValue::Text(text) => split_uris(text),
     };
-    items
-        .iter()
-        .map(|item| MongoUri::parse(item).map_err(Fault::new))
-        .collect()
+    items.iter().map(|item| MongoUri::parse(item).map_err(Fault::new)).collect()
 }
 
 /// See [`uris`].
 pub(super) fn split_uris(text: &str) -> Vec<String> {
     let mut items: Vec<String> = Vec::new();
     for piece in text.split(';') {
-        let begins = ["mongodb://", "mongodb+srv://", "env:", "file:"]
-            .iter()
-            .any(|s| piece.trim_start().starts_with(s));
+        let begins =
+            ["mongodb://", "mongodb+srv://", "env:", "file:"].iter().any(|s| piece.trim_start().starts_with(s));
         match items.last_mut() {
             Some(last) if !begins && !piece.trim().is_empty() => {
                 last.push(';');
@@ -329,10 +286,7 @@ mod tests {
 
     #[test]
     fn semicolons_part_connection_strings_but_not_passwords() {
-        assert_eq!(
-            split_uris("mongodb://a;mongodb://b;"),
-            ["mongodb://a", "mongodb://b"]
-        );
+        assert_eq!(split_uris("mongodb://a;mongodb://b;"), ["mongodb://a", "mongodb://b"]);
         assert_eq!(split_uris("mongodb://u:a;b@h"), ["mongodb://u:a;b@h"]);
         assert!(split_uris("").is_empty());
     }

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, Config, ConflictWriteTo, ConnectMode, CreateIndex, Filter, FullSync, Incr, Limits,
-    Log, LogFile, LogLevel, MissingDocument, Monitor, PluginEntry, ShardKey, SyncMode,
+    Checkpoint, Config, ConnectMode, CreateIndex, Filter, FullSync, Incr, Limits, Log, LogFile, LogLevel,
+    MissingDocument, Monitor, PluginEntry, SyncMode,
 };
 use crate::config::keys::{self, Status};
 use crate::config::raw::Format;
@@ -39,11 +39,7 @@ pub(in crate::config) fn build(
     format: Format,
     report: &mut Report,
 ) -> Option<Config> {
-    let mut builder = Builder {
-        settings,
-        format,
-        report,
-    };
+    let mut builder = Builder { settings, format, report };
     builder.version();
     let sources = builder.sources();
     let target = builder.target();
@@ -65,9 +61,7 @@ impl Builder<'_> {
     fn fault(&mut self, key: &str, fault: Fault) {
         if !self.settings.is_faulty(key) {
             let line = self.settings.line(key);
-            let given = line
-                .and_then(|_| self.settings.value(key))
-                .map(Value::shown);
+            let given = line.and_then(|_| self.settings.value(key)).map(Value::shown);
             self.report.problem(line, key, given, fault);
         }
     }
@@ -88,10 +82,7 @@ impl Builder<'_> {
                 VERSIONS.start(),
                 VERSIONS.end()
             ));
-            self.fault(
-                KEY,
-                fault.suggest("bring the file to version 10 first, or write TOML without this key"),
-            );
+            self.fault(KEY, fault.suggest("bring the file to version 10 first, or write TOML without this key"));
         } else if version > VERSION_KNOWN {
             self.note(KEY, "keys that are newer than version 10 are accepted only with values that change nothing");
         }
@@ -103,24 +94,15 @@ impl Builder<'_> {
         let unique: std::collections::BTreeSet<_> = sources.iter().map(MongoUri::expose).collect();
         if sources.is_empty() {
             let fault = Fault::new("is required: the connection string of the source");
-            self.fault(
-                KEY,
-                fault.suggest("such as mongodb://user:password@host1:27017,host2:27017"),
-            );
+            self.fault(KEY, fault.suggest("such as mongodb://user:password@host1:27017,host2:27017"));
         } else if unique.len() < sources.len() {
             self.fault(
                 KEY,
-                Fault::new("names one source twice")
-                    .suggest("hosts of one replica set are parted by commas"),
+                Fault::new("names one source twice").suggest("hosts of one replica set are parted by commas"),
             );
         } else if sources.len() > 1 {
-            let fault = Fault::new(
-                "reading several shards is not built yet; only one replica set is accepted",
-            );
-            self.fault(
-                KEY,
-                fault.suggest("hosts of one replica set are parted by commas"),
-            );
+            let fault = Fault::new("reading several shards is not built yet; only one replica set is accepted");
+            self.fault(KEY, fault.suggest("hosts of one replica set are parted by commas"));
         }
         sources
     }
@@ -131,9 +113,7 @@ impl Builder<'_> {
         if tunnel != "direct" {
             let mode = self.settings.text("sync_mode");
             if mode != "incr" {
-                let fault = Fault::new(format!(
-                    "must be incr with tunnel = {tunnel}: only direct takes a full copy"
-                ));
+                let fault = Fault::new(format!("must be incr with tunnel = {tunnel}: only direct takes a full copy"));
                 self.fault("sync_mode", fault);
             }
             return None;
@@ -141,19 +121,12 @@ impl Builder<'_> {
         let addresses = split_uris(self.settings.text(KEY));
         let Some(first) = addresses.first() else {
             let fault = Fault::new("is required: the connection string of the target");
-            self.fault(
-                KEY,
-                fault.suggest("such as mongodb://user:password@host1:27017,host2:27017"),
-            );
+            self.fault(KEY, fault.suggest("such as mongodb://user:password@host1:27017,host2:27017"));
             return None;
         };
         if addresses.len() > 1 {
-            let fault =
-                Fault::new("writing to several addresses is not built yet; only one is accepted");
-            self.fault(
-                KEY,
-                fault.suggest("hosts of one replica set are parted by commas"),
-            );
+            let fault = Fault::new("writing to several addresses is not built yet; only one is accepted");
+            self.fault(KEY, fault.suggest("hosts of one replica set are parted by commas"));
         }
         match MongoUri::parse(first) {
             Ok(uri) => Some(uri),
@@ -165,21 +138,14 @@ impl Builder<'_> {
     }
 
     fn ports(&mut self) {
-        let (full, incr) = (
-            self.settings.int("full_sync.http_port"),
-            self.settings.int("incr_sync.http_port"),
-        );
+        let (full, incr) = (self.settings.int("full_sync.http_port"), self.settings.int("incr_sync.http_port"));
         if full == incr && full > 0 {
             let key = if self.settings.line("incr_sync.http_port").is_some() {
                 "incr_sync.http_port"
             } else {
                 "full_sync.http_port"
             };
-            self.fault(
-                key,
-                Fault::new("must differ from the other http_port")
-                    .suggest("0 switches one of them off"),
-            );
+            self.fault(key, Fault::new("must differ from the other http_port").suggest("0 switches one of them off"));
         }
     }
 
@@ -197,19 +163,11 @@ impl Builder<'_> {
         let special = |db: &str| SPECIAL_DBS.contains(&db) || db == checkpoint_db;
         let passing = self.settings.list("filter.pass.special.db");
         if let Some(db) = passing.iter().find(|db| !special(db)) {
-            self.note(
-                "filter.pass.special.db",
-                &format!("{db} is no special database: it passes anyway"),
-            );
+            self.note("filter.pass.special.db", &format!("{db} is no special database: it passes anyway"));
         }
-        let held = white
-            .iter()
-            .filter_map(|rule| rule.split('.').next())
-            .find(|db| special(db));
+        let held = white.iter().filter_map(|rule| rule.split('.').next()).find(|db| special(db));
         if let Some(db) = held.filter(|db| !passing.iter().any(|passed| passed == db)) {
-            let text = format!(
-                "{db} is a special database: it passes only when filter.pass.special.db names it too"
-            );
+            let text = format!("{db} is a special database: it passes only when filter.pass.special.db names it too");
             self.note("filter.namespace.white", &text);
         }
     }
@@ -218,35 +176,22 @@ impl Builder<'_> {
         const KEY: &str = "incr_sync.executor.missing_document";
         let policy = self.settings.text(KEY);
         let given = self.settings.line(KEY).is_some();
-        if given
-            && self.settings.flag("incr_sync.executor.upsert")
-            && matches!(policy, "ignore" | "stop")
-        {
-            let fault = Fault::new(
-                "contradicts incr_sync.executor.upsert = true, which is the same as \"refetch\"",
-            );
+        if given && self.settings.flag("incr_sync.executor.upsert") && matches!(policy, "ignore" | "stop") {
+            let fault = Fault::new("contradicts incr_sync.executor.upsert = true, which is the same as \"refetch\"");
             self.fault(KEY, fault.suggest("delete one of the two lines"));
         }
     }
 
     fn object_id_list(&mut self) {
         const KEY: &str = "incr_sync.shard_by_object_id_whitelist";
-        if !self.settings.list(KEY).is_empty()
-            && self.settings.text("incr_sync.shard_key") != "collection"
-        {
-            self.fault(
-                KEY,
-                Fault::new("goes only with incr_sync.shard_key = collection"),
-            );
+        if !self.settings.list(KEY).is_empty() && self.settings.text("incr_sync.shard_key") != "collection" {
+            self.fault(KEY, Fault::new("goes only with incr_sync.shard_key = collection"));
         }
     }
 
     fn address_of_monitor(&mut self) {
         if !self.settings.ip("monitor.listen").is_loopback() {
-            self.note(
-                "monitor.listen",
-                "the status ports have no authentication and are open to the network",
-            );
+            self.note("monitor.listen", "the status ports have no authentication and are open to the network");
         }
     }
 
@@ -255,24 +200,16 @@ impl Builder<'_> {
         let renamed = !self.settings.list("transform.namespace").is_empty();
         let chosen = !self.settings.list("filter.namespace.white").is_empty();
         if !source.hosts().is_empty() && source.hosts() == target.hosts() && !(renamed && chosen) {
-            let fault =
-                Fault::new("has the hosts of mongo_urls: every write would come back as a change");
-            let hint =
-                "to copy inside one cluster set filter.namespace.white and transform.namespace";
+            let fault = Fault::new("has the hosts of mongo_urls: every write would come back as a change");
+            let hint = "to copy inside one cluster set filter.namespace.white and transform.namespace";
             self.fault("tunnel.address", fault.suggest(hint));
         }
     }
 
     fn standalone(&mut self, source: &MongoUri) {
-        if self.settings.text("mongo_connect_mode") == "standalone" && source.hosts().contains(',')
-        {
-            let fault = Fault::new(
-                "reads the one node that mongo_urls names, and mongo_urls names several",
-            );
-            self.fault(
-                "mongo_connect_mode",
-                fault.suggest("name one host, or use secondaryPreferred"),
-            );
+        if self.settings.text("mongo_connect_mode") == "standalone" && source.hosts().contains(',') {
+            let fault = Fault::new("reads the one node that mongo_urls names, and mongo_urls names several");
+            self.fault("mongo_connect_mode", fault.suggest("name one host, or use secondaryPreferred"));
         }
     }
 
@@ -309,10 +246,7 @@ impl Builder<'_> {
         let s = self.settings;
         let start = s.date("checkpoint.start_position");
         if start > 0 && sync_mode != SyncMode::Incr {
-            self.note(
-                "checkpoint.start_position",
-                "is used only with sync_mode = incr: ignored",
-            );
+            self.note("checkpoint.start_position", "is used only with sync_mode = incr: ignored");
         }
         let own = s.uri("checkpoint.storage.url");
         let own_ca = path(s, "checkpoint.storage.url.mongo_ssl_root_ca_file");
@@ -332,9 +266,7 @@ impl Builder<'_> {
 }
 
 fn path(s: &Settings, key: &str) -> Option<PathBuf> {
-    Some(s.text(key))
-        .filter(|text| !text.is_empty())
-        .map(PathBuf::from)
+    Some(s.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
 }
 
 fn sync_mode(word: &str) -> SyncMode {
@@ -369,26 +301,18 @@ fn full_sync(s: &Settings) -> FullSync {
         collection_parallel: s.count("full_sync.reader.collection_parallel"),
         write_document_parallel: s.count("full_sync.reader.write_document_parallel"),
         document_batch_size: s.count("full_sync.reader.document_batch_size"),
-        fetch_batch_size: s.count("full_sync.reader.fetch_batch_size"),
-        partition_parallel: s.count("full_sync.reader.parallel_thread"),
         collection_exist_drop: s.flag("full_sync.collection_exist_drop"),
         create_index: match s.text("full_sync.create_index") {
             "none" => CreateIndex::None,
             "background" => CreateIndex::Background,
             _ => CreateIndex::Foreground,
         },
-        insert_on_dup_update: s.flag("full_sync.executor.insert_on_dup_update"),
         majority_enable: s.flag("full_sync.executor.majority_enable"),
     }
 }
 
 fn incr(s: &Settings) -> Incr {
     Incr {
-        shard_key: match s.text("incr_sync.shard_key") {
-            "auto" => ShardKey::Auto,
-            "id" => ShardKey::Id,
-            _ => ShardKey::Collection,
-        },
         workers: s.count("incr_sync.worker"),
         target_delay: s.time("incr_sync.target_delay"),
         missing_document: match s.text("incr_sync.executor.missing_document") {
@@ -399,18 +323,12 @@ fn incr(s: &Settings) -> Incr {
         },
         insert_on_dup_update: s.flag("incr_sync.executor.insert_on_dup_update"),
         majority_enable: s.flag("incr_sync.executor.majority_enable"),
-        conflict_write_to: match s.text("incr_sync.conflict_write_to") {
-            "db" => ConflictWriteTo::Db,
-            _ => ConflictWriteTo::None,
-        },
         fetch_batch_size: s.count("incr_sync.reader.fetch_batch_size"),
     }
 }
 
 fn log(s: &Settings, format: Format) -> Log {
-    let wanted = format == Format::CollectorConf
-        || s.line("log.dir").is_some()
-        || s.line("log.file").is_some();
+    let wanted = format == Format::CollectorConf || s.line("log.dir").is_some() || s.line("log.file").is_some();
     const DAY_SECS: u64 = 86_400;
     Log {
         level: match s.text("log.level") {
@@ -422,9 +340,7 @@ fn log(s: &Settings, format: Format) -> Log {
         file: wanted.then(|| LogFile {
             dir: PathBuf::from(s.text("log.dir")),
             name: s.text("log.file").to_owned(),
-            files_max: usize::try_from(s.time("log.max_age").as_secs() / DAY_SECS)
-                .unwrap_or(1)
-                .max(1),
+            files_max: usize::try_from(s.time("log.max_age").as_secs() / DAY_SECS).unwrap_or(1).max(1),
         }),
         flush: s.flag("log.flush"),
     }
@@ -451,38 +367,20 @@ fn limits(s: &Settings) -> Limits {
 /// Keys that say how a run looks and not what it does.
 fn is_cosmetic(name: &str) -> bool {
     let sections = ["log.", "limits.", "monitor."];
-    name == "conf.version"
-        || name.ends_with("http_port")
-        || sections.iter().any(|section| name.starts_with(section))
+    name == "conf.version" || name.ends_with("http_port") || sections.iter().any(|section| name.starts_with(section))
 }
 
 fn fingerprint(settings: &Settings, plugins: &[PluginEntry]) -> String {
     let mut hash = Sha256::new();
-    for spec in
-        keys::all().filter(|spec| spec.status == Status::Supported && !is_cosmetic(spec.name))
-    {
-        let value = settings
-            .value(spec.name)
-            .filter(|value| **value != Value::default_of(spec));
+    for spec in keys::all().filter(|spec| spec.status == Status::Supported && !is_cosmetic(spec.name)) {
+        let value = settings.value(spec.name).filter(|value| **value != Value::default_of(spec));
         if let Some(value) = value {
             hash.update(format!("{}={}\n", spec.name, value.shown()));
         }
     }
     for plugin in plugins {
-        let PluginEntry {
-            name,
-            path,
-            kind,
-            config,
-            on_error,
-            grants,
-        } = plugin;
-        hash.update(format!(
-            "{name} {path:?} {kind:?} {config} {on_error:?} {grants:?}\n"
-        ));
+        let PluginEntry { name, path, kind, config, on_error, grants } = plugin;
+        hash.update(format!("{name} {path:?} {kind:?} {config} {on_error:?} {grants:?}\n"));
     }
-    hash.finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

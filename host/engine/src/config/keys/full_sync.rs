@@ -1,4 +1,7 @@
-//! The keys of the full copy.
+//! The keys of the full copy, rows of the key table.
+//!
+//! They stand apart from incremental because the two have keys of like names that mean different things. Rows only: what a
+//! key does is decided by its shape and status, and rules between keys are in `checked::build`. Nothing reads a file here.
 
 use super::Shape::{Bool, Int, OneOf, Size, Text, Texts};
 use super::Since::{Conf, Hidden, Newer};
@@ -8,16 +11,16 @@ use super::{KeySpec, SizeUnit, key};
 #[rustfmt::skip]
 pub(super) const KEYS: &[KeySpec] = &[
     key("full_sync.reader.collection_parallel", Int(1, 1_024), "6", Conf(4), Supported,
-        "Collections that are copied at once."),
+        "Readers: collections, or ranges of a large collection, that are copied at once."),
     key("full_sync.reader.write_document_parallel", Int(1, 256), "8", Conf(4), Supported,
         "Writers of one collection."),
     // The server takes at most 100,000 statements in one command (maxWriteBatchSize).
     key("full_sync.reader.document_batch_size", Int(1, 100_000), "128", Conf(4), Supported,
         "Most documents of one insert command."),
-    key("full_sync.reader.fetch_batch_size", Int(1, 1_000_000), "1024", Conf(10), Supported,
-        "Documents asked for in one reply of the source."),
-    key("full_sync.reader.parallel_thread", Int(1, 128), "1", Conf(10), Supported,
-        "Ranges of _id of one collection that are read at once."),
+    key("full_sync.reader.fetch_batch_size", Int(1, 1_000_000), "1024", Conf(10), Hint("replies are asked for by bytes, not by documents"),
+        "Documents in one reply of the source."),
+    key("full_sync.reader.parallel_thread", Int(1, 128), "1", Conf(10), Hint("a large collection is always cut into ranges of _id, which the readers of collection_parallel share"),
+        "Ranges of one collection that MongoShake reads at once."),
     key("full_sync.reader.parallel_index", Text, "_id", Conf(10), Hint("ranges are always cut on _id"),
         "Index on which MongoShake cuts ranges."),
     key("full_sync.reader.split_max_chunk_size", Int(1, 1_024), "1024", Newer("version 12"), Hint("ranges are cut by samples of _id, not by size"),
@@ -34,8 +37,8 @@ pub(super) const KEYS: &[KeySpec] = &[
         "none; foreground: after the data; background: before the data. Unique ones always when the copy is consistent."),
     key("full_sync.do_not_shard_destination", Bool, "false", Newer("version 11"), Inert("it matters only with a sharded source"),
         "Leave the target unsharded."),
-    key("full_sync.executor.insert_on_dup_update", Bool, "false", Conf(4), Supported,
-        "What an insert does to a document with the same _id that stood on the target before: true = replace it, false = an error."),
+    key("full_sync.executor.insert_on_dup_update", Bool, "false", Conf(4), Hint("the copy always replaces a document with the same _id, so that it can be repeated; see collection_exist_drop for collections that stand there before"),
+        "Replace documents with the same _id."),
     key("full_sync.executor.filter.orphan_document", Bool, "false", Conf(4), Inert("a replica set has no orphans"),
         "Leave out orphaned documents of a sharded source."),
     key("full_sync.executor.majority_enable", Bool, "false", Conf(4), Supported,

@@ -1,4 +1,7 @@
 //! The keys outside of `full_sync` and `incr_sync`: job, log, source, tunnel, filters, checkpoint, renames.
+//!
+//! Their order is the order of the reference file, so what belongs together stands together. Rows only: what a key does is
+//! decided by its shape and status, and rules between keys are in `checked::build`. Nothing reads a file here.
 
 use super::Shape::{Address, Bool, Collection, Database, Date, Int, Name, Namespaces, OneOf, Path};
 use super::Shape::{Port, Renames, Secret, Size, Text, Texts, Time, Uri, Uris};
@@ -39,7 +42,7 @@ pub(super) const KEYS: &[KeySpec] = &[
         "Name of the log file."),
     key("log.flush", Bool, "false", Conf(4), Supported,
         "Write every line at once."),
-    key("log.max_size_mb", Size(SizeUnit::Megabytes, 1, 1 << 20), "20", Newer("version 14"), Hint("log files change once a day, whatever their size"),
+    key("log.max_size_mb", Size(SizeUnit::Megabytes, 1, 1 << 20), "20", Newer("version 14"), Hint("a log file changes once a day and at 100 MB"),
         "Size at which MongoShake changes its log file."),
     key("log.max_age", Time(TimeUnit::Days, 1, 3_650), "7", Newer("version 14"), Supported,
         "Days for which log files are kept."),

@@ -1,4 +1,7 @@
-//! The keys of incremental.
+//! The keys of incremental, rows of the key table.
+//!
+//! Most of MongoShake's queue sizes and debugging switches are here, as hints and as keys that accept their default only.
+//! Two keys of our own stand among them because an operator looks for them here. Nothing reads a file here.
 
 use super::Shape::{Address, Bool, Int, Namespaces, OneOf, Text, Texts, Time};
 use super::Since::{Conf, Hidden, Newer};
@@ -20,7 +23,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("incr_sync.oplog.gids", Texts, "", Conf(4), DefaultOnly("replication in both directions"),
         "Global ids of Alibaba's kernels."),
     key("incr_sync.shard_key", OneOf(&["auto", "id", "collection"]), "collection", Conf(4), Supported,
-        "All three spread by namespace and _id and keep the order of each document; auto falls to one lane for a collection whose changes collide on unique keys too often."),
+        "All three spread by namespace and _id and keep the order of each document. Collections that need one order for all their changes (capped ones, ones with a collation) get one writer."),
     key("incr_sync.shard_by_object_id_whitelist", Namespaces, "", Conf(6), Hint(BY_KEY),
         "Collections that MongoShake spreads by _id."),
     key("incr_sync.worker", Int(1, 256), "8", Conf(4), Supported,

@@ -1,5 +1,7 @@
-//! The keys that MongoShake does not have. (`[[plugin]]` is read by `raw::plugin`; two more of ours stand among the
-//! keys of incremental.)
+//! The keys that MongoShake does not have: status address and limits.
+//!
+//! `[[plugin]]` is not among them: its entries have fields of their own and are read by `raw::plugin`. Two more keys of ours
+//! stand among those of incremental. A name here never shadows one of MongoShake's.
 
 use super::Shape::{Ip, Size, Time};
 use super::Since::Oplogue;

@@ -15,12 +15,8 @@ use crate::config::checked::{OnError, PluginEntry, PluginKind, PluginPath};
 use crate::config::report::{Fault, Report, nearest};
 
 /// The default plugins, in chain order.
-pub(in crate::config) const EMBEDDED: [&str; 4] = [
-    "namespace-filter",
-    "ddl-filter",
-    "namespace-rename",
-    "target-delay",
-];
+pub(in crate::config) const EMBEDDED: [&str; 4] =
+    ["namespace-filter", "ddl-filter", "namespace-rename", "target-delay"];
 
 const FIELDS: [&str; 6] = ["name", "path", "kind", "config", "on_error", "grants"];
 
@@ -33,12 +29,7 @@ pub(super) fn read_all(
 ) -> Vec<PluginEntry> {
     let mut entries: Vec<PluginEntry> = Vec::new();
     let DeValue::Array(items) = value.get_ref() else {
-        report.problem(
-            Some(lines.of(&value.span())),
-            "plugin",
-            None,
-            not_an_entry(),
-        );
+        report.problem(Some(lines.of(&value.span())), "plugin", None, not_an_entry());
         return entries;
     };
     for item in items.iter() {
@@ -47,26 +38,14 @@ pub(super) fn read_all(
             report.problem(Some(line), "plugin", None, not_an_entry());
             continue;
         };
-        let mut reader = Reader {
-            table,
-            lines,
-            line,
-            report,
-            sound: true,
-        };
+        let mut reader = Reader { table, lines, line, report, sound: true };
         let entry = reader.entry(configuration);
         if !reader.sound {
             continue;
         }
         if entries.iter().any(|other| other.name == entry.name) {
-            let fault =
-                Fault::new("names two entries").suggest("every entry needs a name of its own");
-            report.problem(
-                Some(line),
-                "plugin.name",
-                Some(format!("{:?}", entry.name)),
-                fault,
-            );
+            let fault = Fault::new("names two entries").suggest("every entry needs a name of its own");
+            report.problem(Some(line), "plugin.name", Some(format!("{:?}", entry.name)), fault);
             continue;
         }
         entries.push(entry);
@@ -92,17 +71,9 @@ impl Reader<'_> {
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
             if !FIELDS.contains(&name) {
-                let fault = Fault::new(format!(
-                    "is no field of [[plugin]]; its fields are {}",
-                    FIELDS.join(", ")
-                ))
-                .did_you_mean(nearest(name, FIELDS));
-                self.fail(
-                    self.lines.of(&key.span()),
-                    &format!("plugin.{name}"),
-                    None,
-                    fault,
-                );
+                let fault = Fault::new(format!("is no field of [[plugin]]; its fields are {}", FIELDS.join(", ")))
+                    .did_you_mean(nearest(name, FIELDS));
+                self.fail(self.lines.of(&key.span()), &format!("plugin.{name}"), None, fault);
             }
         }
         PluginEntry {
@@ -127,12 +98,7 @@ impl Reader<'_> {
         match text_of(value) {
             Some(text) => Some((text, line)),
             None => {
-                self.fail(
-                    line,
-                    &format!("plugin.{field}"),
-                    None,
-                    Fault::new("must be a text in quotes"),
-                );
+                self.fail(line, &format!("plugin.{field}"), None, Fault::new("must be a text in quotes"));
                 None
             }
         }
@@ -140,8 +106,7 @@ impl Reader<'_> {
 
     fn required(&mut self, field: &str, example: &str) -> Option<(String, usize)> {
         if !self.table.contains_key(field) {
-            let fault =
-                Fault::new("is required in every [[plugin]]").suggest(format!("such as {example}"));
+            let fault = Fault::new("is required in every [[plugin]]").suggest(format!("such as {example}"));
             self.fail(self.line, &format!("plugin.{field}"), None, fault);
         }
         self.text(field)
@@ -157,8 +122,7 @@ impl Reader<'_> {
             let fault = Fault::new("must be a name of ASCII letters, digits, '-' and '_'");
             self.fail(line, "plugin.name", given, fault);
         } else if EMBEDDED.contains(&name.as_str()) {
-            let fault =
-                Fault::new("is the name of a default plugin").suggest("choose another name");
+            let fault = Fault::new("is the name of a default plugin").suggest("choose another name");
             self.fail(line, "plugin.name", given, fault);
         }
         name
@@ -171,22 +135,14 @@ impl Reader<'_> {
         match path.strip_prefix("embedded:") {
             Some(name) if EMBEDDED.contains(&name) => PluginPath::Embedded(name.to_owned()),
             Some(name) => {
-                let fault = Fault::new(format!(
-                    "must name a default plugin: {}",
-                    EMBEDDED.join(", ")
-                ))
-                .did_you_mean(nearest(name, EMBEDDED));
+                let fault = Fault::new(format!("must name a default plugin: {}", EMBEDDED.join(", ")))
+                    .did_you_mean(nearest(name, EMBEDDED));
                 self.fail(line, "plugin.path", Some(format!("{path:?}")), fault);
                 PluginPath::Embedded(name.to_owned())
             }
             None => {
                 if path.is_empty() {
-                    self.fail(
-                        line,
-                        "plugin.path",
-                        Some("\"\"".to_owned()),
-                        Fault::new("must name a .wasm file"),
-                    );
+                    self.fail(line, "plugin.path", Some("\"\"".to_owned()), Fault::new("must name a .wasm file"));
                 }
                 PluginPath::File(beside(configuration, &path))
             }
@@ -195,33 +151,17 @@ impl Reader<'_> {
 
     fn word<T: Copy>(&mut self, field: &str, words: &[(&str, T)], constraint: &str) -> Option<T> {
         let (given, line) = self.text(field)?;
-        let found = words
-            .iter()
-            .find(|(word, _)| *word == given)
-            .map(|(_, value)| *value);
+        let found = words.iter().find(|(word, _)| *word == given).map(|(_, value)| *value);
         if found.is_none() {
-            let fault = Fault::new(constraint)
-                .did_you_mean(nearest(&given, words.iter().map(|(word, _)| *word)));
-            self.fail(
-                line,
-                &format!("plugin.{field}"),
-                Some(format!("{given:?}")),
-                fault,
-            );
+            let fault = Fault::new(constraint).did_you_mean(nearest(&given, words.iter().map(|(word, _)| *word)));
+            self.fail(line, &format!("plugin.{field}"), Some(format!("{given:?}")), fault);
         }
         found
     }
 
     fn kind(&mut self) -> Option<PluginKind> {
-        let words = [
-            ("filter", PluginKind::Filter),
-            ("transform", PluginKind::Transform),
-        ];
-        self.word(
-            "kind",
-            &words,
-            "must be filter or transform (sinks are not built yet)",
-        )
+        let words = [("filter", PluginKind::Filter), ("transform", PluginKind::Transform)];
+        self.word("kind", &words, "must be filter or transform (sinks are not built yet)")
     }
 
     fn on_error(&mut self) -> OnError {
@@ -231,12 +171,7 @@ impl Reader<'_> {
             ("drop", OnError::Drop),
             ("dead-letter", OnError::DeadLetter),
         ];
-        self.word(
-            "on_error",
-            &words,
-            "must be one of fail, skip, drop, dead-letter",
-        )
-        .unwrap_or_default()
+        self.word("on_error", &words, "must be one of fail, skip, drop, dead-letter").unwrap_or_default()
     }
 
     fn config(&mut self) -> serde_json::Value {
@@ -251,12 +186,7 @@ impl Reader<'_> {
         match json(value.get_ref()) {
             Some(json) => json,
             None => {
-                self.fail(
-                    line,
-                    "plugin.config",
-                    None,
-                    Fault::new("holds a number that JSON cannot hold"),
-                );
+                self.fail(line, "plugin.config", None, Fault::new("holds a number that JSON cannot hold"));
                 serde_json::Value::Null
             }
         }
@@ -277,49 +207,29 @@ impl Reader<'_> {
             | DeValue::Table(_) => None,
         };
         texts.unwrap_or_else(|| {
-            self.fail(
-                line,
-                "plugin.grants",
-                None,
-                Fault::new("must be a list of capabilities in quotes"),
-            );
+            self.fail(line, "plugin.grants", None, Fault::new("must be a list of capabilities in quotes"));
             Vec::new()
         })
     }
 }
 
 fn text_of(value: &Spanned<DeValue<'_>>) -> Option<String> {
-    if let DeValue::String(text) = value.get_ref() {
-        Some(text.to_string())
-    } else {
-        None
-    }
+    if let DeValue::String(text) = value.get_ref() { Some(text.to_string()) } else { None }
 }
 
 /// TOML as JSON; a date becomes its text.
 fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
     Some(match value {
         DeValue::String(text) => serde_json::Value::String(text.to_string()),
-        DeValue::Integer(number) => {
-            i64::from_str_radix(&number.as_str().replace('_', ""), number.radix())
-                .ok()?
-                .into()
-        }
-        DeValue::Float(number) => {
-            Number::from_f64(number.as_str().replace('_', "").parse().ok()?)?.into()
-        }
+        DeValue::Integer(number) => i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()?.into(),
+        DeValue::Float(number) => Number::from_f64(number.as_str().replace('_', "").parse().ok()?)?.into(),
         DeValue::Boolean(value) => (*value).into(),
         DeValue::Datetime(time) => time.to_string().into(),
-        DeValue::Array(items) => serde_json::Value::Array(
-            items
-                .iter()
-                .map(|item| json(item.get_ref()))
-                .collect::<Option<_>>()?,
-        ),
+        DeValue::Array(items) => {
+            serde_json::Value::Array(items.iter().map(|item| json(item.get_ref())).collect::<Option<_>>()?)
+        }
         DeValue::Table(table) => {
-            let fields = table
-                .iter()
-                .map(|(key, value)| Some((key.get_ref().to_string(), json(value.get_ref())?)));
+            let fields = table.iter().map(|(key, value)| Some((key.get_ref().to_string(), json(value.get_ref())?)));
             serde_json::Value::Object(fields.collect::<Option<_>>()?)
         }
     })

@@ -20,11 +20,7 @@ pub(super) struct Lines<'a>(pub(super) &'a str);
 impl Lines<'_> {
     /// The line, counted from 1, of the span's beginning.
     pub(super) fn of(&self, span: &Range<usize>) -> usize {
-        let before = self
-            .0
-            .as_bytes()
-            .get(..span.start)
-            .unwrap_or(self.0.as_bytes());
+        let before = self.0.as_bytes().get(..span.start).unwrap_or(self.0.as_bytes());
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 }
@@ -32,12 +28,7 @@ impl Lines<'_> {
 pub(super) fn parse(text: &str, path: &Path, report: &mut Report) -> Raw {
     let lines = Lines(text);
     let (root, errors) = DeTable::parse_recoverable(text);
-    let mut raw = Raw {
-        format: Format::Toml,
-        entries: Vec::new(),
-        unreadable: Vec::new(),
-        plugins: Vec::new(),
-    };
+    let mut raw = Raw { format: Format::Toml, entries: Vec::new(), unreadable: Vec::new(), plugins: Vec::new() };
     let mut broken_lines = Vec::new();
     for error in errors {
         let line = error.span().map(|span| lines.of(&span));
@@ -48,26 +39,14 @@ pub(super) fn parse(text: &str, path: &Path, report: &mut Report) -> Raw {
         if key.get_ref() == "plugin" {
             raw.plugins = plugin::read_all(value, path, &lines, report);
         } else {
-            flatten(
-                key.get_ref().to_string(),
-                value,
-                &lines,
-                &mut raw.entries,
-                report,
-            );
+            flatten(key.get_ref().to_string(), value, &lines, &mut raw.entries, report);
         }
     }
     // What the parser made of a broken line is not what its author meant.
-    let (broken, sound) = raw
-        .entries
-        .into_iter()
-        .partition(|entry| broken_lines.contains(&entry.line));
+    let (broken, sound) = raw.entries.into_iter().partition(|entry| broken_lines.contains(&entry.line));
     raw.entries = sound;
-    raw.unreadable = Vec::into_iter(broken)
-        .map(|entry: RawEntry| entry.key)
-        .collect();
-    raw.unreadable
-        .extend(broken_lines.iter().filter_map(|line| key_on(text, *line)));
+    raw.unreadable = Vec::into_iter(broken).map(|entry: RawEntry| entry.key).collect();
+    raw.unreadable.extend(broken_lines.iter().filter_map(|line| key_on(text, *line)));
     raw.entries.sort_by_key(|entry| entry.line);
     raw
 }
@@ -97,42 +76,21 @@ fn flatten(
     report: &mut Report,
 ) {
     let line = lines.of(&value.span());
-    let mut push = |value| {
-        entries.push(RawEntry {
-            key: key.clone(),
-            value,
-            line,
-        })
-    };
+    let mut push = |value| entries.push(RawEntry { key: key.clone(), value, line });
     match value.get_ref() {
         DeValue::Table(table) => {
             for (name, inner) in table {
-                flatten(
-                    format!("{key}.{}", name.get_ref()),
-                    inner,
-                    lines,
-                    entries,
-                    report,
-                );
+                flatten(format!("{key}.{}", name.get_ref()), inner, lines, entries, report);
             }
         }
         DeValue::Array(items) => {
             let texts: Option<Vec<_>> = items.iter().map(|item| scalar(item.get_ref())).collect();
             match texts {
                 Some(texts) => push(RawValue::List(texts)),
-                None => report.problem(
-                    Some(line),
-                    &key,
-                    None,
-                    Fault::new("must be a list of plain values"),
-                ),
+                None => report.problem(Some(line), &key, None, Fault::new("must be a list of plain values")),
             }
         }
-        DeValue::String(_)
-        | DeValue::Integer(_)
-        | DeValue::Float(_)
-        | DeValue::Boolean(_)
-        | DeValue::Datetime(_) => {
+        DeValue::String(_) | DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {
             if let Some(text) = scalar(value.get_ref()) {
                 push(RawValue::Text(text));
             }
@@ -145,9 +103,7 @@ fn scalar(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-            .ok()
-            .map(|n| n.to_string()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n.to_string()),
         DeValue::Float(number) => Some(number.as_str().to_owned()),
         DeValue::Boolean(value) => Some(value.to_string()),
         DeValue::Datetime(time) => Some(time.to_string()),

@@ -20,30 +20,15 @@ struct Case {
 }
 
 const fn toml(text: &'static str, key: &'static str, says: &'static [&'static str]) -> Case {
-    Case {
-        base: TOML,
-        text,
-        key,
-        says,
-    }
+    Case { base: TOML, text, key, says }
 }
 
 const fn conf(text: &'static str, key: &'static str, says: &'static [&'static str]) -> Case {
-    Case {
-        base: CONF,
-        text,
-        key,
-        says,
-    }
+    Case { base: CONF, text, key, says }
 }
 
 const fn whole(text: &'static str, key: &'static str, says: &'static [&'static str]) -> Case {
-    Case {
-        base: "",
-        text,
-        key,
-        says,
-    }
+    Case { base: "", text, key, says }
 }
 
 #[rustfmt::skip]
@@ -128,9 +113,7 @@ const CASES: &[Case] = &[
 
 fn problems_of(case: &Case) -> Problems {
     let text = format!("{}{}", case.base, case.text);
-    parse(&text, Path::new("broken.conf"))
-        .err()
-        .unwrap_or_else(|| panic!("{} loads", case.text))
+    parse(&text, Path::new("broken.conf")).err().unwrap_or_else(|| panic!("{} loads", case.text))
 }
 
 #[test]
@@ -143,10 +126,7 @@ fn every_broken_file_gets_a_clear_message() {
             problem.key == case.key && case.says.iter().all(|part| message.contains(part))
         };
         if !problems.0.iter().any(|problem| fits(&problem)) {
-            wrong.push(format!(
-                "{:?}\n  wants {:?} {:?}\n  gets {problems}",
-                case.text, case.key, case.says
-            ));
+            wrong.push(format!("{:?}\n  wants {:?} {:?}\n  gets {problems}", case.text, case.key, case.says));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -159,12 +139,7 @@ fn one_mistake_is_one_problem() {
         let problems = problems_of(case);
         // A tunnel that is not built breaks MongoShake's own rule about sync_mode too.
         let two = case.text.starts_with("tunnel = tcp");
-        assert_eq!(
-            problems.0.len(),
-            if two { 2 } else { 1 },
-            "{:?}: {problems}",
-            case.text
-        );
+        assert_eq!(problems.0.len(), if two { 2 } else { 1 }, "{:?}: {problems}", case.text);
     }
 }
 
@@ -173,11 +148,7 @@ fn no_two_mistakes_sound_alike() {
     let mut seen = HashSet::new();
     for case in CASES {
         for problem in problems_of(case).0 {
-            let message = Problem {
-                line: None,
-                ..problem.clone()
-            }
-            .to_string();
+            let message = Problem { line: None, ..problem.clone() }.to_string();
             let fresh = seen.insert(message.clone());
             // The tunnel's own problem stands in two cases.
             assert!(fresh || problem.key == "tunnel", "{message}");
@@ -190,11 +161,7 @@ fn all_problems_come_in_one_report_in_the_order_of_lines() {
     let text = "conf.version = 2\nsync_mode = al\nmongo_urls = mongodb://a\nincr_sync.worker = 0\n\
                 filter.namespace.black = a\nfilter.namespace.white = b\nmaster_quorum = true\nnonsense = 1\n";
     let problems = parse(text, Path::new("c.conf")).unwrap_err();
-    let found: Vec<_> = problems
-        .0
-        .iter()
-        .map(|problem| (problem.line, problem.key.as_str()))
-        .collect();
+    let found: Vec<_> = problems.0.iter().map(|problem| (problem.line, problem.key.as_str())).collect();
     let expected = [
         (Some(1), "conf.version"),
         (Some(2), "sync_mode"),
@@ -206,37 +173,20 @@ fn all_problems_come_in_one_report_in_the_order_of_lines() {
     ];
     assert_eq!(found, expected);
     let shown = problems.to_string();
-    assert!(
-        shown.starts_with("c.conf:1: conf.version = 2: must be from 4 to 14"),
-        "{shown}"
-    );
+    assert!(shown.starts_with("c.conf:1: conf.version = 2: must be from 4 to 14"), "{shown}");
     assert!(shown.ends_with("7 problems"), "{shown}");
 }
 
 #[test]
 fn lines_of_toml_are_counted() {
-    let text = format!(
-        "{TOML}\n[incr_sync]\nshard_key = \"id\"\nworker = 0\n\n[[plugin]]\nname = \"a\"\npath = 3\n"
-    );
+    let text = format!("{TOML}\n[incr_sync]\nshard_key = \"id\"\nworker = 0\n\n[[plugin]]\nname = \"a\"\npath = 3\n");
     let problems = parse(&text, Path::new("c.toml")).unwrap_err();
-    let found: Vec<_> = problems
-        .0
-        .iter()
-        .map(|problem| (problem.line, problem.key.as_str()))
-        .collect();
-    assert_eq!(
-        found,
-        [(Some(7), "incr_sync.worker"), (Some(11), "plugin.path")]
-    );
+    let found: Vec<_> = problems.0.iter().map(|problem| (problem.line, problem.key.as_str())).collect();
+    assert_eq!(found, [(Some(7), "incr_sync.worker"), (Some(11), "plugin.path")]);
 }
 
 #[test]
 fn a_file_that_is_not_there_says_so() {
     let problems = load(Path::new("/nonexistent/collector.conf")).unwrap_err();
-    assert!(
-        problems
-            .to_string()
-            .starts_with("/nonexistent/collector.conf: cannot be read"),
-        "{problems}"
-    );
+    assert!(problems.to_string().starts_with("/nonexistent/collector.conf: cannot be read"), "{problems}");
 }

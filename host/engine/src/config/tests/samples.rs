@@ -1,4 +1,7 @@
 //! Files as MongoShake's users have them, written from the facts about its versions 4 and 10.
+//!
+//! A user changes one binary and expects the file to load; these tests are that promise. The texts are ours: nothing of
+//! MongoShake's sample, neither order nor comments, is in them.
 
 use super::*;
 
@@ -18,51 +21,30 @@ fn list(path: &Path) -> std::io::Result<String> {
 fn a_file_of_version_4_loads() {
     let loaded = conf(VERSION_4);
     assert_eq!(loaded.config.sync_mode, SyncMode::All);
-    assert_eq!(
-        loaded.config.sources[0].to_string(),
-        "mongodb://root:***@a.example.net:3717,b.example.net:3717"
-    );
-    assert!(
-        loaded.config.sources[0]
-            .resolve()
-            .unwrap()
-            .contains("root:Ft%40xxx@")
-    );
+    assert_eq!(loaded.config.sources[0].to_string(), "mongodb://root:***@a.example.net:3717,b.example.net:3717");
+    assert!(loaded.config.sources[0].resolve().unwrap().contains("root:Ft%40xxx@"));
     assert_eq!(loaded.config.incr.target_delay, Duration::from_secs(1800));
     assert_eq!(loaded.config.full_sync.create_index, CreateIndex::None);
-    assert_eq!(
-        loaded.config.filter.black,
-        ["mongodbtest.customer", "testdata.test123"]
-    );
+    assert_eq!(loaded.config.filter.black, ["mongodbtest.customer", "testdata.test123"]);
     assert_eq!(loaded.format, Format::CollectorConf);
     let hints: Vec<_> = loaded.notes.iter().map(|note| note.key.as_str()).collect();
-    assert!(
-        hints.contains(&"incr_sync.worker.batch_queue_size"),
-        "{hints:?}"
-    );
+    assert!(hints.contains(&"incr_sync.worker.batch_queue_size"), "{hints:?}");
 }
 
 #[test]
 fn a_file_of_version_10_loads() {
     let loaded = conf(VERSION_10);
-    assert_eq!(loaded.config.full_sync.fetch_batch_size, 8192);
+    assert_eq!(loaded.config.incr.fetch_batch_size, 8192);
     assert_eq!(loaded.config.connect_mode, ConnectMode::SecondaryPreferred);
-    assert_eq!(
-        loaded.config.log.file.map(|file| file.name).as_deref(),
-        Some("collector.log")
-    );
+    assert_eq!(loaded.config.log.file.map(|file| file.name).as_deref(), Some("collector.log"));
 }
 
 #[test]
 fn rare_keys_load() {
-    let loaded = parse_with(RARE, Path::new("/etc/oplogue/collector.conf"), &list)
-        .unwrap_or_else(|p| panic!("{p}"));
+    let loaded = parse_with(RARE, Path::new("/etc/oplogue/collector.conf"), &list).unwrap_or_else(|p| panic!("{p}"));
     assert_eq!(loaded.config.filter.black, ["shop.tmp", "logs"]);
     assert_eq!(loaded.config.monitor.incr_http_port, Some(9200));
-    assert_eq!(
-        loaded.config.target.to_string(),
-        "mongodb://b.example.net:27017"
-    );
+    assert_eq!(loaded.config.target.to_string(), "mongodb://b.example.net:27017");
     assert_eq!(loaded.config.checkpoint.interval, Duration::from_secs(2));
 }
 
@@ -90,11 +72,6 @@ fn the_conversion_says_the_same() {
 #[test]
 fn the_conversion_refuses_what_it_cannot_read() {
     let path = Path::new("c.toml");
-    assert!(
-        convert::convert_with(MINIMAL, path, &list)
-            .unwrap_err()
-            .to_string()
-            .contains("TOML already")
-    );
+    assert!(convert::convert_with(MINIMAL, path, &list).unwrap_err().to_string().contains("TOML already"));
     assert!(convert::convert_with("tunnel = kafka", Path::new("c.conf"), &list).is_err());
 }

@@ -10,10 +10,7 @@ const NOT_IN_DATABASE: [char; 12] = ['/', '\\', ' ', '"', '$', '*', '<', '>', ':
 
 const DATABASE_BYTES_MAX: usize = 63;
 
-pub(super) fn each(
-    items: Vec<String>,
-    rule: fn(&str) -> Result<(), Fault>,
-) -> Result<Vec<String>, Fault> {
+pub(super) fn each(items: Vec<String>, rule: fn(&str) -> Result<(), Fault>) -> Result<Vec<String>, Fault> {
     for item in &items {
         rule(item)?;
     }
@@ -21,11 +18,7 @@ pub(super) fn each(
 }
 
 pub(super) fn no_blank(item: &str) -> Result<(), Fault> {
-    if item.is_empty() {
-        Err(Fault::new("must not hold a blank item"))
-    } else {
-        Ok(())
-    }
+    if item.is_empty() { Err(Fault::new("must not hold a blank item")) } else { Ok(()) }
 }
 
 pub(super) fn file_name(text: &str) -> Result<String, Fault> {
@@ -33,17 +26,13 @@ pub(super) fn file_name(text: &str) -> Result<String, Fault> {
     if text.chars().all(legal) && !text.starts_with('.') {
         Ok(text.to_owned())
     } else {
-        Err(Fault::new(
-            "must be a plain name of letters, digits, '-', '_' and '.'",
-        ))
+        Err(Fault::new("must be a plain name of letters, digits, '-', '_' and '.'"))
     }
 }
 
 pub(super) fn database(text: &str) -> Result<String, Fault> {
     if text.contains('.') {
-        return Err(Fault::new(
-            "must be the name of a database, which holds no dot",
-        ));
+        return Err(Fault::new("must be the name of a database, which holds no dot"));
     }
     database_part(text)?;
     Ok(text.to_owned())
@@ -54,24 +43,18 @@ fn database_part(text: &str) -> Result<(), Fault> {
         return Err(Fault::new("lacks the name of a database"));
     }
     if text.contains(NOT_IN_DATABASE) {
-        return Err(Fault::new(format!(
-            "holds {text:?}, which is no legal name of a database"
-        ))
-        .suggest("rules are plain names, not patterns"));
+        return Err(Fault::new(format!("holds {text:?}, which is no legal name of a database"))
+            .suggest("rules are plain names, not patterns"));
     }
     if text.len() > DATABASE_BYTES_MAX {
-        return Err(Fault::new(format!(
-            "holds a name of a database longer than {DATABASE_BYTES_MAX} bytes"
-        )));
+        return Err(Fault::new(format!("holds a name of a database longer than {DATABASE_BYTES_MAX} bytes")));
     }
     Ok(())
 }
 
 pub(super) fn collection(text: &str) -> Result<String, Fault> {
     if text.contains(['$', '\0']) || text.starts_with("system.") {
-        return Err(Fault::new(
-            "must be the name of a collection: no '$', not beginning with \"system.\"",
-        ));
+        return Err(Fault::new("must be the name of a collection: no '$', not beginning with \"system.\""));
     }
     Ok(text.to_owned())
 }
@@ -87,10 +70,8 @@ pub(super) fn filter_rule(item: &str) -> Result<(), Fault> {
                     .suggest(format!("write {database} for the whole database")));
             }
             if collection.contains(['*', '\0']) {
-                return Err(Fault::new(format!(
-                    "holds {item:?}: rules are plain names, not patterns"
-                ))
-                .suggest(format!("write {database} for the whole database")));
+                return Err(Fault::new(format!("holds {item:?}: rules are plain names, not patterns"))
+                    .suggest(format!("write {database} for the whole database")));
             }
             Ok(())
         }
@@ -102,10 +83,8 @@ pub(super) fn renames(items: Vec<String>) -> Result<Vec<String>, Fault> {
     let mut sources: Vec<&str> = Vec::new();
     for item in &items {
         let Some((from, to)) = item.split_once(':') else {
-            return Err(Fault::new(format!(
-                "holds {item:?}, which lacks the ':' between source and target"
-            ))
-            .suggest("write fromDb.fromCollection:toDb.toCollection or fromDb:toDb"));
+            return Err(Fault::new(format!("holds {item:?}, which lacks the ':' between source and target"))
+                .suggest("write fromDb.fromCollection:toDb.toCollection or fromDb:toDb"));
         };
         filter_rule(from)?;
         filter_rule(to)?;
