@@ -17,6 +17,8 @@ mod tidy;
 
 mod test;
 
+mod demo;
+
 /// The repository's own tools.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -34,6 +36,8 @@ enum Command {
     },
     /// Runs every check and test; `--long` adds the slow ones
     Test(test::Options),
+    /// Shows a whole run: two replica sets, load, a plugin swapped mid-stream, comparison
+    Demo(demo::Options),
     /// Checks the rules of docs/STYLE.md that can be checked
     Tidy,
 }
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Servers { versions } => servers::run(&versions),
         Command::Test(options) => test::run(&options),
+        Command::Demo(options) => demo::run(&options),
         Command::Tidy => tidy::run(),
     };
     match outcome {
