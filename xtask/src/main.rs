@@ -19,6 +19,8 @@ mod test;
 
 mod demo;
 
+mod bench;
+
 /// The repository's own tools.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -38,6 +40,8 @@ enum Command {
     Test(test::Options),
     /// Shows a whole run: two replica sets, load, a plugin swapped mid-stream, comparison
     Demo(demo::Options),
+    /// Measures copy, catch-up and latency against a bare loader and a native secondary
+    Bench(bench::Options),
     /// Checks the rules of docs/STYLE.md that can be checked
     Tidy,
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Command::Servers { versions } => servers::run(&versions),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
     };
     match outcome {
