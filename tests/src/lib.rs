@@ -15,3 +15,5 @@ pub mod compare;
 pub mod load;
 
 pub mod collector;
+
+pub mod example;

@@ -17,6 +17,10 @@ mod tidy;
 
 mod test;
 
+mod demo;
+
+mod bench;
+
 /// The repository's own tools.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -34,6 +38,10 @@ enum Command {
     },
     /// Runs every check and test; `--long` adds the slow ones
     Test(test::Options),
+    /// Shows a whole run: two replica sets, load, a plugin swapped mid-stream, comparison
+    Demo(demo::Options),
+    /// Measures copy, catch-up and latency against a bare loader and a native secondary
+    Bench(bench::Options),
     /// Checks the rules of docs/STYLE.md that can be checked
     Tidy,
 }
@@ -42,6 +50,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Servers { versions } => servers::run(&versions),
         Command::Test(options) => test::run(&options),
+        Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -4,34 +4,27 @@
 //! have been through one of the two, everything else in it must be equal, and from the swap on only the second
 //! version speaks. A kill during a swap must not let one unmasked value through.
 
-use std::path::Path;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bson::{Document, doc};
 use oplogue_tests::collector::Collector;
-use oplogue_tests::paths;
+use oplogue_tests::example::{self, FIELD, MaskField};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::crash;
 use super::rig::{PATIENCE, Rig, handed_over};
 
-const FIELD: &str = "email";
-
 #[tokio::test]
 async fn a_swapped_plugin_takes_over_at_a_batch_boundary() -> Result<()> {
     let rig = Rig::start().await?;
     rig.fill(60).await?;
-    let file = rig.source.dir().join("mask-field.wasm");
-    put(1, &file)?;
-    let config = rig
-        .config()?
-        .plugin("mask-field", &file, &format!("field = \"{FIELD}\""));
+    let plugin = MaskField::install(rig.source.dir())?;
+    let config = plugin.join(rig.config()?);
     let mut load = rig.start_load();
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
     let first = mask_of_a_new_document(&rig, "first").await?;
-    put(2, &file)?;
+    plugin.put(2)?;
     let second = wait_for_another_mask(&rig, &first).await?;
     let done = load.totals().done;
     load.reach(done + 1_000, PATIENCE).await?;
@@ -44,17 +37,14 @@ async fn a_swapped_plugin_takes_over_at_a_batch_boundary() -> Result<()> {
 async fn killed_during_a_swap() -> Result<()> {
     let rig = Rig::start().await?;
     rig.fill(60).await?;
-    let file = rig.source.dir().join("mask-field.wasm");
-    put(1, &file)?;
-    let config = rig
-        .config()?
-        .plugin("mask-field", &file, &format!("field = \"{FIELD}\""));
+    let plugin = MaskField::install(rig.source.dir())?;
+    let config = plugin.join(rig.config()?);
     let load = rig.start_load();
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
     let mut rng = StdRng::seed_from_u64(rig.load.seed);
     for round in 0..crash::kills().div_ceil(4) {
-        put(2 - round % 2, &file)?;
+        plugin.put(2 - round % 2)?;
         crash::pause(&mut rng, 0..700).await;
         collector.kill9();
         collector.run()?;
@@ -62,16 +52,6 @@ async fn killed_during_a_swap() -> Result<()> {
     }
     load.stop().await?;
     finish(&rig, collector).await
-}
-
-/// Puts a version of the plugin in place in one rename, as a deployment should.
-fn put(version: usize, file: &Path) -> Result<()> {
-    let built = paths::root()
-        .join("examples/mask-field")
-        .join(format!("mask-field-v{version}.wasm"));
-    let beside = file.with_extension("new");
-    std::fs::copy(&built, &beside).with_context(|| format!("copy {}", built.display()))?;
-    std::fs::rename(beside, file).context("put the plugin in place")
 }
 
 async fn mask_of_a_new_document(rig: &Rig, id: &str) -> Result<String> {
@@ -124,15 +104,7 @@ async fn finish(rig: &Rig, collector: Collector) -> Result<()> {
     let comparison = rig.comparison().ignoring_field(FIELD);
     rig.finish(comparison, collector, &[]).await?;
     for namespace in &rig.load.namespaces {
-        let (db, name) = namespace.split_once('.').context("a namespace")?;
-        let target = rig
-            .target
-            .client()
-            .database(db)
-            .collection::<Document>(name);
-        let unmasked = target
-            .count_documents(doc! { FIELD: { "$regex": "@example.test$" } })
-            .await?;
+        let unmasked = example::unmasked(&rig.target.client(), namespace).await?;
         anyhow::ensure!(
             unmasked == 0,
             "{unmasked} unmasked documents in {namespace}"

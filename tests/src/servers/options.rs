@@ -25,6 +25,8 @@ pub struct Options {
     pub name: String,
     /// Number of data-bearing voting members.
     pub members: usize,
+    /// How many of them, the last ones, have neither vote nor priority: they follow and decide nothing.
+    pub non_voting: usize,
     /// Server version, one that `cargo xtask servers` knows. `MONGOD` in the environment overrides it.
     pub version: String,
     /// Users to create; not empty means that authentication is on.
@@ -45,6 +47,7 @@ impl Default for Options {
         Self {
             name: "rs".to_owned(),
             members: 1,
+            non_voting: 0,
             version: DEFAULT_VERSION.to_owned(),
             users: Vec::new(),
             parameters: Vec::new(),
@@ -117,12 +120,17 @@ impl Options {
 
     /// `replSetInitiate` with elections that take a second or two instead of ten.
     pub(super) fn initiate_command(&self, members: &[Member]) -> Document {
+        let voting = members.len().saturating_sub(self.non_voting);
         let list: Vec<Bson> = members
             .iter()
-            .zip(0_i32..)
-            .map(|(member, id)| {
+            .enumerate()
+            .map(|(number, member)| {
+                let weight = i32::from(number < voting);
+                let id = i32::try_from(number).unwrap_or_default();
                 let host = format!("127.0.0.1:{}", member.port);
-                Bson::Document(doc! { "_id": id, "host": host })
+                Bson::Document(
+                    doc! { "_id": id, "host": host, "priority": weight, "votes": weight },
+                )
             })
             .collect();
         let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 };
