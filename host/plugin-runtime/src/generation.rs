@@ -1,0 +1,126 @@
+//! One loaded version of one plugin with its configuration, shared by all workers.
+//!
+//! It holds the routes that were asked so far, so that a namespace is asked once for each generation however many
+//! workers there are, and the counters that metrics read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use oplogue_engine::model::NamespaceId;
+use oplogue_engine::plugin::GenerationInfo;
+
+use crate::columns::Body;
+use crate::load::Module;
+use crate::spec::OnError;
+
+/// A remembered route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Pass,
+    Drop,
+    Rename(NamespaceId),
+    Inspect { body: Body, ops: u8 },
+}
+
+/// A loaded version.
+pub(crate) struct Generation {
+    pub(crate) plugin: String,
+    pub(crate) number: u64,
+    pub(crate) module: Module,
+    pub(crate) on_error: OnError,
+    routes: RwLock<HashMap<NamespaceId, Decision>>,
+    pub(crate) counts: Counts,
+}
+
+/// What a generation did so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) calls: AtomicU64,
+    pub(crate) entries: AtomicU64,
+    pub(crate) nanos: AtomicU64,
+    pub(crate) faults: AtomicU64,
+    pub(crate) slow: AtomicU64,
+    custom: Mutex<BTreeMap<String, u64>>,
+}
+
+/// A generation's counters, for metrics and the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginStats {
+    pub plugin: String,
+    pub generation: u64,
+    /// Calls of `process`.
+    pub calls: u64,
+    /// Entries shown.
+    pub entries: u64,
+    /// Wall time inside `process`, in nanoseconds.
+    pub nanos: u64,
+    /// Traps, limits hit, wrong answers and refusals.
+    pub faults: u64,
+    /// Calls beyond the soft time limit.
+    pub slow: u64,
+    /// The plugin's own counters, if `metrics` is granted.
+    pub custom: BTreeMap<String, u64>,
+}
+
+impl Generation {
+    pub(crate) fn new(plugin: &str, number: u64, module: Module, on_error: OnError) -> Self {
+        Self {
+            plugin: plugin.to_owned(),
+            number,
+            module,
+            on_error,
+            routes: RwLock::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn info(&self) -> GenerationInfo {
+        GenerationInfo {
+            plugin: self.plugin.clone(),
+            generation: self.number,
+            version: self.module.manifest.version.clone(),
+            sha256: self.module.sha256.clone(),
+        }
+    }
+
+    pub(crate) fn known_route(&self, namespace: NamespaceId) -> Option<Decision> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&namespace).copied()
+    }
+
+    /// Remembers a route; the first answer wins, so that all workers agree.
+    pub(crate) fn remember(&self, namespace: NamespaceId, decision: Decision) -> Decision {
+        *self.routes.write().unwrap_or_else(PoisonError::into_inner).entry(namespace).or_insert(decision)
+    }
+
+    pub(crate) fn count_call(&self, entries: usize, took: Duration) {
+        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        self.counts.entries.fetch_add(entries as u64, Ordering::Relaxed);
+        self.counts.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_custom(&self, counters: HashMap<String, u64>) {
+        if counters.is_empty() {
+            return;
+        }
+        let mut custom = self.counts.custom.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, by) in counters {
+            *custom.entry(name).or_default() += by;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> PluginStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        PluginStats {
+            plugin: self.plugin.clone(),
+            generation: self.number,
+            calls: read(&self.counts.calls),
+            entries: read(&self.counts.entries),
+            nanos: read(&self.counts.nanos),
+            faults: read(&self.counts.faults),
+            slow: read(&self.counts.slow),
+            custom: self.counts.custom.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
