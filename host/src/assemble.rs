@@ -193,6 +193,7 @@ impl Job {
         };
         let sink = self.sink();
         let before = sink.durability().await?;
+        self.hooks.status.recovered();
         self.save(Stage::FullSync, &position).await?;
         *begin = Some(position.clone());
         let target = self.copy_target(&sink, resumed);
@@ -209,6 +210,7 @@ impl Job {
         let Some(summary) = Box::pin(copy.run(&self.hooks.stop)).await? else {
             return Ok(None);
         };
+        self.refuse_deferred(&target).await?;
         self.wait_until_durable(&sink, before.term, summary.target_time).await?;
         self.save(Stage::CatchUp, &position).await?;
         let finish = source.newest().await?;
@@ -233,6 +235,7 @@ impl Job {
         match Box::pin(self.incremental(position, stage)).await {
             Ok(incremental) => {
                 self.hooks.status.set_stage(SyncStage::Incremental);
+                self.hooks.status.recovered();
                 Box::pin(incremental.run(self.hooks.stop.clone())).await
             }
             Err(error) if error.action() == Action::Rewind => {
@@ -363,13 +366,14 @@ impl Job {
             },
             majority: self.config.incr.majority_enable,
         };
-        Arc::new(MongoSink::new(
+        let sink = MongoSink::new(
             self.servers.target.clone(),
             Some(self.servers.source.clone()),
             Arc::clone(&self.store),
             Arc::clone(&self.namespaces),
             options,
-        ))
+        );
+        Arc::new(sink.measured_by(self.hooks.metrics.clone()))
     }
 
     fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {

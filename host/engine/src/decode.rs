@@ -32,6 +32,8 @@ pub struct DecodeOptions {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DecodeCounts {
     pub entries: u64,
+    /// Size of the largest entry, in bytes.
+    pub largest_bytes: u64,
     pub changes: u64,
     pub noop: u64,
     pub from_migrate: u64,
@@ -92,6 +94,7 @@ impl Decoder {
             if element.kind != kind::DOCUMENT {
                 return Err(Error::new(Side::Source, Kind::Malformed, "a reply holds something that is no document"));
             }
+            self.counts.largest_bytes = self.counts.largest_bytes.max(element.value.len() as u64);
             let entry = Entry::parse(entries.slice(element.offset..element.end()))?;
             if self.skip.take_if(|start| start.ts() == entry.time.ts()).is_some() {
                 continue;

@@ -108,6 +108,13 @@ impl MongoSink {
         }
     }
 
+    /// Counts what it meets in these series too.
+    #[must_use]
+    pub fn measured_by(mut self, series: oplogue_engine::metrics::Metrics) -> Self {
+        self.counters.series = Some(series);
+        self
+    }
+
     /// Reads the identity pairs and the target's catalogue, and asks what the user may do. Done at the first write
     /// otherwise; [`Sink::superseded`] answers `false` before it.
     ///

@@ -23,7 +23,7 @@ use crate::error::{Action, Error, Kind, Result, Side};
 use crate::metrics::{Metrics, Status};
 use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Position};
 use crate::pipeline::durable::DurableQueue;
-use crate::pipeline::state::{Command, Core, CoreOptions, FenceId};
+use crate::pipeline::state::{Command, Core, CoreCounts, CoreOptions, FenceId};
 use crate::plugin::PluginChain;
 use crate::sink::{DdlOutcome, Durability, FlushReport, Sink};
 use crate::source::Source;
@@ -133,6 +133,8 @@ struct Loop {
     polled: mpsc::Receiver<Result<Durability>>,
     fences: (mpsc::Sender<FenceDone>, mpsc::Receiver<FenceDone>),
     admitting: Option<Admitting>,
+    /// The core's counts when they were last added to the series, which outlive this run.
+    measured: CoreCounts,
     durable_at: Option<Position>,
     stored_at: Option<Position>,
     saver: Saver,
@@ -159,6 +161,7 @@ impl Loop {
             polled,
             fences: mpsc::channel(16),
             admitting: None,
+            measured: CoreCounts::default(),
             durable_at: None,
             stored_at: None,
             saver,
@@ -361,17 +364,15 @@ impl Loop {
         Ok(())
     }
 
-    fn measure(&self) {
+    fn measure(&mut self) {
         let counts = self.core.counts();
         let schedule = &self.metrics.schedule;
         schedule.busy_lanes.set(i64::try_from(self.lanes.busy()).unwrap_or(i64::MAX));
-        for (counter, now) in [
-            (&schedule.coalesced, counts.coalesced),
-            (&schedule.parked, counts.parked),
-            (&schedule.barriers, counts.fences),
-        ] {
-            counter.inc_by(now.saturating_sub(counter.get()));
-        }
+        let before = std::mem::replace(&mut self.measured, counts);
+        schedule.coalesced.inc_by(counts.coalesced - before.coalesced);
+        schedule.parked.inc_by(counts.parked - before.parked);
+        schedule.barriers.inc_by(counts.fences - before.fences);
+        self.metrics.sink.changes.inc_by(counts.accepted - before.accepted);
     }
 
     /// Waits until all that is accepted is durable, and stores it: what must be true before a destructive DDL.

@@ -103,6 +103,8 @@ impl Held {
 /// Counts for the status page and the tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CoreCounts {
+    /// Changes that the target has accepted.
+    pub accepted: u64,
     pub coalesced: u64,
     pub parked: u64,
     pub fences: u64,
@@ -556,7 +558,10 @@ impl Core {
     }
 
     fn acknowledge(&mut self, acks: &Acks) -> Result<()> {
-        acks.iter().try_for_each(|(slot, count)| self.tracker.resolve(slot, count))
+        acks.iter().try_for_each(|(slot, count)| {
+            self.counts.accepted += count as u64;
+            self.tracker.resolve(slot, count)
+        })
     }
 
     fn refused(&self, namespace: NamespaceId, write: &Write, why: &str, kind: Kind) -> Error {

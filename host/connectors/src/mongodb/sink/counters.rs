@@ -1,6 +1,11 @@
 //! What the sink met, counted: the rare roads it took and the documents it disagreed about.
+//!
+//! The counts of one sink are for its tests; what an operator watches goes to the process's series at the same
+//! moment, because a sink lives only from one rewind to the next. Nothing is logged here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use oplogue_engine::metrics::Metrics;
 
 /// Live counters, shared by all lanes.
 #[derive(Debug, Default)]
@@ -11,6 +16,8 @@ pub struct Counters {
     pub(crate) missing: AtomicU64,
     pub(crate) conflicts: AtomicU64,
     pub(crate) repeated: AtomicU64,
+    /// The process's series, when somebody watches.
+    pub(crate) series: Option<Metrics>,
 }
 
 /// The counters at one moment.
@@ -31,6 +38,27 @@ pub struct SinkCounts {
 }
 
 impl Counters {
+    pub(crate) fn one_conflict(&self) {
+        count(&self.conflicts, 1);
+        self.series.iter().for_each(|series| {
+            series.sink.conflicts.inc();
+        });
+    }
+
+    pub(crate) fn one_missing(&self) {
+        count(&self.missing, 1);
+        self.series.iter().for_each(|series| {
+            series.sink.missing.inc();
+        });
+    }
+
+    pub(crate) fn one_refetched(&self) {
+        count(&self.refetched, 1);
+        self.series.iter().for_each(|series| {
+            series.sink.refetched.inc();
+        });
+    }
+
     pub(crate) fn read(&self) -> SinkCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SinkCounts {

@@ -120,7 +120,7 @@ impl MongoSink {
         if item.overlap || self.options.insert_on_dup_update {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
         }
-        count(&self.counters.conflicts, 1);
+        self.counters.one_conflict();
         tracing::warn!(
             namespace = %place.name,
             id = %shown_id(&item.write.key),
@@ -131,7 +131,7 @@ impl MongoSink {
 
     /// An update, outside of overlap, whose document the target does not have.
     async fn missing<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
-        count(&self.counters.missing, 1);
+        self.counters.one_missing();
         match self.options.missing_document {
             MissingDocument::Ignore => Ok(Next::Done(FlushReport::default())),
             MissingDocument::Refetch => self.refetch(place, item.index, item.write).await,
@@ -172,7 +172,7 @@ impl MongoSink {
             return Err(Error::new(Side::Internal, Kind::Bug, text));
         };
         let (document, read_at) = fetch(source, &name, write).await?;
-        count(&self.counters.refetched, 1);
+        self.counters.one_refetched();
         self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
         Ok(document)
     }

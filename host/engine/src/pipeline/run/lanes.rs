@@ -78,8 +78,8 @@ async fn write_all(
         let report = sink.write(&writes).await;
         metrics.sink.flush_seconds.observe(began.elapsed().as_secs_f64());
         metrics.sink.flushes.inc();
-        if report.is_ok() {
-            count(&metrics, &writes);
+        if let Ok(report) = &report {
+            count(&metrics, &writes, report);
         }
         if done.send(LaneDone { lane, writes, report }).await.is_err() {
             break;
@@ -88,9 +88,14 @@ async fn write_all(
     Ok(())
 }
 
-fn count(metrics: &Metrics, writes: &[Write]) {
+/// Counts the statements that were accepted.
+fn count(metrics: &Metrics, writes: &[Write], report: &FlushReport) {
     let mut counts = [0_u64; 4];
-    for write in writes {
+    let mut refused = report.refused.iter().map(|(at, _)| *at).peekable();
+    for (at, write) in writes.iter().enumerate() {
+        if refused.next_if_eq(&at).is_some() {
+            continue;
+        }
         let place = match write.content {
             Content::Insert(_) => 0,
             Content::Replace(_) | Content::Patched { .. } => 1,
@@ -105,5 +110,4 @@ fn count(metrics: &Metrics, writes: &[Write]) {
     for (kind, count) in kinds.into_iter().zip(counts) {
         metrics.sink.statements.of(kind).inc_by(count);
     }
-    metrics.sink.changes.inc_by(writes.len() as u64);
 }

@@ -92,7 +92,8 @@ impl Reader {
     fn measure(&self, before: DecodeCounts, bytes: u64) {
         let now = self.decoder.counts();
         let entries = now.entries - before.entries;
-        self.metrics.source.read(entries, bytes, bytes / entries.max(1));
+        self.status.positions().heard();
+        self.metrics.source.read(entries, bytes, now.largest_bytes);
         let dropped = &self.metrics.decode.dropped;
         for (reason, count) in [
             (DropReason::Noop, now.noop - before.noop),
