@@ -116,6 +116,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
         Begin::Copy { resume } => match job.copy(resume).await? {
             Some(position) if job.config.sync_mode != checked::SyncMode::Full => (position, Stage::CatchUp),
             Some(position) => {
+                job.finish_indexes().await?;
                 return Ok(ExitReport { ended: Ended::Clean, checkpoint: Some(position) });
             }
             None => {
@@ -230,6 +231,28 @@ impl Job {
         Ok(Some(position))
     }
 
+    /// `sync_mode = full` ends after the copy, so unique indexes are built on what it copied. On a source that was
+    /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
+    async fn finish_indexes(&self) -> Result<()> {
+        let sink = self.sink();
+        let unique = self.unique_at_mark(&sink, Stage::CatchUp);
+        unique.build().await.map_err(|e| {
+            e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
+        })
+    }
+
+    fn unique_at_mark(&self, sink: &Arc<MongoSink>, stage: Stage) -> UniqueAtMark {
+        UniqueAtMark {
+            needed: stage == Stage::CatchUp && self.config.full_sync.create_index != CreateIndex::None,
+            reader: self.reader(),
+            chain: self.chain(),
+            namespaces: Arc::clone(&self.namespaces),
+            target: self.copy_target(sink, true),
+            sink: Arc::clone(sink),
+            source: self.oplog(),
+        }
+    }
+
     /// Incremental from `position` until its end.
     async fn follow(&self, position: &Position, stage: Stage) -> Finished {
         match Box::pin(self.incremental(position, stage)).await {
@@ -255,15 +278,7 @@ impl Job {
         sink.load().await?;
         let reader = self.reader();
         let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
-        let at_mark = UniqueAtMark {
-            needed: stage == Stage::CatchUp && self.config.full_sync.create_index != CreateIndex::None,
-            reader,
-            chain: self.chain(),
-            namespaces: Arc::clone(&self.namespaces),
-            target: self.copy_target(&sink, true),
-            sink: Arc::clone(&sink),
-            source: self.oplog(),
-        };
+        let at_mark = self.unique_at_mark(&sink, stage);
         tracing::info!(from = %position, overlap_until = %newest, "incremental starts");
         Ok(Incremental {
             source: Box::new(source),

@@ -49,7 +49,11 @@ impl AtMark for UniqueAtMark {
 }
 
 impl UniqueAtMark {
-    async fn build(&self) -> Result<()> {
+    /// Builds them now.
+    ///
+    /// # Errors
+    /// `Conflict` when one does not hold.
+    pub(super) async fn build(&self) -> Result<()> {
         self.sink.build_postponed_indexes().await?;
         if !self.needed {
             return Ok(());

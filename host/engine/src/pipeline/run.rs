@@ -34,6 +34,9 @@ use saver::Saver;
 /// How often the target is asked for its majority.
 const DURABILITY_POLL: Duration = Duration::from_millis(200);
 
+/// How long the end of a run waits for its tasks: none of them holds work any more then.
+const TASKS_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How long the end of a run waits for the target's majority before the last checkpoint.
 const LAST_MAJORITY_WAIT: Duration = Duration::from_secs(10);
 
@@ -101,13 +104,15 @@ impl Incremental {
         let mut pipeline = Loop::start(self, &mut tasks);
         let outcome = pipeline.until_end(&mut tasks, &stop).await;
         let finish = pipeline.finish().await;
-        tasks.shutdown(Duration::from_secs(10)).await.ok();
+        let (durable, stored, stage) = pipeline.into_positions();
+        // With the loop its channels are gone, which is what lanes and saver end by.
+        tasks.shutdown(TASKS_DEADLINE).await.ok();
         let why = match outcome.and(finish) {
             Ok(()) => Ended::Stopped,
             Err(error) if error.action() == Action::Rewind => Ended::Rewind(error),
             Err(error) => Ended::Fault(error),
         };
-        Finished { why, durable: pipeline.durable_at, stored: pipeline.stored_at, stage: pipeline.options.stage }
+        Finished { why, durable, stored, stage }
     }
 }
 
@@ -403,6 +408,10 @@ impl Loop {
         }
         let stored = self.store_last().await;
         first_error.and(stored)
+    }
+
+    fn into_positions(self) -> (Option<Position>, Option<Position>, Stage) {
+        (self.durable_at, self.stored_at, self.options.stage)
     }
 
     async fn store_last(&mut self) -> Result<()> {
