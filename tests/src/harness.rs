@@ -140,3 +140,14 @@ async fn the_comparison_sees_what_a_decoder_would_not() {
         compare::report(&found)
     );
 }
+
+#[tokio::test]
+async fn older_servers_start_too() {
+    let long = std::env::var_os("OPLOGUE_LONG").is_some();
+    for version in ["6.0.5", "5.0.4", "4.4.2"].into_iter().filter(|_| long) {
+        let options = Options { version: version.to_owned(), ..Options::guide_source() };
+        let set = ReplicaSet::start(options).await.unwrap();
+        let things = set.client().database("shop").collection("things");
+        things.insert_one(doc! { "_id": version }).await.unwrap();
+    }
+}
