@@ -334,10 +334,10 @@ async fn initiate(options: &Options, first: &Member, members: &[Member]) -> Resu
     }
     if let Some((name, password)) = options.root() {
         let root = User::new(name, password, &[("root", "admin")]);
-        admin.run_command(root.create_command()).await.context("create the root user")?;
+        admin.run_command(root.create_command(members.len())).await.context("create the root user")?;
         let client = connect(&direct_uri(first, options.root())).await?;
         for user in &options.users {
-            let reply = client.database("admin").run_command(user.create_command()).await;
+            let reply = client.database("admin").run_command(user.create_command(members.len())).await;
             reply.with_context(|| format!("create user {}", user.name))?;
         }
         client.shutdown().immediate(true).await;

@@ -151,9 +151,11 @@ impl User {
         Self::new("guide_target", "target-password", &[("readWriteAnyDatabase", "admin")])
     }
 
-    pub(super) fn create_command(&self) -> Document {
+    /// `createUser`, answered when every member has the user: a harness that asks a member alone logs in there.
+    pub(super) fn create_command(&self, members: usize) -> Document {
         let roles: Vec<Bson> =
             self.roles.iter().map(|(role, db)| Bson::Document(doc! { "role": role, "db": db })).collect();
-        doc! { "createUser": &self.name, "pwd": &self.password, "roles": roles }
+        let everywhere = doc! { "w": i64::try_from(members).unwrap_or(1), "wtimeout": 60_000 };
+        doc! { "createUser": &self.name, "pwd": &self.password, "roles": roles, "writeConcern": everywhere }
     }
 }
