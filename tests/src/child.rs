@@ -24,16 +24,9 @@ impl Guarded {
     /// When the program or the watchdog's `sh` cannot be started.
     pub fn spawn(command: &mut Command) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = command
-            .stdin(Stdio::null())
-            .spawn()
-            .with_context(|| format!("start {program}"))?;
+        let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("start {program}"))?;
         let watchdog = Command::new("sh")
-            .args([
-                "-c",
-                "trap '' INT TERM; read -r _; kill -KILL \"$1\" 2>/dev/null",
-                "watchdog",
-            ])
+            .args(["-c", "trap '' INT TERM; read -r _; kill -KILL \"$1\" 2>/dev/null", "watchdog"])
             .arg(child.id().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -67,14 +60,8 @@ impl Guarded {
     /// When the child is gone.
     pub fn signal(&self, name: &str) -> Result<()> {
         let pid = self.pid().to_string();
-        let status = Command::new("kill")
-            .args(["-s", name, &pid])
-            .stderr(Stdio::null())
-            .status()?;
-        anyhow::ensure!(
-            status.success(),
-            "send SIG{name} to process {pid}: it has ended"
-        );
+        let status = Command::new("kill").args(["-s", name, &pid]).stderr(Stdio::null()).status()?;
+        anyhow::ensure!(status.success(), "send SIG{name} to process {pid}: it has ended");
         Ok(())
     }
 
@@ -96,11 +83,7 @@ impl Guarded {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            anyhow::ensure!(
-                started.elapsed() < timeout,
-                "process {} still runs after {timeout:?}",
-                self.pid()
-            );
+            anyhow::ensure!(started.elapsed() < timeout, "process {} still runs after {timeout:?}", self.pid());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -72,14 +72,7 @@ impl Collector {
         let config = scratch.path().join("collector.toml");
         std::fs::write(&config, toml).context("write the collector's configuration")?;
         let arguments = Vec::new();
-        Ok(Self {
-            program: program()?,
-            config,
-            process: None,
-            port,
-            arguments,
-            scratch,
-        })
+        Ok(Self { program: program()?, config, process: None, port, arguments, scratch })
     }
 
     /// Starts the collector (again) with the same configuration; its log goes on in the same file.
@@ -88,23 +81,11 @@ impl Collector {
     /// When it runs already or the program does not start.
     pub fn run(&mut self) -> Result<()> {
         anyhow::ensure!(self.process.is_none(), "the collector runs already");
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .context("open the log")?;
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path()).context("open the log")?;
         let mut command = Command::new(&self.program);
-        command
-            .arg("run")
-            .arg("-c")
-            .arg(&self.config)
-            .args(&self.arguments);
-        command
-            .current_dir(self.scratch.path())
-            .env("NO_COLOR", "1");
-        command
-            .stdout(Stdio::from(duplicate(&log)?))
-            .stderr(Stdio::from(log));
+        command.arg("run").arg("-c").arg(&self.config).args(&self.arguments);
+        command.current_dir(self.scratch.path()).env("NO_COLOR", "1");
+        command.stdout(Stdio::from(duplicate(&log)?)).stderr(Stdio::from(log));
         self.process = Some(Guarded::spawn(&mut command)?);
         Ok(())
     }
@@ -129,10 +110,7 @@ impl Collector {
     /// When it does not run, or still runs at the deadline; it is killed then.
     pub async fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let mut process = self.process.take().context("the collector does not run")?;
-        process
-            .wait(timeout)
-            .await
-            .with_context(|| format!("its log ends with:\n{}", self.log_end()))
+        process.wait(timeout).await.with_context(|| format!("its log ends with:\n{}", self.log_end()))
     }
 
     /// Sends a signal by name, such as `HUP`.
@@ -140,10 +118,7 @@ impl Collector {
     /// # Errors
     /// When the collector does not run.
     pub fn signal(&self, name: &str) -> Result<()> {
-        self.process
-            .as_ref()
-            .context("the collector does not run")?
-            .signal(name)
+        self.process.as_ref().context("the collector does not run")?.signal(name)
     }
 
     /// The process id while it runs.
@@ -175,12 +150,7 @@ impl Collector {
     ///
     /// # Errors
     /// As [`Self::wait_log`].
-    pub async fn wait_log_times(
-        &mut self,
-        text: &str,
-        times: usize,
-        timeout: Duration,
-    ) -> Result<()> {
+    pub async fn wait_log_times(&mut self, text: &str, times: usize, timeout: Duration) -> Result<()> {
         let started = Instant::now();
         while self.log().matches(text).count() < times {
             let running = self.is_running()?;
@@ -189,11 +159,7 @@ impl Collector {
                 anyhow::bail!("the collector ended without {text:?}:\n{}", self.log_end());
             }
             let waited = started.elapsed();
-            anyhow::ensure!(
-                waited < timeout,
-                "no {text:?} within {timeout:?}:\n{}",
-                self.log_end()
-            );
+            anyhow::ensure!(waited < timeout, "no {text:?} within {timeout:?}:\n{}", self.log_end());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
@@ -202,9 +168,7 @@ impl Collector {
     /// Everything logged so far.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read(self.log_path())
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// The last lines of the log.
@@ -212,10 +176,7 @@ impl Collector {
     pub fn log_end(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        lines
-            .get(lines.len().saturating_sub(40)..)
-            .unwrap_or_default()
-            .join("\n")
+        lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
     }
 
     /// The file with the collector's stdout and stderr.
@@ -249,9 +210,7 @@ impl Collector {
     pub fn unexpected_warnings(&self, allowed: &[&str]) -> Vec<String> {
         let log = self.log();
         let loud = log.lines().filter(|line| is_loud(line));
-        loud.filter(|line| !allowed.iter().any(|text| line.contains(text)))
-            .map(str::to_owned)
-            .collect()
+        loud.filter(|line| !allowed.iter().any(|text| line.contains(text))).map(str::to_owned).collect()
     }
 
     /// Fails on warnings, errors and panics in the log that contain none of the allowed texts.
@@ -260,11 +219,7 @@ impl Collector {
     /// With the lines.
     pub fn assert_no_unexpected_warnings(&self, allowed: &[&str]) -> Result<()> {
         let found = self.unexpected_warnings(allowed);
-        anyhow::ensure!(
-            found.is_empty(),
-            "unexpected in the collector's log:\n{}",
-            found.join("\n")
-        );
+        anyhow::ensure!(found.is_empty(), "unexpected in the collector's log:\n{}", found.join("\n"));
         Ok(())
     }
 }
@@ -276,13 +231,8 @@ fn duplicate(file: &File) -> Result<File> {
 /// A line of level WARN or ERROR in either log format, or a panic. In the text format the level stands in
 /// brackets behind the time, and only the first words are looked at: a message may say the word.
 fn is_loud(line: &str) -> bool {
-    let level = line
-        .split_whitespace()
-        .take(4)
-        .any(|word| matches!(word, "[WARN]" | "[ERROR]"));
-    let json = ["WARN", "ERROR"]
-        .iter()
-        .any(|level| line.contains(&format!("\"level\":\"{level}\"")));
+    let level = line.split_whitespace().take(4).any(|word| matches!(word, "[WARN]" | "[ERROR]"));
+    let json = ["WARN", "ERROR"].iter().any(|level| line.contains(&format!("\"level\":\"{level}\"")));
     level || json || line.contains("panicked at")
 }
 
@@ -295,11 +245,7 @@ pub fn program() -> Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let own = std::env::current_exe().context("find the running program")?;
-    let beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("oplogue"));
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join("oplogue"));
     let dev = paths::target().join("debug").join("oplogue");
     let found = beside.chain([dev]).find(|path| path.is_file());
     found.context("no oplogue binary: run `cargo build --workspace --bins` or set OPLOGUE_BIN")

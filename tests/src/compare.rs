@@ -108,41 +108,23 @@ impl Comparison {
     /// # Errors
     /// When a server does not answer.
     pub async fn run(&self) -> Result<Vec<Difference>> {
-        let source = Catalog::read(&self.source)
-            .await
-            .context("read the source's catalogue")?;
-        let target = Catalog::read(&self.target)
-            .await
-            .context("read the target's catalogue")?;
+        let source = Catalog::read(&self.source).await.context("read the source's catalogue")?;
+        let target = Catalog::read(&self.target).await.context("read the target's catalogue")?;
         let mut found = Vec::new();
         let mut expected = Vec::new();
-        for collection in source
-            .collections()
-            .filter(|item| (self.include)(&item.namespace))
-        {
+        for collection in source.collections().filter(|item| (self.include)(&item.namespace)) {
             let name = self.target_name(&collection.namespace);
             match target.get(&name) {
                 Some(other) => self.compare(collection, other, &mut found).await?,
-                None => found.push(Difference::new(
-                    &name,
-                    DifferenceKind::MissingCollection,
-                    "",
-                )),
+                None => found.push(Difference::new(&name, DifferenceKind::MissingCollection, "")),
             }
             expected.push(name);
             if found.len() >= DIFFERENCES_MAX {
                 return Ok(found);
             }
         }
-        for collection in target
-            .collections()
-            .filter(|item| !expected.contains(&item.namespace))
-        {
-            found.push(Difference::new(
-                &collection.namespace,
-                DifferenceKind::ExtraCollection,
-                "",
-            ));
+        for collection in target.collections().filter(|item| !expected.contains(&item.namespace)) {
+            found.push(Difference::new(&collection.namespace, DifferenceKind::ExtraCollection, ""));
         }
         Ok(found)
     }
@@ -161,10 +143,7 @@ impl Comparison {
                 return Ok(());
             }
             if started.elapsed() > timeout {
-                anyhow::bail!(
-                    "source and target still differ after {timeout:?}:\n{}",
-                    report(&found)
-                );
+                anyhow::bail!("source and target still differ after {timeout:?}:\n{}", report(&found));
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -175,17 +154,9 @@ impl Comparison {
         let marker = doc! { "_id": ObjectId::new(), "sentinel": true };
         let filter = doc! { "_id": marker.get_object_id("_id")? };
         let source = collection(&self.source, namespace)?;
-        source
-            .insert_one(marker)
-            .await
-            .context("write the sentinel")?;
+        source.insert_one(marker).await.context("write the sentinel")?;
         let target = collection(&self.target, &self.target_name(namespace))?;
-        while target
-            .find_one(filter.clone())
-            .await
-            .context("look for the sentinel")?
-            .is_none()
-        {
+        while target.find_one(filter.clone()).await.context("look for the sentinel")?.is_none() {
             anyhow::ensure!(
                 started.elapsed() < timeout,
                 "the sentinel written to {namespace} has not reached the target within {timeout:?}"
@@ -202,9 +173,7 @@ impl Comparison {
             if namespace == from {
                 return to.clone();
             }
-            let rest = namespace
-                .strip_prefix(from.as_str())
-                .filter(|rest| rest.starts_with('.'));
+            let rest = namespace.strip_prefix(from.as_str()).filter(|rest| rest.starts_with('.'));
             if let (Some(rest), false) = (rest, from.contains('.')) {
                 return format!("{to}{rest}");
             }
@@ -212,12 +181,7 @@ impl Comparison {
         namespace.to_owned()
     }
 
-    async fn compare(
-        &self,
-        source: &Collection,
-        target: &Collection,
-        found: &mut Vec<Difference>,
-    ) -> Result<()> {
+    async fn compare(&self, source: &Collection, target: &Collection, found: &mut Vec<Difference>) -> Result<()> {
         if self.options {
             catalog::compare_options(source, target, &|name| self.target_name(name), found);
         }
@@ -240,8 +204,6 @@ impl Comparison {
 }
 
 fn collection(client: &Client, namespace: &str) -> Result<mongodb::Collection<Document>> {
-    let (db, name) = namespace
-        .split_once('.')
-        .with_context(|| format!("{namespace} is no namespace"))?;
+    let (db, name) = namespace.split_once('.').with_context(|| format!("{namespace} is no namespace"))?;
     Ok(client.database(db).collection(name))
 }

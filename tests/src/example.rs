@@ -31,9 +31,7 @@ impl MaskField {
     /// # Errors
     /// When the built module is missing or cannot be copied.
     pub fn install(dir: &Path) -> Result<Self> {
-        let plugin = Self {
-            file: dir.join("mask-field.wasm"),
-        };
+        let plugin = Self { file: dir.join("mask-field.wasm") };
         plugin.put(1)?;
         Ok(plugin)
     }
@@ -43,9 +41,7 @@ impl MaskField {
     /// # Errors
     /// As [`Self::install`].
     pub fn put(&self, version: usize) -> Result<()> {
-        let built = paths::root()
-            .join("examples/mask-field")
-            .join(format!("mask-field-v{version}.wasm"));
+        let built = paths::root().join("examples/mask-field").join(format!("mask-field-v{version}.wasm"));
         let beside = self.file.with_extension("new");
         std::fs::copy(&built, &beside).with_context(|| format!("copy {}", built.display()))?;
         std::fs::rename(&beside, &self.file).context("put the plugin in place")
@@ -54,7 +50,7 @@ impl MaskField {
     /// Adds the plugin to a pipeline.
     #[must_use]
     pub fn join(&self, config: PipelineConfig) -> PipelineConfig {
-        config.plugin("mask-field", &self.file, &format!("field = \"{FIELD}\""))
+        config.plugin("mask-field", &self.file, &format!("mask = [\"{FIELD}\"]"))
     }
 }
 
@@ -65,7 +61,5 @@ impl MaskField {
 pub async fn unmasked(client: &Client, namespace: &str) -> Result<u64> {
     let (db, name) = namespace.split_once('.').context("a namespace has a dot")?;
     let collection = client.database(db).collection::<Document>(name);
-    Ok(collection
-        .count_documents(doc! { FIELD: { "$regex": UNMASKED } })
-        .await?)
+    Ok(collection.count_documents(doc! { FIELD: { "$regex": UNMASKED } }).await?)
 }

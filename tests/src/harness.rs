@@ -27,38 +27,20 @@ async fn a_single_member_takes_writes_and_steps_down() {
 #[tokio::test]
 async fn the_guides_users_have_the_guides_rights() {
     let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
-    let user = oplogue_tests::servers::connect(&set.uri_as_user())
-        .await
-        .unwrap();
-    let oplog = user
-        .database("local")
-        .collection::<bson::Document>("oplog.rs");
+    let user = oplogue_tests::servers::connect(&set.uri_as_user()).await.unwrap();
+    let oplog = user.database("local").collection::<bson::Document>("oplog.rs");
     assert!(oplog.find_one(doc! {}).await.unwrap().is_some());
-    user.database("mongoshake")
-        .collection("ckpt_default")
-        .insert_one(doc! { "_id": 1 })
-        .await
-        .unwrap();
-    let refused = user
-        .database("shop")
-        .collection("things")
-        .insert_one(doc! { "_id": 1 })
-        .await;
+    user.database("mongoshake").collection("ckpt_default").insert_one(doc! { "_id": 1 }).await.unwrap();
+    let refused = user.database("shop").collection("things").insert_one(doc! { "_id": 1 }).await;
     assert!(refused.unwrap_err().to_string().contains("not authorized"));
     let root = set.client();
-    root.database("shop")
-        .collection("things")
-        .insert_one(doc! { "_id": 1 })
-        .await
-        .unwrap();
+    root.database("shop").collection("things").insert_one(doc! { "_id": 1 }).await.unwrap();
     assert_eq!(User::guide_target().roles.len(), 1);
 }
 
 #[tokio::test]
 async fn three_members_survive_the_loss_of_their_primary() {
-    let mut set = ReplicaSet::start(Options::default().with_members(3))
-        .await
-        .unwrap();
+    let mut set = ReplicaSet::start(Options::default().with_members(3)).await.unwrap();
     let lost = set.primary().await.unwrap();
     set.kill(lost).unwrap();
     let next = set.primary().await.unwrap();
@@ -83,12 +65,7 @@ async fn commands_fail_on_request() {
 async fn the_load_runs_and_compares_equal_only_with_itself() {
     let set = ReplicaSet::single().await.unwrap();
     let client = set.client();
-    let options = LoadOptions {
-        ddl: true,
-        coll_mod: true,
-        odd_names: true,
-        ..LoadOptions::default()
-    };
+    let options = LoadOptions { ddl: true, coll_mod: true, odd_names: true, ..LoadOptions::default() };
     Load::prepare(&client, &options, 50).await.unwrap();
     let mut load = Load::start(&client, &options);
     load.reach(3_000, Duration::from_secs(120)).await.unwrap();
@@ -109,34 +86,22 @@ async fn the_comparison_sees_what_a_decoder_would_not() {
     let (source, target) = (source.unwrap(), target.unwrap());
     let things = |set: &ReplicaSet| set.client().database("shop").collection("things");
     let (left, right) = (things(&source), things(&target));
-    left.insert_many([
-        doc! { "_id": 1, "n": 1 },
-        doc! { "_id": 2 },
-        doc! { "_id": 3 },
-    ])
-    .await
-    .unwrap();
-    right
-        .insert_many([
-            doc! { "_id": 1, "n": 1_i64 },
-            doc! { "_id": 3 },
-            doc! { "_id": 4 },
-        ])
-        .await
-        .unwrap();
-    left.create_index(IndexModel::builder().keys(doc! { "n": 1 }).build())
-        .await
-        .unwrap();
-    let found = Comparison::new(source.client(), target.client())
-        .run()
-        .await
-        .unwrap();
+    left.insert_many([doc! { "_id": 1, "n": 1 }, doc! { "_id": 2 }, doc! { "_id": 3 }]).await.unwrap();
+    right.insert_many([doc! { "_id": 1, "n": 1_i64 }, doc! { "_id": 3 }, doc! { "_id": 4 }]).await.unwrap();
+    left.create_index(IndexModel::builder().keys(doc! { "n": 1 }).build()).await.unwrap();
+    let found = Comparison::new(source.client(), target.client()).run().await.unwrap();
     let kinds: Vec<DifferenceKind> = found.iter().map(|difference| difference.kind).collect();
     use DifferenceKind::{Document, ExtraDocument, Index, MissingDocument};
-    assert_eq!(
-        kinds,
-        [Index, Document, MissingDocument, ExtraDocument],
-        "{}",
-        compare::report(&found)
-    );
+    assert_eq!(kinds, [Index, Document, MissingDocument, ExtraDocument], "{}", compare::report(&found));
+}
+
+#[tokio::test]
+async fn older_servers_start_too() {
+    let long = std::env::var_os("OPLOGUE_LONG").is_some();
+    for version in ["6.0.5", "5.0.4", "4.4.2"].into_iter().filter(|_| long) {
+        let options = Options { version: version.to_owned(), ..Options::guide_source() };
+        let set = ReplicaSet::start(options).await.unwrap();
+        let things = set.client().database("shop").collection("things");
+        things.insert_one(doc! { "_id": version }).await.unwrap();
+    }
 }

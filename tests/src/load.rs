@@ -5,10 +5,7 @@
 //! and DDL where asked. The same seed gives the same sequence of attempts; what a server refuses is counted,
 //! and a fail-over is waited out. It writes to the source only and never judges the target.
 
-#![allow(
-    clippy::indexing_slicing,
-    reason = "a generator: every index is drawn below the length"
-)]
+#![allow(clippy::indexing_slicing, reason = "a generator: every index is drawn below the length")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -84,13 +81,9 @@ pub fn default_namespaces() -> Vec<String> {
 /// The seed for this run: `OPLOGUE_SEED`, else the clock. Print it with whatever fails.
 #[must_use]
 pub fn seed() -> u64 {
-    let given = std::env::var("OPLOGUE_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let given = std::env::var("OPLOGUE_SEED").ok().and_then(|text| text.parse().ok());
     given.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         u64::from(now.subsec_nanos()) ^ now.as_secs()
     })
 }
@@ -116,11 +109,7 @@ pub(crate) struct Counters {
 impl Counters {
     fn totals(&self) -> Totals {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Totals {
-            done: read(&self.done),
-            refused: read(&self.refused),
-            lost: read(&self.lost),
-        }
+        Totals { done: read(&self.done), refused: read(&self.refused), lost: read(&self.lost) }
     }
 }
 
@@ -141,10 +130,7 @@ impl Load {
     pub async fn prepare(client: &Client, options: &LoadOptions, documents: usize) -> Result<()> {
         for mut shelf in shelves(client, options, 0, 1) {
             let mut rng = StdRng::seed_from_u64(options.seed ^ shelf.salt());
-            shelf
-                .create_indexes()
-                .await
-                .with_context(|| format!("create indexes (seed {})", options.seed))?;
+            shelf.create_indexes().await.with_context(|| format!("create indexes (seed {})", options.seed))?;
             shelf.fill(&mut rng, documents, options).await?;
         }
         if options.unique_swaps {
@@ -161,30 +147,21 @@ impl Load {
         let mut tasks = JoinSet::new();
         let workers = options.workers.max(1);
         for number in 0..workers {
-            let salt = 0x9e37_79b9_7f4a_7c15_u64
-                .wrapping_mul(u64::try_from(number).unwrap_or_default() + 1);
+            let salt = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(u64::try_from(number).unwrap_or_default() + 1);
             let worker = Worker {
                 client: client.clone(),
                 rng: StdRng::seed_from_u64(options.seed ^ salt),
                 shelves: shelves(client, options, number, workers),
                 unique: (options.unique_swaps && number == 0).then(|| unique::Swapper::new(client)),
-                ddl: (options.ddl && number == workers - 1)
-                    .then(|| ddl::Shaper::new(client, options.coll_mod)),
-                pause: options
-                    .rate
-                    .map(|rate| Duration::from_secs_f64(f64::from(workers as u32) / rate)),
+                ddl: (options.ddl && number == workers - 1).then(|| ddl::Shaper::new(client, options.coll_mod)),
+                pause: options.rate.map(|rate| Duration::from_secs_f64(f64::from(workers as u32) / rate)),
                 options: options.clone(),
                 counters: counters.clone(),
                 stop: stop.clone(),
             };
             tasks.spawn(worker.run());
         }
-        Self {
-            seed: options.seed,
-            counters,
-            stop,
-            tasks,
-        }
+        Self { seed: options.seed, counters, stop, tasks }
     }
 
     /// The seed that repeats this load.
@@ -232,23 +209,14 @@ impl Load {
         }
         let totals = self.totals();
         let sound = totals.refused <= totals.done;
-        anyhow::ensure!(
-            sound,
-            "the source refused most of the load (seed {}): {totals:?}",
-            self.seed
-        );
+        anyhow::ensure!(sound, "the source refused most of the load (seed {}): {totals:?}", self.seed);
         Ok(totals)
     }
 }
 
 fn shelves(client: &Client, options: &LoadOptions, worker: usize, workers: usize) -> Vec<Shelf> {
-    let own = options
-        .namespaces
-        .iter()
-        .enumerate()
-        .filter(|(number, _)| number % workers == worker);
-    own.map(|(_, namespace)| Shelf::new(client, namespace))
-        .collect()
+    let own = options.namespaces.iter().enumerate().filter(|(number, _)| number % workers == worker);
+    own.map(|(_, namespace)| Shelf::new(client, namespace)).collect()
 }
 
 /// A coin that shows heads once in `n`.

@@ -18,8 +18,7 @@ pub fn root() -> PathBuf {
 /// The build directory: `CARGO_TARGET_DIR` where set, else `target/` of the repository.
 #[must_use]
 pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), |dir| root().join(dir))
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
 /// Where `cargo xtask servers` installs one server version.

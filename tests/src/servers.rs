@@ -54,12 +54,7 @@ impl ReplicaSet {
         let first = members.first().context("a set has at least one member")?;
         initiate(&options, first, &members).await?;
         let client = connect(&uri(&options, &members, options.root())).await?;
-        let set = Self {
-            options,
-            members,
-            client,
-            scratch,
-        };
+        let set = Self { options, members, client, scratch };
         set.primary().await?;
         set.wait_secondaries().await?;
         Ok(set)
@@ -88,19 +83,13 @@ impl ReplicaSet {
     /// The connection string as the first user of [`Options::users`]; [`Self::uri`] where there is none.
     #[must_use]
     pub fn uri_as_user(&self) -> String {
-        self.options.users.first().map_or_else(
-            || self.uri(),
-            |user| self.uri_as(&user.name, &user.password),
-        )
+        self.options.users.first().map_or_else(|| self.uri(), |user| self.uri_as(&user.name, &user.password))
     }
 
     /// A connection string of one member alone, with full rights.
     #[must_use]
     pub fn member_uri(&self, member: usize) -> String {
-        self.members
-            .get(member)
-            .map(|member| direct_uri(member, self.options.root()))
-            .unwrap_or_default()
+        self.members.get(member).map(|member| direct_uri(member, self.options.root())).unwrap_or_default()
     }
 
     /// A client with full rights, connected to the whole set; cheap to clone.
@@ -153,11 +142,7 @@ impl ReplicaSet {
                     return Ok(number);
                 }
             }
-            anyhow::ensure!(
-                started.elapsed() < READY_WITHIN,
-                "set {} has no primary",
-                self.options.name
-            );
+            anyhow::ensure!(started.elapsed() < READY_WITHIN, "set {} has no primary", self.options.name);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -168,8 +153,7 @@ impl ReplicaSet {
     /// When there is no primary, or no other running member.
     pub async fn secondary(&self) -> Result<usize> {
         let primary = self.primary().await?;
-        let found = (0..self.members.len())
-            .find(|number| *number != primary && self.pid(*number).is_some());
+        let found = (0..self.members.len()).find(|number| *number != primary && self.pid(*number).is_some());
         found.context("the set has no secondary")
     }
 
@@ -241,8 +225,7 @@ impl ReplicaSet {
     pub async fn heal_commands(&self) -> Result<()> {
         for number in 0..self.members.len() {
             if self.pid(number).is_some() {
-                self.fail_point(number, "failCommand", "off", doc! {})
-                    .await?;
+                self.fail_point(number, "failCommand", "off", doc! {}).await?;
             }
         }
         Ok(())
@@ -263,9 +246,7 @@ impl ReplicaSet {
         if !data.is_empty() {
             command.insert("data", data);
         }
-        self.admin(member, command)
-            .await
-            .with_context(|| format!("set fail point {name}"))?;
+        self.admin(member, command).await.with_context(|| format!("set fail point {name}"))?;
         Ok(())
     }
 
@@ -281,14 +262,8 @@ impl ReplicaSet {
     }
 
     async fn is_primary(&self, member: usize) -> bool {
-        let reply = tokio::time::timeout(
-            Duration::from_secs(5),
-            self.admin(member, doc! { "hello": 1 }),
-        )
-        .await;
-        reply.is_ok_and(|reply| {
-            reply.is_ok_and(|reply| reply.get_bool("isWritablePrimary").unwrap_or_default())
-        })
+        let reply = tokio::time::timeout(Duration::from_secs(5), self.admin(member, doc! { "hello": 1 })).await;
+        reply.is_ok_and(|reply| reply.is_ok_and(|reply| reply.get_bool("isWritablePrimary").unwrap_or_default()))
     }
 
     async fn wait_secondaries(&self) -> Result<()> {
@@ -299,10 +274,7 @@ impl ReplicaSet {
                 if hello.get_bool("secondary")? || hello.get_bool("isWritablePrimary")? {
                     break;
                 }
-                anyhow::ensure!(
-                    started.elapsed() < READY_WITHIN,
-                    "member {number} does not finish its start"
-                );
+                anyhow::ensure!(started.elapsed() < READY_WITHIN, "member {number} does not finish its start");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -311,9 +283,7 @@ impl ReplicaSet {
 
     fn member_mut(&mut self, member: usize) -> Result<&mut Member> {
         let count = self.members.len();
-        self.members
-            .get_mut(member)
-            .with_context(|| format!("member {member} of a set of {count}"))
+        self.members.get_mut(member).with_context(|| format!("member {member} of a set of {count}"))
     }
 }
 
@@ -322,9 +292,7 @@ impl ReplicaSet {
 /// # Errors
 /// When the connection string is refused; nothing is sent yet.
 pub async fn connect(uri: &str) -> Result<Client> {
-    let mut options = ClientOptions::parse(uri)
-        .await
-        .with_context(|| format!("parse {uri}"))?;
+    let mut options = ClientOptions::parse(uri).await.with_context(|| format!("parse {uri}"))?;
     options.server_selection_timeout = Some(Duration::from_secs(45));
     options.heartbeat_freq = Some(Duration::from_millis(500));
     options.app_name = Some("oplogue-tests".to_owned());
@@ -332,40 +300,21 @@ pub async fn connect(uri: &str) -> Result<Client> {
 }
 
 fn uri(options: &Options, members: &[Member], login: Option<(&str, &str)>) -> String {
-    let hosts: Vec<String> = members
-        .iter()
-        .map(|member| format!("127.0.0.1:{}", member.port))
-        .collect();
-    format!(
-        "mongodb://{}{}/?replicaSet={}{}",
-        credentials(login),
-        hosts.join(","),
-        options.name,
-        source(login)
-    )
+    let hosts: Vec<String> = members.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
+    format!("mongodb://{}{}/?replicaSet={}{}", credentials(login), hosts.join(","), options.name, source(login))
 }
 
 fn direct_uri(member: &Member, login: Option<(&str, &str)>) -> String {
     let port = member.port;
-    format!(
-        "mongodb://{}127.0.0.1:{port}/?directConnection=true{}",
-        credentials(login),
-        source(login)
-    )
+    format!("mongodb://{}127.0.0.1:{port}/?directConnection=true{}", credentials(login), source(login))
 }
 
 fn credentials(login: Option<(&str, &str)>) -> String {
-    login
-        .map(|(name, password)| format!("{name}:{password}@"))
-        .unwrap_or_default()
+    login.map(|(name, password)| format!("{name}:{password}@")).unwrap_or_default()
 }
 
 fn source(login: Option<(&str, &str)>) -> &'static str {
-    if login.is_some() {
-        "&authSource=admin"
-    } else {
-        ""
-    }
+    if login.is_some() { "&authSource=admin" } else { "" }
 }
 
 /// Initiates the set and, where it has authentication, creates root through the localhost exception and then
@@ -373,38 +322,22 @@ fn source(login: Option<(&str, &str)>) -> &'static str {
 async fn initiate(options: &Options, first: &Member, members: &[Member]) -> Result<()> {
     let client = connect(&direct_uri(first, None)).await?;
     let admin = client.database("admin");
-    admin
-        .run_command(options.initiate_command(members))
-        .await
-        .context("initiate the set")?;
+    admin.run_command(options.initiate_command(members)).await.context("initiate the set")?;
     let started = Instant::now();
     loop {
-        let hello = admin
-            .run_command(doc! { "hello": 1 })
-            .await
-            .context("ask for the primary")?;
+        let hello = admin.run_command(doc! { "hello": 1 }).await.context("ask for the primary")?;
         if hello.get_bool("isWritablePrimary")? {
             break;
         }
-        anyhow::ensure!(
-            started.elapsed() < READY_WITHIN,
-            "set {} elects nobody",
-            options.name
-        );
+        anyhow::ensure!(started.elapsed() < READY_WITHIN, "set {} elects nobody", options.name);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     if let Some((name, password)) = options.root() {
         let root = User::new(name, password, &[("root", "admin")]);
-        admin
-            .run_command(root.create_command())
-            .await
-            .context("create the root user")?;
+        admin.run_command(root.create_command(members.len())).await.context("create the root user")?;
         let client = connect(&direct_uri(first, options.root())).await?;
         for user in &options.users {
-            let reply = client
-                .database("admin")
-                .run_command(user.create_command())
-                .await;
+            let reply = client.database("admin").run_command(user.create_command(members.len())).await;
             reply.with_context(|| format!("create user {}", user.name))?;
         }
         client.shutdown().immediate(true).await;

@@ -34,10 +34,7 @@ impl PipelineConfig {
     /// # Errors
     /// When the machine has no free port.
     pub fn new(source: &str, target: &str) -> Result<Self> {
-        let config = Self {
-            keys: BTreeMap::new(),
-            tables: Vec::new(),
-        };
+        let config = Self { keys: BTreeMap::new(), tables: Vec::new() };
         Ok(config
             .set("id", "test")
             .set("sync_mode", "all")
@@ -114,11 +111,7 @@ mod tests {
     #[test]
     fn the_file_is_toml_with_the_guides_names() {
         let config = PipelineConfig::new("mongodb://a", "mongodb://b").unwrap();
-        let config = config.set("incr_sync.worker.count", 4).plugin(
-            "mask",
-            Path::new("/x/y.wasm"),
-            "field = 'ssn'",
-        );
+        let config = config.set("incr_sync.worker.count", 4).plugin("mask", Path::new("/x/y.wasm"), "field = 'ssn'");
         let parsed: toml::Table = config.to_toml().unwrap().parse().unwrap();
         assert_eq!(parsed["incr_sync"]["worker"]["count"].as_integer(), Some(4));
         assert_eq!(parsed["tunnel"]["address"].as_str(), Some("mongodb://b"));

@@ -17,9 +17,7 @@ use tokio::net::TcpStream;
 pub async fn get(port: u16, path: &str) -> Result<String> {
     let answer = tokio::time::timeout(Duration::from_secs(10), exchange(port, path)).await;
     let answer = answer.with_context(|| format!("no answer to GET {path} on port {port}"))??;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .context("the answer has no end of headers")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of headers")?;
     let status = head.split_whitespace().nth(1).unwrap_or_default();
     anyhow::ensure!(status == "200", "GET {path} answered {status}: {body}");
     Ok(body.to_owned())

@@ -47,10 +47,7 @@ impl Catalog {
             for entry in cursor.try_collect::<Vec<Document>>().await? {
                 let collection = Self::read_collection(&db, &name, entry).await?;
                 let own = [".system.views", ".system.profile"];
-                if !own
-                    .iter()
-                    .any(|suffix| collection.namespace.ends_with(suffix))
-                {
+                if !own.iter().any(|suffix| collection.namespace.ends_with(suffix)) {
                     all.insert(collection.namespace.clone(), collection);
                 }
             }
@@ -66,11 +63,7 @@ impl Catalog {
         self.0.get(namespace)
     }
 
-    async fn read_collection(
-        db: &mongodb::Database,
-        db_name: &str,
-        entry: Document,
-    ) -> Result<Collection> {
+    async fn read_collection(db: &mongodb::Database, db_name: &str, entry: Document) -> Result<Collection> {
         let name = entry.get_str("name")?;
         let kind = entry.get_str("type").unwrap_or("collection").to_owned();
         let mut indexes = BTreeMap::new();
@@ -84,12 +77,7 @@ impl Catalog {
             }
         }
         let options = entry.get_document("options").cloned().unwrap_or_default();
-        Ok(Collection {
-            namespace: format!("{db_name}.{name}"),
-            kind,
-            options,
-            indexes,
-        })
+        Ok(Collection { namespace: format!("{db_name}.{name}"), kind, options, indexes })
     }
 }
 
@@ -101,55 +89,34 @@ pub(super) fn compare_options(
     found: &mut Vec<Difference>,
 ) {
     let mut expected = source.options.clone();
-    if let (Ok(on), Some((db, _))) = (
-        source.options.get_str("viewOn"),
-        source.namespace.split_once('.'),
-    ) {
+    if let (Ok(on), Some((db, _))) = (source.options.get_str("viewOn"), source.namespace.split_once('.')) {
         let renamed = rename(&format!("{db}.{on}"));
         if let Some((_, on)) = renamed.split_once('.') {
             expected.insert("viewOn", on);
         }
     }
     if source.kind != target.kind || bytes(&expected) != bytes(&target.options) {
-        let detail = format!(
-            "  source {} {expected}\n  target {} {}",
-            source.kind, target.kind, target.options
-        );
-        found.push(Difference::new(
-            &target.namespace,
-            DifferenceKind::Options,
-            detail,
-        ));
+        let detail = format!("  source {} {expected}\n  target {} {}", source.kind, target.kind, target.options);
+        found.push(Difference::new(&target.namespace, DifferenceKind::Options, detail));
     }
 }
 
 /// Compares the indexes by name, the one on `_id` included.
-pub(super) fn compare_indexes(
-    source: &Collection,
-    target: &Collection,
-    found: &mut Vec<Difference>,
-) {
-    let names: std::collections::BTreeSet<&String> =
-        source.indexes.keys().chain(target.indexes.keys()).collect();
+pub(super) fn compare_indexes(source: &Collection, target: &Collection, found: &mut Vec<Difference>) {
+    let names: std::collections::BTreeSet<&String> = source.indexes.keys().chain(target.indexes.keys()).collect();
     for name in names {
         let (left, right) = (source.indexes.get(name), target.indexes.get(name));
         if left.map(bytes) != right.map(bytes) {
-            let show =
-                |side: Option<&Document>| side.map_or("(none)".to_owned(), ToString::to_string);
+            let show = |side: Option<&Document>| side.map_or("(none)".to_owned(), ToString::to_string);
             let detail = format!("  source {}\n  target {}", show(left), show(right));
-            found.push(Difference::new(
-                &target.namespace,
-                DifferenceKind::Index,
-                detail,
-            ));
+            found.push(Difference::new(&target.namespace, DifferenceKind::Index, detail));
         }
     }
 }
 
 /// The specification with its fields in name order and without `ns`, which servers before 4.4 print.
 fn sorted(index: Document) -> Document {
-    let fields: BTreeMap<String, Bson> =
-        index.into_iter().filter(|(name, _)| name != "ns").collect();
+    let fields: BTreeMap<String, Bson> = index.into_iter().filter(|(name, _)| name != "ns").collect();
     fields.into_iter().collect()
 }
 

@@ -46,33 +46,21 @@ pub struct Difference {
 
 impl Difference {
     pub(super) fn new(namespace: &str, kind: DifferenceKind, detail: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.to_owned(),
-            kind,
-            detail: detail.into(),
-        }
+        Self { namespace: namespace.to_owned(), kind, detail: detail.into() }
     }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}: {:?}", self.namespace, self.kind)?;
-        if self.detail.is_empty() {
-            Ok(())
-        } else {
-            write!(out, "\n{}", self.detail)
-        }
+        if self.detail.is_empty() { Ok(()) } else { write!(out, "\n{}", self.detail) }
     }
 }
 
 /// All differences, one after the other.
 #[must_use]
 pub fn report(found: &[Difference]) -> String {
-    found
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
+    found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// Two documents beside each other; either may be absent.
@@ -88,11 +76,7 @@ fn one(document: Option<&RawDocument>) -> String {
         |error| format!("(not decodable: {error})"),
         |document| Bson::Document(document).into_relaxed_extjson().to_string(),
     );
-    let hex: String = document
-        .as_bytes()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = document.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}\n         {}", cut(&text), cut(&hex))
 }
 

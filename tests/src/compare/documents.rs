@@ -32,43 +32,26 @@ pub(super) async fn compare(
     max: usize,
 ) -> Result<Vec<Difference>> {
     let namespace = sides.target.namespace().to_string();
-    let mut source = open(&sides.source, sides.natural)
-        .await
-        .context("read the source")?;
-    let mut target = open(&sides.target, sides.natural)
-        .await
-        .context("read the target")?;
+    let mut source = open(&sides.source, sides.natural).await.context("read the source")?;
+    let mut target = open(&sides.target, sides.natural).await.context("read the target")?;
     loop {
-        let left = next_expected(&mut source, &expect)
-            .await?
-            .map(|left| without(left, sides.ignored_field));
-        let right = next(&mut target)
-            .await?
-            .map(|right| without(right, sides.ignored_field));
+        let left = next_expected(&mut source, &expect).await?.map(|left| without(left, sides.ignored_field));
+        let right = next(&mut target).await?.map(|right| without(right, sides.ignored_field));
         if left.is_none() && right.is_none() {
             return Ok(Vec::new());
         }
-        if left.as_deref().map(RawDocument::as_bytes) == right.as_deref().map(RawDocument::as_bytes)
-        {
+        if left.as_deref().map(RawDocument::as_bytes) == right.as_deref().map(RawDocument::as_bytes) {
             continue;
         }
         if sides.natural {
             let detail = both(left.as_deref(), right.as_deref());
-            return Ok(vec![Difference::new(
-                &namespace,
-                DifferenceKind::Order,
-                detail,
-            )]);
+            return Ok(vec![Difference::new(&namespace, DifferenceKind::Order, detail)]);
         }
         let mut rest = Rest::default();
         rest.add(left, right);
         while rest.len() < COLLECTED_MAX {
-            let left = next_expected(&mut source, &expect)
-                .await?
-                .map(|left| without(left, sides.ignored_field));
-            let right = next(&mut target)
-                .await?
-                .map(|right| without(right, sides.ignored_field));
+            let left = next_expected(&mut source, &expect).await?.map(|left| without(left, sides.ignored_field));
+            let right = next(&mut target).await?.map(|right| without(right, sides.ignored_field));
             if left.is_none() && right.is_none() {
                 break;
             }
@@ -111,11 +94,7 @@ fn without(document: RawDocumentBuf, ignored: Option<&str>) -> RawDocumentBuf {
     };
     let mut rest = RawDocumentBuf::new();
     for (name, value) in document.iter().flatten() {
-        let value = if name.as_str() == ignored {
-            RawBsonRef::Null
-        } else {
-            value
-        };
+        let value = if name.as_str() == ignored { RawBsonRef::Null } else { value };
         rest.append(name, value);
     }
     rest
@@ -139,11 +118,8 @@ impl Rest {
     }
 
     fn differences(self, namespace: &str, max: usize) -> Vec<Difference> {
-        let mut target: HashMap<Vec<u8>, RawDocumentBuf> = self
-            .target
-            .into_iter()
-            .map(|document| (id(&document), document))
-            .collect();
+        let mut target: HashMap<Vec<u8>, RawDocumentBuf> =
+            self.target.into_iter().map(|document| (id(&document), document)).collect();
         let mut found = Vec::new();
         let mut add = |kind, detail| found.push(Difference::new(namespace, kind, detail));
         for left in &self.source {

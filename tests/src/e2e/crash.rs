@@ -15,10 +15,7 @@ use super::rig::{PATIENCE, Rig};
 
 /// How often this run kills.
 pub(super) fn kills() -> usize {
-    std::env::var("OPLOGUE_KILLS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(8)
+    std::env::var("OPLOGUE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
 }
 
 #[tokio::test]
@@ -38,12 +35,7 @@ async fn killed_in_the_copy_at_the_hand_over_and_after() -> Result<()> {
             }
             _ => pause(&mut rng, 300..2_000).await,
         }
-        anyhow::ensure!(
-            collector.is_running()?,
-            "seed {}:\n{}",
-            rig.load.seed,
-            collector.log_end()
-        );
+        anyhow::ensure!(collector.is_running()?, "seed {}:\n{}", rig.load.seed, collector.log_end());
         collector.kill9();
         collector.run()?;
     }

@@ -45,17 +45,13 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     let primary = rig.target.primary().await?;
     let secondaries: Vec<usize> = (0..3).filter(|member| *member != primary).collect();
     for member in &secondaries {
-        rig.target
-            .fail_point(*member, "stopReplProducer", "alwaysOn", doc! {})
-            .await?;
+        rig.target.fail_point(*member, "stopReplProducer", "alwaysOn", doc! {}).await?;
     }
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;
     rig.target.kill(primary)?;
     for member in &secondaries {
-        rig.target
-            .fail_point(*member, "stopReplProducer", "off", doc! {})
-            .await?;
+        rig.target.fail_point(*member, "stopReplProducer", "off", doc! {}).await?;
     }
     rig.target.primary().await?;
     let done = load.totals().done;

@@ -18,9 +18,7 @@ const DELAY_S: i64 = 3;
 async fn a_white_list_a_rename_and_a_delay() -> Result<()> {
     let rig = Rig::start().await?;
     rig.fill(60).await?;
-    let config = rig
-        .config()?
-        .set("filter.namespace.white", "shop;stock.item.s1");
+    let config = rig.config()?.set("filter.namespace.white", "shop;stock.item.s1");
     let config = config.set("transform.namespace", "shop.c00:mall.first;stock:depot");
     let config = config.set("incr_sync.target_delay", DELAY_S);
     let mut load = rig.start_load();
@@ -36,39 +34,23 @@ async fn a_white_list_a_rename_and_a_delay() -> Result<()> {
     load.stop().await?;
     delay_holds(&rig).await?;
     let passes = |name: &str| name.starts_with("shop.") || name == "stock.item.s1";
-    let comparison = rig
-        .comparison()
-        .only(passes)
-        .rename("shop.c00", "mall.first")
-        .rename("stock", "depot");
+    let comparison = rig.comparison().only(passes).rename("shop.c00", "mall.first").rename("stock", "depot");
     rig.finish(comparison, collector, &[]).await
 }
 
 async fn delay_holds(rig: &Rig) -> Result<()> {
     let source = rig.source.client().database("shop").collection("c01");
-    let target = rig
-        .target
-        .client()
-        .database("shop")
-        .collection::<bson::Document>("c01");
+    let target = rig.target.client().database("shop").collection::<bson::Document>("c01");
     let written = DateTime::now();
-    source
-        .insert_one(doc! { "_id": "delayed", "at": written })
-        .await?;
+    source.insert_one(doc! { "_id": "delayed", "at": written }).await?;
     let filter = doc! { "_id": "delayed" };
     let deadline = std::time::Instant::now() + PATIENCE;
     while target.find_one(filter.clone()).await?.is_none() {
-        anyhow::ensure!(
-            std::time::Instant::now() < deadline,
-            "the delayed document never came"
-        );
+        anyhow::ensure!(std::time::Instant::now() < deadline, "the delayed document never came");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The oplog's wall time may be later than `written`, never earlier.
     let waited_ms = DateTime::now().timestamp_millis() - written.timestamp_millis();
-    anyhow::ensure!(
-        waited_ms >= DELAY_S * 1_000,
-        "the document came after {waited_ms} ms"
-    );
+    anyhow::ensure!(waited_ms >= DELAY_S * 1_000, "the document came after {waited_ms} ms");
     Ok(())
 }

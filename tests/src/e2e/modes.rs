@@ -30,45 +30,27 @@ async fn full_copies_a_still_source_and_ends() -> Result<()> {
     let client = rig.source.client();
     client.database("shop").create_collection("empty").await?;
     let shop = client.database("shop");
-    shop.create_collection("ring")
-        .capped(true)
-        .size(1 << 20)
-        .await?;
+    shop.create_collection("ring").capped(true).size(1 << 20).await?;
     let ring = client.database("shop").collection("ring");
-    ring.insert_many((0..100).rev().map(|number| doc! { "_id": number }))
-        .await?;
+    ring.insert_many((0..100).rev().map(|number| doc! { "_id": number })).await?;
     let mut collector = Collector::start(&rig.config()?.set("sync_mode", "full"))?;
     let status = collector.wait(PATIENCE).await?;
     assert!(status.success(), "exit {status}:\n{}", collector.log_end());
     let found = rig.comparison().run().await?;
-    assert!(
-        found.is_empty(),
-        "seed {}\n{}",
-        rig.load.seed,
-        oplogue_tests::compare::report(&found)
-    );
+    assert!(found.is_empty(), "seed {}\n{}", rig.load.seed, oplogue_tests::compare::report(&found));
     collector.assert_no_unexpected_warnings(&[])
 }
 
 #[tokio::test]
 async fn incr_follows_from_the_start_position() -> Result<()> {
     let rig = Rig::start().await?;
-    let before = jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string();
+    let before = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     // The oplog must not begin after the position: the sets were initiated before this second, wait it out.
-    while jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
-        == before
-    {
+    while jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string() == before {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     rig.fill(50).await?;
-    let config = rig
-        .config()?
-        .set("sync_mode", "incr")
-        .set("checkpoint.start_position", before);
+    let config = rig.config()?.set("sync_mode", "incr").set("checkpoint.start_position", before);
     let config = config.set("filter.ddl_enable", true);
     let mut load = rig.start_load();
     let collector = Collector::start(&config)?;

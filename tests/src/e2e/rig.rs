@@ -33,16 +33,8 @@ impl Rig {
         let target = ReplicaSet::start(Options::guide_target().with_members(target));
         let (source, target) = tokio::join!(source, target);
         // Enough writers to overlap, few enough to leave the collector a core.
-        let load = LoadOptions {
-            workers: 3,
-            rate: Some(1_500.0),
-            ..LoadOptions::default()
-        };
-        Ok(Self {
-            source: source?,
-            target: target?,
-            load,
-        })
+        let load = LoadOptions { workers: 3, rate: Some(1_500.0), ..LoadOptions::default() };
+        Ok(Self { source: source?, target: target?, load })
     }
 
     /// Fills the source with that many documents a collection.
@@ -72,17 +64,10 @@ impl Rig {
     ) -> Result<()> {
         let seed = self.load.seed;
         let equal = comparison.wait(SENTINEL, PATIENCE).await;
-        equal
-            .with_context(|| format!("seed {seed}; the log ends with:\n{}", collector.log_end()))?;
+        equal.with_context(|| format!("seed {seed}; the log ends with:\n{}", collector.log_end()))?;
         let status = collector.terminate(PATIENCE).await?;
-        anyhow::ensure!(
-            status.success(),
-            "seed {seed}; exit {status}:\n{}",
-            collector.log_end()
-        );
-        collector
-            .assert_no_unexpected_warnings(allowed)
-            .with_context(|| format!("seed {seed}"))
+        anyhow::ensure!(status.success(), "seed {seed}; exit {status}:\n{}", collector.log_end());
+        collector.assert_no_unexpected_warnings(allowed).with_context(|| format!("seed {seed}"))
     }
 }
 

@@ -57,29 +57,14 @@ async fn killed_during_a_swap() -> Result<()> {
 async fn mask_of_a_new_document(rig: &Rig, id: &str) -> Result<String> {
     let document = doc! { "_id": format!("probe-{id}"), FIELD: "probe@example.test" };
     let filter = doc! { "_id": document.get_str("_id")? };
-    rig.source
-        .client()
-        .database("shop")
-        .collection("c02")
-        .insert_one(document)
-        .await?;
-    let target = rig
-        .target
-        .client()
-        .database("shop")
-        .collection::<Document>("c02");
+    rig.source.client().database("shop").collection("c02").insert_one(document).await?;
+    let target = rig.target.client().database("shop").collection::<Document>("c02");
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         if let Some(found) = target.find_one(filter.clone()).await? {
-            return Ok(found
-                .get(FIELD)
-                .map(ToString::to_string)
-                .unwrap_or_default());
+            return Ok(found.get(FIELD).map(ToString::to_string).unwrap_or_default());
         }
-        anyhow::ensure!(
-            std::time::Instant::now() < deadline,
-            "the probe {id} never came"
-        );
+        anyhow::ensure!(std::time::Instant::now() < deadline, "the probe {id} never came");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
@@ -91,10 +76,7 @@ async fn wait_for_another_mask(rig: &Rig, first: &str) -> Result<String> {
         if mask != first {
             return Ok(mask);
         }
-        anyhow::ensure!(
-            std::time::Instant::now() < deadline,
-            "the second version never took over"
-        );
+        anyhow::ensure!(std::time::Instant::now() < deadline, "the second version never took over");
     }
     anyhow::bail!("out of numbers")
 }
@@ -105,10 +87,7 @@ async fn finish(rig: &Rig, collector: Collector) -> Result<()> {
     rig.finish(comparison, collector, &[]).await?;
     for namespace in &rig.load.namespaces {
         let unmasked = example::unmasked(&rig.target.client(), namespace).await?;
-        anyhow::ensure!(
-            unmasked == 0,
-            "{unmasked} unmasked documents in {namespace}"
-        );
+        anyhow::ensure!(unmasked == 0, "{unmasked} unmasked documents in {namespace}");
     }
     Ok(())
 }

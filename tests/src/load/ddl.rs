@@ -22,11 +22,7 @@ pub(crate) struct Shaper {
 
 impl Shaper {
     pub(crate) fn new(client: &Client, coll_mod: bool) -> Self {
-        Self {
-            client: client.clone(),
-            coll_mod,
-            serial: 0,
-        }
+        Self { client: client.clone(), coll_mod, serial: 0 }
     }
 
     pub(crate) async fn one(&mut self, rng: &mut StdRng) -> Result<(), Error> {
@@ -37,21 +33,14 @@ impl Shaper {
             1 => self.run(doc! { "drop": &name }).await,
             2 => self.rename(&name, rng).await,
             3 | 4 => self.run(create_index(&name, rng)).await,
-            5 => {
-                self.run(doc! { "dropIndexes": &name, "index": index_name(rng) })
-                    .await
-            }
+            5 => self.run(doc! { "dropIndexes": &name, "index": index_name(rng) }).await,
             6 if self.coll_mod => self.run(coll_mod(&name, rng)).await,
             _ => self.insert(&name).await,
         }
     }
 
     async fn run(&self, command: Document) -> Result<(), Error> {
-        self.client
-            .database(DB)
-            .run_command(command)
-            .await
-            .map(drop)
+        self.client.database(DB).run_command(command).await.map(drop)
     }
 
     async fn rename(&self, from: &str, rng: &mut StdRng) -> Result<(), Error> {
@@ -59,23 +48,13 @@ impl Shaper {
         let command = doc! {
             "renameCollection": format!("{DB}.{from}"), "to": format!("{DB}.{to}"), "dropTarget": rng.random::<bool>(),
         };
-        self.client
-            .database("admin")
-            .run_command(command)
-            .await
-            .map(drop)
+        self.client.database("admin").run_command(command).await.map(drop)
     }
 
     async fn insert(&mut self, name: &str) -> Result<(), Error> {
-        let documents: Vec<Document> = (0..5)
-            .map(|at| doc! { "a": self.serial * 10 + at, "b": { "c": at }, "born": name })
-            .collect();
-        self.client
-            .database(DB)
-            .collection(name)
-            .insert_many(documents)
-            .await
-            .map(drop)
+        let documents: Vec<Document> =
+            (0..5).map(|at| doc! { "a": self.serial * 10 + at, "b": { "c": at }, "born": name }).collect();
+        self.client.database(DB).collection(name).insert_many(documents).await.map(drop)
     }
 }
 

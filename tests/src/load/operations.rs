@@ -20,9 +20,7 @@ use super::shelf::{Shelf, with_id};
 use super::{Counters, LoadOptions, ddl, one_in, unique, update, values};
 
 /// Codes that mean "ask again later" and not "no": elections, shutdown, network, lost transactions.
-const TRANSIENT: [i32; 16] = [
-    6, 7, 24, 89, 91, 112, 189, 246, 251, 9001, 10058, 10107, 11600, 11602, 13435, 13436,
-];
+const TRANSIENT: [i32; 16] = [6, 7, 24, 89, 91, 112, 189, 246, 251, 9001, 10058, 10107, 11600, 11602, 13435, 13436];
 
 pub(crate) struct Worker {
     pub(crate) client: Client,
@@ -136,42 +134,24 @@ fn code(kind: &ErrorKind) -> Option<i32> {
     Some(many.write_errors.as_ref()?.first()?.code)
 }
 
-async fn step(
-    shelf: &mut Shelf,
-    rng: &mut StdRng,
-    session: &mut ClientSession,
-    options: &LoadOptions,
-) -> Sent {
+async fn step(shelf: &mut Shelf, rng: &mut StdRng, session: &mut ClientSession, options: &LoadOptions) -> Sent {
     match rng.random_range(0..3) {
         0 => {
             let document = shelf.new_document(rng, options);
-            shelf
-                .collection
-                .insert_one(document)
-                .session(session)
-                .await?;
+            shelf.collection.insert_one(document).session(session).await?;
         }
         1 => {
             let Some(id) = shelf.pick(rng) else {
                 return Ok(());
             };
-            let update =
-                doc! { "$inc": { "n": 1 }, "$set": { "in_transaction": rng.random::<i32>() } };
-            shelf
-                .collection
-                .update_one(doc! { "_id": id }, update)
-                .session(session)
-                .await?;
+            let update = doc! { "$inc": { "n": 1 }, "$set": { "in_transaction": rng.random::<i32>() } };
+            shelf.collection.update_one(doc! { "_id": id }, update).session(session).await?;
         }
         _ => {
             let Some(id) = shelf.take(rng) else {
                 return Ok(());
             };
-            shelf
-                .collection
-                .delete_one(doc! { "_id": id })
-                .session(session)
-                .await?;
+            shelf.collection.delete_one(doc! { "_id": id }).session(session).await?;
         }
     }
     Ok(())
@@ -184,15 +164,8 @@ async fn insert(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> S
 
 async fn insert_many(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> Sent {
     let count = rng.random_range(1..20);
-    let documents: Vec<Document> = (0..count)
-        .map(|_| shelf.new_document(rng, options))
-        .collect();
-    shelf
-        .collection
-        .insert_many(documents)
-        .ordered(rng.random::<bool>())
-        .await
-        .map(drop)
+    let documents: Vec<Document> = (0..count).map(|_| shelf.new_document(rng, options)).collect();
+    shelf.collection.insert_many(documents).ordered(rng.random::<bool>()).await.map(drop)
 }
 
 async fn replace(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> Sent {
@@ -200,11 +173,7 @@ async fn replace(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> 
         return Ok(());
     };
     let body = values::body(rng, options.padding_max, options.odd_names);
-    shelf
-        .collection
-        .replace_one(doc! { "_id": id }, body)
-        .await
-        .map(drop)
+    shelf.collection.replace_one(doc! { "_id": id }, body).await.map(drop)
 }
 
 async fn update_one(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
@@ -231,10 +200,7 @@ async fn update_many(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
 async fn upsert(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
     let id = Bson::String(format!("upsert-{}", rng.random_range(0..50)));
     let update = doc! { "$inc": { "n": 1 }, "$setOnInsert": { "status": "new", "v": values::value(rng, 2) } };
-    let send = shelf
-        .collection
-        .update_one(doc! { "_id": id.clone() }, update)
-        .upsert(true);
+    let send = shelf.collection.update_one(doc! { "_id": id.clone() }, update).upsert(true);
     send.await?;
     if !shelf.live.contains(&id) {
         shelf.live.push(id);
@@ -250,36 +216,22 @@ async fn bulk(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> Sen
             return Ok(());
         };
         let change = if one_in(rng, 4) {
-            with_id(
-                id.clone(),
-                values::body(rng, options.padding_max, options.odd_names),
-            )
+            with_id(id.clone(), values::body(rng, options.padding_max, options.odd_names))
         } else {
             doc! { "$inc": { "n": 1 }, "$set": { format!("f{}", rng.random_range(0..6)): values::value(rng, 1) } }
         };
         statements.push(doc! { "q": { "_id": id }, "u": change });
     }
     let namespace = shelf.collection.namespace();
-    let command =
-        doc! { "update": &namespace.coll, "updates": statements, "ordered": rng.random::<bool>() };
-    shelf
-        .collection
-        .client()
-        .database(&namespace.db)
-        .run_command(command)
-        .await
-        .map(drop)
+    let command = doc! { "update": &namespace.coll, "updates": statements, "ordered": rng.random::<bool>() };
+    shelf.collection.client().database(&namespace.db).run_command(command).await.map(drop)
 }
 
 async fn delete(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
     let Some(id) = shelf.take(rng) else {
         return Ok(());
     };
-    shelf
-        .collection
-        .delete_one(doc! { "_id": id })
-        .await
-        .map(drop)
+    shelf.collection.delete_one(doc! { "_id": id }).await.map(drop)
 }
 
 async fn delete_some(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
@@ -297,16 +249,9 @@ async fn another_number_type(shelf: &mut Shelf, rng: &mut StdRng, options: &Load
     let Some(new) = values::same_number_in_another_type(&old) else {
         return Ok(());
     };
-    shelf
-        .collection
-        .delete_one(doc! { "_id": old.clone() })
-        .await?;
+    shelf.collection.delete_one(doc! { "_id": old.clone() }).await?;
     shelf.live.retain(|id| *id != old);
     shelf.live.push(new.clone());
     let body = values::body(rng, options.padding_max, options.odd_names);
-    shelf
-        .collection
-        .insert_one(with_id(new, body))
-        .await
-        .map(drop)
+    shelf.collection.insert_one(with_id(new, body)).await.map(drop)
 }

@@ -22,17 +22,8 @@ fn collection(client: &Client) -> Collection<Document> {
 /// Creates `shop.unique` with its index and documents.
 pub(crate) async fn prepare(client: &Client) -> Result<()> {
     let collection = collection(client);
-    let options = mongodb::options::IndexOptions::builder()
-        .unique(true)
-        .build();
-    collection
-        .create_index(
-            IndexModel::builder()
-                .keys(doc! { "u": 1 })
-                .options(options)
-                .build(),
-        )
-        .await?;
+    let options = mongodb::options::IndexOptions::builder().unique(true).build();
+    collection.create_index(IndexModel::builder().keys(doc! { "u": 1 }).options(options).build()).await?;
     let documents = (0..DOCUMENTS).map(|number| doc! { "_id": number, "u": number, "v": 0 });
     collection.insert_many(documents).await?;
     Ok(())
@@ -46,17 +37,11 @@ pub(crate) struct Swapper {
 
 impl Swapper {
     pub(crate) fn new(client: &Client) -> Self {
-        Self {
-            client: client.clone(),
-            serial: 0,
-        }
+        Self { client: client.clone(), serial: 0 }
     }
 
     pub(crate) async fn one(&mut self, rng: &mut StdRng) -> Result<(), Error> {
-        let (a, b) = (
-            rng.random_range(0..DOCUMENTS),
-            rng.random_range(0..DOCUMENTS),
-        );
+        let (a, b) = (rng.random_range(0..DOCUMENTS), rng.random_range(0..DOCUMENTS));
         self.serial += 1;
         if a == b {
             return self.set(a, 1_000_000 + self.serial).await;
@@ -76,34 +61,23 @@ impl Swapper {
     }
 
     async fn value(&self, id: i32) -> Result<Option<i32>, Error> {
-        let found = collection(&self.client)
-            .find_one(doc! { "_id": id })
-            .await?;
+        let found = collection(&self.client).find_one(doc! { "_id": id }).await?;
         Ok(found.and_then(|document| document.get_i32("u").ok()))
     }
 
     async fn set(&self, id: i32, value: i32) -> Result<(), Error> {
         let update = doc! { "$set": { "u": value }, "$inc": { "v": 1 } };
-        collection(&self.client)
-            .update_one(doc! { "_id": id }, update)
-            .await
-            .map(drop)
+        collection(&self.client).update_one(doc! { "_id": id }, update).await.map(drop)
     }
 
     async fn refill(&self, id: i32) -> Result<(), Error> {
         let update = doc! { "$set": { "u": 2_000_000 + self.serial } };
-        collection(&self.client)
-            .update_one(doc! { "_id": id }, update)
-            .upsert(true)
-            .await
-            .map(drop)
+        collection(&self.client).update_one(doc! { "_id": id }, update).upsert(true).await.map(drop)
     }
 
     /// Deletes one document and gives its value to another.
     async fn hand_over(&self, from: i32, to: i32, value: i32) -> Result<(), Error> {
-        collection(&self.client)
-            .delete_one(doc! { "_id": from })
-            .await?;
+        collection(&self.client).delete_one(doc! { "_id": from }).await?;
         self.set(to, value).await
     }
 
@@ -113,10 +87,7 @@ impl Swapper {
         session.start_transaction().await?;
         for (id, value) in [(a, -self.serial), (b, of_a), (a, of_b)] {
             let update = doc! { "$set": { "u": value } };
-            collection
-                .update_one(doc! { "_id": id }, update)
-                .session(&mut session)
-                .await?;
+            collection.update_one(doc! { "_id": id }, update).session(&mut session).await?;
         }
         session.commit_transaction().await
     }

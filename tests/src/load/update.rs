@@ -29,11 +29,7 @@ pub(crate) fn random(rng: &mut StdRng) -> Update {
 }
 
 fn plain(update: Document) -> Update {
-    Update {
-        filter: doc! {},
-        modifications: update.into(),
-        array_filters: None,
-    }
+    Update { filter: doc! {}, modifications: update.into(), array_filters: None }
 }
 
 fn fields(rng: &mut StdRng) -> Document {
@@ -88,49 +84,25 @@ fn positional(rng: &mut StdRng) -> Update {
     } else {
         doc! { "items.sku": "y" }
     };
-    Update {
-        filter,
-        modifications: doc! { "$inc": { path: 1 } }.into(),
-        array_filters: None,
-    }
+    Update { filter, modifications: doc! { "$inc": { path: 1 } }.into(), array_filters: None }
 }
 
 fn filtered(rng: &mut StdRng) -> Update {
-    let update =
-        doc! { "$set": { "items.$[e].q": rng.random_range(0..50), "items.$[e].seen": true } };
+    let update = doc! { "$set": { "items.$[e].q": rng.random_range(0..50), "items.$[e].seen": true } };
     let filters = vec![doc! { "e.q": { "$lt": rng.random_range(0..10) } }];
-    Update {
-        filter: doc! {},
-        modifications: update.into(),
-        array_filters: Some(filters),
-    }
+    Update { filter: doc! {}, modifications: update.into(), array_filters: Some(filters) }
 }
 
 fn pipeline(rng: &mut StdRng) -> Update {
     let literal = doc! { "$literal": values::value(rng, 2) };
     let field = format!("f{}", rng.random_range(0..6));
     let stages = match rng.random_range(0..6) {
-        0 => vec![
-            doc! { "$set": { "sum": { "$add": [1, { "$ifNull": ["$total", 0_i64] }] }, field: literal } },
-        ],
-        1 => vec![
-            doc! { "$unset": ["f0", "obj.a.c"] },
-            doc! { "$set": { "obj.z": literal } },
-        ],
-        2 => vec![
-            doc! { "$replaceWith": { "$mergeObjects": [{ "front": 1 }, "$$ROOT", { field: literal }] } },
-        ],
-        3 => vec![
-            doc! { "$set": { "arr": { "$slice": [{ "$cond": [{ "$isArray": "$arr" }, "$arr", []] }, 3] } } },
-        ],
-        4 => vec![
-            doc! { "$set": { "obj.list": [1, { "x": literal }], "obj.a": { "b": 7 }, "n": 1 } },
-        ],
+        0 => vec![doc! { "$set": { "sum": { "$add": [1, { "$ifNull": ["$total", 0_i64] }] }, field: literal } }],
+        1 => vec![doc! { "$unset": ["f0", "obj.a.c"] }, doc! { "$set": { "obj.z": literal } }],
+        2 => vec![doc! { "$replaceWith": { "$mergeObjects": [{ "front": 1 }, "$$ROOT", { field: literal }] } }],
+        3 => vec![doc! { "$set": { "arr": { "$slice": [{ "$cond": [{ "$isArray": "$arr" }, "$arr", []] }, 3] } } }],
+        4 => vec![doc! { "$set": { "obj.list": [1, { "x": literal }], "obj.a": { "b": 7 }, "n": 1 } }],
         _ => vec![doc! { "$set": { "items": [{ "sku": "p", "q": 1 }, literal, Bson::Null] } }],
     };
-    Update {
-        filter: doc! {},
-        modifications: UpdateModifications::Pipeline(stages),
-        array_filters: None,
-    }
+    Update { filter: doc! {}, modifications: UpdateModifications::Pipeline(stages), array_filters: None }
 }

@@ -6,9 +6,7 @@
 
 use bson::oid::ObjectId;
 use bson::spec::BinarySubtype;
-use bson::{
-    Binary, Bson, DateTime, Decimal128, Document, JavaScriptCodeWithScope, Regex, Timestamp, doc,
-};
+use bson::{Binary, Bson, DateTime, Decimal128, Document, JavaScriptCodeWithScope, Regex, Timestamp, doc};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
@@ -28,11 +26,7 @@ pub fn value_of(rng: &mut StdRng, kind: u32, depth: u32) -> Bson {
         1 => Bson::Double(odd_double(rng)),
         2 => Bson::String(text(rng, 24)),
         3 => Bson::Document(document(rng, depth)),
-        4 => Bson::Array(
-            (0..rng.random_range(0..5))
-                .map(|_| shallow(rng, depth))
-                .collect(),
-        ),
+        4 => Bson::Array((0..rng.random_range(0..5)).map(|_| shallow(rng, depth)).collect()),
         5 => binary(rng, BinarySubtype::Generic, 12),
         6 => binary(rng, BinarySubtype::BinaryOld, 0),
         7 => binary(rng, BinarySubtype::Uuid, 16),
@@ -42,10 +36,9 @@ pub fn value_of(rng: &mut StdRng, kind: u32, depth: u32) -> Bson {
         11 => Bson::Boolean(rng.random()),
         12 => Bson::DateTime(DateTime::from_millis(rng.random_range(-1 << 45..1 << 45))),
         13 => Bson::Null,
-        14 => Bson::RegularExpression(Regex {
-            pattern: bson::cstr!("^a.*b$").into(),
-            options: bson::cstr!("im").into(),
-        }),
+        14 => {
+            Bson::RegularExpression(Regex { pattern: bson::cstr!("^a.*b$").into(), options: bson::cstr!("im").into() })
+        }
         15 => db_pointer(rng),
         16 => Bson::JavaScriptCode("function () { return 1; }".to_owned()),
         17 => Bson::Symbol(text(rng, 6)),
@@ -54,10 +47,7 @@ pub fn value_of(rng: &mut StdRng, kind: u32, depth: u32) -> Bson {
             scope: doc! { "x": rng.random::<i32>() },
         }),
         19 => Bson::Int32(rng.random()),
-        20 => Bson::Timestamp(Timestamp {
-            time: rng.random_range(1..=u32::MAX),
-            increment: rng.random(),
-        }),
+        20 => Bson::Timestamp(Timestamp { time: rng.random_range(1..=u32::MAX), increment: rng.random() }),
         21 => Bson::Int64(rng.random()),
         22 => decimal(&format!("{}.{}", rng.random::<i32>(), rng.random::<u16>())),
         23 => decimal(["NaN", "-Infinity", "1.00", "0E-6176", "-0"][rng.random_range(0..5)]),
@@ -72,14 +62,7 @@ pub fn document(rng: &mut StdRng, depth: u32) -> Document {
     let fields = rng.random_range(0..5);
     let names = ["k", "zeta", "alpha", "0", "10", "ключ", ""];
     let from = rng.random_range(0..names.len());
-    (0..fields)
-        .map(|at| {
-            (
-                names[(from + at) % names.len()].to_owned(),
-                shallow(rng, depth),
-            )
-        })
-        .collect()
+    (0..fields).map(|at| (names[(from + at) % names.len()].to_owned(), shallow(rng, depth))).collect()
 }
 
 /// An `_id` that no other call with another `serial` gives, of every type that the server takes.
@@ -105,22 +88,11 @@ pub fn id(rng: &mut StdRng, serial: u64) -> Bson {
         5 => Bson::Double(f64::from(number) + 0.25),
         6 => decimal(&format!("{number}.00")),
         7 => Bson::String(format!("id-{serial}-é")),
-        8 => Bson::Binary(Binary {
-            subtype: BinarySubtype::Uuid,
-            bytes: rng.random::<[u8; 16]>().to_vec(),
-        }),
-        9 => Bson::Binary(Binary {
-            subtype: BinarySubtype::Generic,
-            bytes: serial.to_be_bytes().to_vec(),
-        }),
-        10 => Bson::Document(
-            doc! { "region": "eu", "number": number, "deep": { "n": f64::from(number) } },
-        ),
+        8 => Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: rng.random::<[u8; 16]>().to_vec() }),
+        9 => Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: serial.to_be_bytes().to_vec() }),
+        10 => Bson::Document(doc! { "region": "eu", "number": number, "deep": { "n": f64::from(number) } }),
         11 => Bson::DateTime(DateTime::from_millis(i64::from(number) * 1_000)),
-        _ => Bson::Timestamp(Timestamp {
-            time: 1_700_000_000,
-            increment: serial.try_into().unwrap_or(1),
-        }),
+        _ => Bson::Timestamp(Timestamp { time: 1_700_000_000, increment: serial.try_into().unwrap_or(1) }),
     }
 }
 
@@ -130,13 +102,9 @@ pub fn same_number_in_another_type(id: &Bson) -> Option<Bson> {
         return Some(Bson::Int64(i64::from(number)));
     }
     if let Some(number) = id.as_i64() {
-        return i32::try_from(number)
-            .ok()
-            .map(|number| Bson::Double(f64::from(number)));
+        return i32::try_from(number).ok().map(|number| Bson::Double(f64::from(number)));
     }
-    let number = id
-        .as_f64()
-        .filter(|number| number.fract() == 0.0 && number.abs() < 1e9)?;
+    let number = id.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 1e9)?;
     Some(decimal(&format!("{number:.0}.0")))
 }
 
@@ -161,13 +129,7 @@ pub fn body(rng: &mut StdRng, padding_max: usize, odd_names: bool) -> Document {
         body.insert(format!("f{number}"), value(rng, 3));
     }
     if rng.random_ratio(1, 50) {
-        body.insert(
-            "stamp",
-            Timestamp {
-                time: 0,
-                increment: 0,
-            },
-        );
+        body.insert("stamp", Timestamp { time: 0, increment: 0 });
     }
     if odd_names && rng.random_ratio(1, 5) {
         body.insert("dotted.name", value(rng, 1));
@@ -178,12 +140,8 @@ pub fn body(rng: &mut StdRng, padding_max: usize, odd_names: bool) -> Document {
 
 /// A string of mixed scripts, at most `max` characters.
 pub fn text(rng: &mut StdRng, max: usize) -> String {
-    let alphabet = [
-        'a', 'b', 'Z', '7', ' ', '.', '$', '"', '\\', '\0', 'é', '中', '😀', '\n',
-    ];
-    (0..rng.random_range(0..=max))
-        .map(|_| alphabet[rng.random_range(0..alphabet.len())])
-        .collect()
+    let alphabet = ['a', 'b', 'Z', '7', ' ', '.', '$', '"', '\\', '\0', 'é', '中', '😀', '\n'];
+    (0..rng.random_range(0..=max)).map(|_| alphabet[rng.random_range(0..alphabet.len())]).collect()
 }
 
 fn shallow(rng: &mut StdRng, depth: u32) -> Bson {
@@ -195,16 +153,7 @@ fn shallow(rng: &mut StdRng, depth: u32) -> Bson {
 }
 
 fn odd_double(rng: &mut StdRng) -> f64 {
-    let odd = [
-        f64::NAN,
-        f64::from_bits(0x7ff8_0000_dead_beef),
-        f64::INFINITY,
-        -0.0,
-        0.0,
-        5e-324,
-        1e308,
-        1.0,
-    ];
+    let odd = [f64::NAN, f64::from_bits(0x7ff8_0000_dead_beef), f64::INFINITY, -0.0, 0.0, 5e-324, 1e308, 1.0];
     odd[rng.random_range(0..odd.len())]
 }
 
@@ -214,8 +163,7 @@ fn binary(rng: &mut StdRng, subtype: BinarySubtype, length: usize) -> Bson {
 }
 
 fn decimal(text: &str) -> Bson {
-    text.parse::<Decimal128>()
-        .map_or(Bson::Null, Bson::Decimal128)
+    text.parse::<Decimal128>().map_or(Bson::Null, Bson::Decimal128)
 }
 
 /// The deprecated DBPointer type, which the bson crate reads but gives no constructor for.
@@ -229,8 +177,5 @@ fn db_pointer(rng: &mut StdRng) -> Bson {
         *first = length;
     }
     let parsed = Document::from_reader(bytes.as_slice());
-    parsed
-        .ok()
-        .and_then(|mut document| document.remove("p"))
-        .unwrap_or(Bson::Null)
+    parsed.ok().and_then(|mut document| document.remove("p")).unwrap_or(Bson::Null)
 }

@@ -26,11 +26,7 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn start(options: &Options, dir: PathBuf, key: Option<&Path>) -> Result<Self> {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let mut member = Self {
-            port: free_port()?,
-            dir,
-            process: None,
-        };
+        let mut member = Self { port: free_port()?, dir, process: None };
         member.restart(options, key)?;
         Ok(member)
     }
@@ -38,10 +34,7 @@ impl Member {
     pub(super) fn restart(&mut self, options: &Options, key: Option<&Path>) -> Result<()> {
         let program = program(&options.version)?;
         let mut command = Command::new(program);
-        command
-            .args(self.arguments(options, key))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.args(self.arguments(options, key)).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Guarded::spawn(&mut command)?);
         Ok(())
     }
@@ -55,10 +48,7 @@ impl Member {
     }
 
     pub(super) fn signal(&self, name: &str) -> Result<()> {
-        self.process
-            .as_ref()
-            .context("the member is not running")?
-            .signal(name)
+        self.process.as_ref().context("the member is not running")?.signal(name)
     }
 
     /// Waits until the port accepts a connection, or says why it never will.
@@ -68,20 +58,12 @@ impl Member {
         loop {
             let process = self.process.as_mut().context("the member is not running")?;
             if let Some(status) = process.try_wait()? {
-                anyhow::bail!(
-                    "mongod on port {} ended with {status}:\n{}",
-                    self.port,
-                    self.log_end()
-                );
+                anyhow::bail!("mongod on port {} ended with {status}:\n{}", self.port, self.log_end());
             }
             if TcpStream::connect_timeout(&address, Duration::from_millis(100)).is_ok() {
                 return Ok(());
             }
-            anyhow::ensure!(
-                started.elapsed() < timeout,
-                "mongod does not listen:\n{}",
-                self.log_end()
-            );
+            anyhow::ensure!(started.elapsed() < timeout, "mongod does not listen:\n{}", self.log_end());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -94,15 +76,9 @@ impl Member {
         pair("--bind_ip", "127.0.0.1".into());
         pair("--dbpath", self.dir.clone().into());
         pair("--logpath", self.dir.join("mongod.log").into());
-        pair(
-            "--wiredTigerCacheSizeGB",
-            options.cache_gb.to_string().into(),
-        );
+        pair("--wiredTigerCacheSizeGB", options.cache_gb.to_string().into());
         pair("--setParameter", "enableTestCommands=1".into());
-        pair(
-            "--setParameter",
-            "diagnosticDataCollectionEnabled=false".into(),
-        );
+        pair("--setParameter", "diagnosticDataCollectionEnabled=false".into());
         for (name, value) in &options.parameters {
             pair("--setParameter", format!("{name}={value}").into());
         }

@@ -62,30 +62,19 @@ impl Options {
     /// A source with the guide's user: `readAnyDatabase`, `read` on local, `readWrite` on mongoshake.
     #[must_use]
     pub fn guide_source() -> Self {
-        Self {
-            name: "source".to_owned(),
-            users: vec![User::guide_source()],
-            ..Self::default()
-        }
+        Self { name: "source".to_owned(), users: vec![User::guide_source()], ..Self::default() }
     }
 
     /// A target with the guide's user: `readWriteAnyDatabase`.
     #[must_use]
     pub fn guide_target() -> Self {
-        Self {
-            name: "target".to_owned(),
-            users: vec![User::guide_target()],
-            ..Self::default()
-        }
+        Self { name: "target".to_owned(), users: vec![User::guide_target()], ..Self::default() }
     }
 
     /// The same set under another name.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            ..self
-        }
+        Self { name: name.to_owned(), ..self }
     }
 
     /// The same set with that many members.
@@ -106,14 +95,8 @@ impl Options {
         let path = dir.join("key");
         if !path.exists() {
             let mut open = std::fs::OpenOptions::new();
-            let mut file = open
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)
-                .context("write key file")?;
-            file.write_all(b"b3Bsb2d1ZSB0ZXN0IHNldCBrZXk=\n")
-                .context("write key file")?;
+            let mut file = open.write(true).create_new(true).mode(0o600).open(&path).context("write key file")?;
+            file.write_all(b"b3Bsb2d1ZSB0ZXN0IHNldCBrZXk=\n").context("write key file")?;
         }
         Ok(Some(path))
     }
@@ -128,9 +111,7 @@ impl Options {
                 let weight = i32::from(number < voting);
                 let id = i32::try_from(number).unwrap_or_default();
                 let host = format!("127.0.0.1:{}", member.port);
-                Bson::Document(
-                    doc! { "_id": id, "host": host, "priority": weight, "votes": weight },
-                )
+                Bson::Document(doc! { "_id": id, "host": host, "priority": weight, "votes": weight })
             })
             .collect();
         let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 };
@@ -153,44 +134,28 @@ impl User {
     /// A user with roles given as (role, database).
     #[must_use]
     pub fn new(name: &str, password: &str, roles: &[(&str, &str)]) -> Self {
-        let roles = roles
-            .iter()
-            .map(|(role, db)| ((*role).to_owned(), (*db).to_owned()))
-            .collect();
-        Self {
-            name: name.to_owned(),
-            password: password.to_owned(),
-            roles,
-        }
+        let roles = roles.iter().map(|(role, db)| ((*role).to_owned(), (*db).to_owned())).collect();
+        Self { name: name.to_owned(), password: password.to_owned(), roles }
     }
 
     /// The guide's source user.
     #[must_use]
     pub fn guide_source() -> Self {
-        let roles = [
-            ("readAnyDatabase", "admin"),
-            ("read", "local"),
-            ("readWrite", "mongoshake"),
-        ];
+        let roles = [("readAnyDatabase", "admin"), ("read", "local"), ("readWrite", "mongoshake")];
         Self::new("guide_source", "source-password", &roles)
     }
 
     /// The guide's target user.
     #[must_use]
     pub fn guide_target() -> Self {
-        Self::new(
-            "guide_target",
-            "target-password",
-            &[("readWriteAnyDatabase", "admin")],
-        )
+        Self::new("guide_target", "target-password", &[("readWriteAnyDatabase", "admin")])
     }
 
-    pub(super) fn create_command(&self) -> Document {
-        let roles: Vec<Bson> = self
-            .roles
-            .iter()
-            .map(|(role, db)| Bson::Document(doc! { "role": role, "db": db }))
-            .collect();
-        doc! { "createUser": &self.name, "pwd": &self.password, "roles": roles }
+    /// `createUser`, answered when every member has the user: a harness that asks a member alone logs in there.
+    pub(super) fn create_command(&self, members: usize) -> Document {
+        let roles: Vec<Bson> =
+            self.roles.iter().map(|(role, db)| Bson::Document(doc! { "role": role, "db": db })).collect();
+        let everywhere = doc! { "w": i64::try_from(members).unwrap_or(1), "wtimeout": 60_000 };
+        doc! { "createUser": &self.name, "pwd": &self.password, "roles": roles, "writeConcern": everywhere }
     }
 }
