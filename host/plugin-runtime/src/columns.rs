@@ -13,6 +13,7 @@ use wasmtime::component::{ComponentType, Lift, Lower};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[allow(dead_code, reason = "the values come out of a guest's memory")]
 pub(crate) enum Body {
     #[component(name = "none")]
     None,

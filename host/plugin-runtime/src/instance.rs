@@ -69,6 +69,7 @@ pub(crate) struct GuestFailure {
 #[derive(Debug, Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
 #[repr(u8)]
+#[allow(dead_code, reason = "the values come out of a guest's memory")]
 enum Level {
     #[component(name = "debug")]
     Debug,

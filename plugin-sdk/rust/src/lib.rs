@@ -37,6 +37,7 @@ pub mod patch;
 pub mod bindings;
 mod export;
 pub mod log;
+pub mod metrics;
 
 pub use batch::{Batch, Entry, Op, Ops};
 pub use edits::{Edit, Edits};

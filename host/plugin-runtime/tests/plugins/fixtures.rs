@@ -1,0 +1,177 @@
+//! Batches made by hand, plugin files, and surgery on plugin files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Document, RawDocumentBuf, doc};
+use bytes::Bytes;
+use oplogue_engine::budget::Permit;
+use oplogue_engine::model::{Change, ChangeBatch, Ddl, Namespaces, OpTime, Operation, Position, ddl::Routed};
+use oplogue_engine::plugin::{ChainWorker, PluginChain};
+use oplogue_plugin_runtime::{Chain, ChainOptions, PluginSource, PluginSpec};
+use serde_json::{Value, json};
+
+/// A file of this repository.
+pub fn file(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+pub fn guest(name: &str) -> Vec<u8> {
+    std::fs::read(file(&format!("host/plugin-runtime/tests/guests/{name}/{name}.wasm"))).unwrap()
+}
+
+pub fn mask_field(version: &str) -> Vec<u8> {
+    std::fs::read(file(&format!("examples/mask-field/mask-field{version}.wasm"))).unwrap()
+}
+
+pub fn spec(name: &str, bytes: Vec<u8>, config: Value) -> PluginSpec {
+    PluginSpec { source: PluginSource::Bytes(bytes.into()), ..PluginSpec::file(name, "", config) }
+}
+
+pub fn faulty(config: Value) -> PluginSpec {
+    let mut spec = spec("faulty", guest("faulty"), config);
+    spec.limits.hard = Duration::from_millis(200);
+    spec
+}
+
+/// A chain with one worker, and the table that its batches use.
+pub struct Stream {
+    pub chain: Arc<Chain>,
+    pub names: Arc<Namespaces>,
+    pub worker: Box<dyn ChainWorker>,
+    seq: u64,
+}
+
+impl Stream {
+    pub fn new(specs: Vec<PluginSpec>) -> Self {
+        Self::with(specs, ChainOptions { watch: false, ..ChainOptions::default() })
+    }
+
+    pub fn with(specs: Vec<PluginSpec>, options: ChainOptions) -> Self {
+        let names = Namespaces::shared();
+        let chain = Chain::build(specs, Arc::clone(&names), options).unwrap();
+        let worker = Arc::clone(&chain).worker().unwrap();
+        Self { chain, names, worker, seq: 0 }
+    }
+
+    pub fn change(&self, operation: Operation, ns: &str, body: &Document) -> Change {
+        change(&self.names, operation, ns, body)
+    }
+
+    pub fn insert(&self, ns: &str, body: &Document) -> Change {
+        self.change(Operation::Insert, ns, body)
+    }
+
+    pub fn delete(&self, ns: &str, id: i32) -> Change {
+        let mut change = self.change(Operation::Delete, ns, &doc! {});
+        change.key = raw(&doc! { "_id": id });
+        change.body = Bytes::new();
+        change
+    }
+
+    pub fn ddl(&self, ddl: Ddl) -> Change {
+        let mut change = self.insert("unused.unused", &doc! { "command": 1 });
+        change.operation = Operation::Ddl;
+        change.source = ddl.namespaces()[0].source;
+        change.target = change.source;
+        change.ddl = Some(Box::new(ddl));
+        change
+    }
+
+    pub fn routed(&self, ns: &str) -> Routed {
+        Routed::same(self.names.intern(ns))
+    }
+
+    pub fn batch(&mut self, changes: Vec<Change>) -> ChangeBatch {
+        self.seq += 1;
+        let last = Position::Oplog(OpTime::new(self.seq as u32, 1, 1));
+        ChangeBatch { seq: self.seq, changes, last, permit: Arc::new(Permit::none()) }
+    }
+
+    /// Runs changes through the chain; they must pass without a fault.
+    pub fn run(&mut self, changes: Vec<Change>) -> Vec<Change> {
+        let mut batch = self.batch(changes);
+        let report = self.worker.process(&mut batch).unwrap();
+        assert_eq!(report.seen, report.kept + report.dropped + report.dead);
+        batch.changes
+    }
+
+    /// Runs changes that must stop the stream; the fault's text.
+    pub fn fault(&mut self, changes: Vec<Change>) -> String {
+        let mut batch = self.batch(changes);
+        self.worker.process(&mut batch).unwrap_err().to_string()
+    }
+
+    /// The target namespaces of changes.
+    pub fn targets(&self, changes: &[Change]) -> Vec<String> {
+        changes.iter().map(|c| self.names.name(c.target).to_string()).collect()
+    }
+}
+
+pub fn change(names: &Namespaces, operation: Operation, ns: &str, body: &Document) -> Change {
+    let id = names.intern(ns);
+    Change {
+        operation,
+        source: id,
+        target: id,
+        key: Bytes::new(),
+        body: raw(body),
+        time: OpTime::new(100, 1, 1),
+        wall_ms: 1_000_000,
+        collection: None,
+        not_before_ms: 0,
+        ddl: None,
+    }
+}
+
+pub fn raw(document: &Document) -> Bytes {
+    Bytes::from(RawDocumentBuf::try_from(document).unwrap().into_bytes())
+}
+
+pub fn body(change: &Change) -> Document {
+    Document::try_from(RawDocumentBuf::from_bytes(change.body.to_vec()).unwrap()).unwrap()
+}
+
+pub fn ids(changes: &[Change]) -> Vec<i32> {
+    changes.iter().map(|c| body(c).get_i32("_id").unwrap()).collect()
+}
+
+/// The file with another manifest; `None` takes it out.
+pub fn with_manifest(wasm: &[u8], manifest: Option<&Value>) -> Vec<u8> {
+    let mut out = wasm[..8].to_vec();
+    let mut at = 8;
+    while at < wasm.len() {
+        let (length, digits) = leb(&wasm[at + 1..]);
+        let end = at + 1 + digits + length;
+        let (name_length, name_digits) = leb(&wasm[at + 1 + digits..]);
+        let name = wasm.get(at + 1 + digits + name_digits..).and_then(|rest| rest.get(..name_length));
+        if wasm[at] != 0 || name != Some(b"oplogue:manifest") {
+            out.extend_from_slice(&wasm[at..end]);
+        }
+        at = end;
+    }
+    if let Some(manifest) = manifest {
+        let mut section = vec![16];
+        section.extend_from_slice(b"oplogue:manifest");
+        section.extend_from_slice(manifest.to_string().as_bytes());
+        out.push(0);
+        let mut length = section.len();
+        while length >= 0x80 {
+            out.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        out.push(length as u8);
+        out.extend_from_slice(&section);
+    }
+    out
+}
+
+fn leb(bytes: &[u8]) -> (usize, usize) {
+    let digits = bytes.iter().position(|b| b & 0x80 == 0).unwrap() + 1;
+    (bytes[..digits].iter().rev().fold(0, |n, b| n << 7 | usize::from(b & 0x7f)), digits)
+}
+
+pub fn minimal_manifest(kind: &str) -> Value {
+    json!({ "name": "x", "version": "1", "kind": kind })
+}
