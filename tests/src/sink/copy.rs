@@ -43,7 +43,13 @@ async fn documents_arrive_as_they_are_and_twice_is_once() {
     copy.prepare(&plan("s.c", &doc! {}, 1), target).await.unwrap();
     let zero = Timestamp { time: 0, increment: 0 };
     let documents: Vec<Document> = (0..300)
-        .map(|n| if n % 50 == 0 { doc! { "_id": n, "t": zero } } else { doc! { "_id": n, "$x": n % 7, "s": "v" } })
+        .map(|n| {
+            if n % 50 == 0 {
+                doc! { "_id": n, "t": zero }
+            } else {
+                doc! { "_id": n, "$x": n % 7, "s": "v" }
+            }
+        })
         .collect();
     let documents: Vec<Bytes> = documents.iter().map(raw).collect();
     copy.insert(target, &documents[..200]).await.unwrap();
@@ -108,7 +114,9 @@ async fn a_document_that_a_standing_unique_index_refuses_is_deferred() {
     let copy = MongoCopyTarget::new(Arc::clone(&bench.sink), OPTIONS);
     let target = bench.names.intern("t.c");
     copy.prepare(&plan("s.c", &doc! {}, 1), target).await.unwrap();
-    copy.create_indexes(target, &[raw(&doc! { "v": 2, "key": { "a": 1 }, "name": "a_1", "unique": true })]).await.unwrap();
+    copy.create_indexes(target, &[raw(&doc! { "v": 2, "key": { "a": 1 }, "name": "a_1", "unique": true })])
+        .await
+        .unwrap();
     copy.insert(target, &[raw(&doc! { "_id": 1, "a": 1 }), raw(&doc! { "_id": 2, "a": 1 })]).await.unwrap();
     let deferred = copy.take_deferred().await;
     assert_eq!(deferred, [(target, raw(&doc! { "_id": 2 }))]);

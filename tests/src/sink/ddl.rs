@@ -191,7 +191,9 @@ async fn random_ddl_survives_random_restarts() {
         let command = match rng.random_range(0..10) {
             0 => doc! { "drop": one },
             1 | 2 => rename(one, other, rng.random()),
-            3 => doc! { "createIndexes": one, "indexes": [{ "key": { "k": 1 }, "name": "k", "sparse": rng.random::<bool>() }] },
+            3 => {
+                doc! { "createIndexes": one, "indexes": [{ "key": { "k": 1 }, "name": "k", "sparse": rng.random::<bool>() }] }
+            }
             4 => doc! { "dropIndexes": one, "index": "k" },
             5 => doc! { "create": one },
             6 => doc! { "update": one, "updates": [{ "q": {}, "u": { "$set": { "step": first } }, "multi": true }] },

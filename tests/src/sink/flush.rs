@@ -59,7 +59,8 @@ async fn after_the_mark_a_taken_id_is_kept_or_replaced_as_configured() {
         things.insert_one(doc! { "_id": 1, "who": "target" }).await.unwrap();
         let insert = Content::Insert(raw(&doc! { "_id": 1, "who": "source" }));
         let other = Content::Insert(raw(&doc! { "_id": 2, "who": "source" }));
-        let writes = [bench.write("s.c", "t.c", &id(1), insert, false), bench.write("s.c", "t.c", &id(2), other, false)];
+        let writes =
+            [bench.write("s.c", "t.c", &id(1), insert, false), bench.write("s.c", "t.c", &id(2), other, false)];
         assert_eq!(bench.sink.write(&writes).await.unwrap().refused, []);
         let who = if replace { "source" } else { "target" };
         assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "who": who }, doc! { "_id": 2, "who": "source" }]);
@@ -82,7 +83,11 @@ async fn a_missing_document_is_read_from_the_source_and_is_then_ahead() {
     let counts = bench.sink.counts();
     assert_eq!((counts.missing, counts.refetched), (2, 2));
     // The document came from the source's present, so older changes of it are still in overlap.
-    bench.sink.write(&[bench.write("s.c", "t.c", &id(1), patch(doc! { "sgone": { "u": { "z": 1 } } }), false)]).await.unwrap();
+    bench
+        .sink
+        .write(&[bench.write("s.c", "t.c", &id(1), patch(doc! { "sgone": { "u": { "z": 1 } } }), false)])
+        .await
+        .unwrap();
     assert_eq!(found(&bench, "t.c").await, expected);
 }
 

@@ -197,10 +197,8 @@ fn readable(content: &Content) -> String {
 }
 
 async fn flush(bench: &Bench, target: &str, cases: &[Case], overlap: bool, content: impl Fn(&Case) -> Option<Content>) {
-    let writes: Vec<_> = cases
-        .iter()
-        .filter_map(|case| Some(bench.write("src.c", target, &case.id, content(case)?, overlap)))
-        .collect();
+    let writes: Vec<_> =
+        cases.iter().filter_map(|case| Some(bench.write("src.c", target, &case.id, content(case)?, overlap))).collect();
     use oplogue_engine::sink::Sink as _;
     for chunk in writes.chunks(400) {
         let report = bench.sink.write(chunk).await.unwrap();
@@ -318,16 +316,26 @@ async fn diffs_that_others_lose_are_applied() {
     let bench = Bench::new(set.client(), SinkOptions::default());
     let start = doc! { "_id": 1, "x": 0, "arr": ["a", "b", "c", "d"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 0 } };
     let vectors = [
-        (doc! { "u": { "x": 1 }, "sarr": { "a": true, "l": 2 } },
-         doc! { "_id": 1, "x": 1, "arr": ["a", "b"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 0 } }),
-        (doc! { "sarr": { "a": true, "l": 2, "u0": "new" } },
-         doc! { "_id": 1, "x": 0, "arr": ["new", "b"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 0 } }),
-        (doc! { "sarr": { "a": true, "l": 2 }, "sobj": { "u": { "k": 9 } } },
-         doc! { "_id": 1, "x": 0, "arr": ["a", "b"], "two": [1, 2, 3], "obj": { "k": 9, "a.b": 0 } }),
-        (doc! { "sarr": { "a": true, "l": 2 }, "stwo": { "a": true, "l": 1 } },
-         doc! { "_id": 1, "x": 0, "arr": ["a", "b"], "two": [1], "obj": { "k": 0, "a.b": 0 } }),
-        (doc! { "sobj": { "u": { "a.b": 1 } } },
-         doc! { "_id": 1, "x": 0, "arr": ["a", "b", "c", "d"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 1 } }),
+        (
+            doc! { "u": { "x": 1 }, "sarr": { "a": true, "l": 2 } },
+            doc! { "_id": 1, "x": 1, "arr": ["a", "b"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 0 } },
+        ),
+        (
+            doc! { "sarr": { "a": true, "l": 2, "u0": "new" } },
+            doc! { "_id": 1, "x": 0, "arr": ["new", "b"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 0 } },
+        ),
+        (
+            doc! { "sarr": { "a": true, "l": 2 }, "sobj": { "u": { "k": 9 } } },
+            doc! { "_id": 1, "x": 0, "arr": ["a", "b"], "two": [1, 2, 3], "obj": { "k": 9, "a.b": 0 } },
+        ),
+        (
+            doc! { "sarr": { "a": true, "l": 2 }, "stwo": { "a": true, "l": 1 } },
+            doc! { "_id": 1, "x": 0, "arr": ["a", "b"], "two": [1], "obj": { "k": 0, "a.b": 0 } },
+        ),
+        (
+            doc! { "sobj": { "u": { "a.b": 1 } } },
+            doc! { "_id": 1, "x": 0, "arr": ["a", "b", "c", "d"], "two": [1, 2, 3], "obj": { "k": 0, "a.b": 1 } },
+        ),
     ];
     use oplogue_engine::sink::Sink as _;
     for overlap in [true, false] {

@@ -72,7 +72,8 @@ async fn several_writes_of_a_document_count_in_order() {
 
 #[tokio::test]
 async fn a_true_conflict_is_named_and_the_rest_is_settled() {
-    let (_set, bench) = unique(&[doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 9, "u": 9 }]).await;
+    let (_set, bench) =
+        unique(&[doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 9, "u": 9 }]).await;
     let writes = [
         set(&bench, 1, 2, false),
         set(&bench, 2, 1, false),
