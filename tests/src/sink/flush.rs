@@ -1,1 +1,254 @@
-//! Next.
+//! Flushes: every result read, duplicates and missing documents by the rules of either side of the overlap mark.
+
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
+use mongodb::IndexModel;
+use oplogue_connectors::mongodb::sink::{MissingDocument, SinkOptions};
+use oplogue_engine::error::Kind;
+use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _};
+use oplogue_tests::servers::{Options, ReplicaSet, connect};
+
+use super::support::{Bench, raw};
+
+fn patch(diff: Document) -> Content {
+    Content::Patch(vec![Patch::Diff(raw(&diff))])
+}
+
+fn id(id: impl Into<Bson>) -> Document {
+    doc! { "_id": id.into() }
+}
+
+async fn single(options: SinkOptions) -> (ReplicaSet, Bench) {
+    let set = ReplicaSet::single().await.unwrap();
+    let bench = Bench::new(set.client(), options);
+    (set, bench)
+}
+
+async fn found(bench: &Bench, namespace: &str) -> Vec<Document> {
+    bench.documents(namespace).await.into_iter().map(|d| d.try_into().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn duplicates_and_missing_documents_in_overlap_are_no_questions() {
+    let (_set, bench) = single(SinkOptions { missing_document: MissingDocument::Stop, ..SinkOptions::default() }).await;
+    let things = bench.client.database("t").collection::<Document>("c");
+    things.insert_one(doc! { "_id": 1, "old": true }).await.unwrap();
+    let write = |key: Document, content| bench.write("t.c", "t.c", &key, content, true);
+    let report = bench
+        .sink
+        .write(&[
+            write(id(1), Content::Insert(raw(&doc! { "_id": 1_i64, "new": 1 }))),
+            write(id(2), patch(doc! { "u": { "x": 1 } })),
+            write(id(3), Content::Delete),
+            write(id(4), Content::Insert(raw(&doc! { "_id": 4, "new": 4 }))),
+        ])
+        .await
+        .unwrap();
+    assert_eq!(report.refused, []);
+    assert!(report.operation_time.is_some());
+    let expected = [doc! { "_id": 1_i64, "new": 1 }, doc! { "_id": 4, "new": 4 }];
+    assert_eq!(found(&bench, "t.c").await, expected);
+    let durability = bench.sink.durability().await.unwrap();
+    assert!(durability.term >= 1);
+}
+
+#[tokio::test]
+async fn after_the_mark_a_taken_id_is_kept_or_replaced_as_configured() {
+    for replace in [false, true] {
+        let (_set, bench) = single(SinkOptions { insert_on_dup_update: replace, ..SinkOptions::default() }).await;
+        let things = bench.client.database("t").collection::<Document>("c");
+        things.insert_one(doc! { "_id": 1, "who": "target" }).await.unwrap();
+        let insert = Content::Insert(raw(&doc! { "_id": 1, "who": "source" }));
+        let other = Content::Insert(raw(&doc! { "_id": 2, "who": "source" }));
+        let writes =
+            [bench.write("s.c", "t.c", &id(1), insert, false), bench.write("s.c", "t.c", &id(2), other, false)];
+        assert_eq!(bench.sink.write(&writes).await.unwrap().refused, []);
+        let who = if replace { "source" } else { "target" };
+        assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "who": who }, doc! { "_id": 2, "who": "source" }]);
+        assert_eq!(bench.sink.counts().conflicts, u64::from(!replace));
+    }
+}
+
+#[tokio::test]
+async fn a_missing_document_is_read_from_the_source_and_is_then_ahead() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let source = bench.client.database("s").collection::<Document>("c");
+    source.insert_one(doc! { "_id": 1, "x": 1, "y": 2 }).await.unwrap();
+    let target = bench.client.database("t").collection::<Document>("c");
+    target.insert_one(doc! { "_id": 2, "x": 0 }).await.unwrap();
+    let update = |key: i32| bench.write("s.c", "t.c", &id(key), patch(doc! { "u": { "x": 1 } }), false);
+    let report = bench.sink.write(&[update(1), update(2), update(3)]).await.unwrap();
+    assert_eq!(report.refused, []);
+    let expected = [doc! { "_id": 2, "x": 1 }, doc! { "_id": 1, "x": 1, "y": 2 }];
+    assert_eq!(found(&bench, "t.c").await, expected, "3 is absent on both sides: nothing is invented");
+    let counts = bench.sink.counts();
+    assert_eq!((counts.missing, counts.refetched), (2, 2));
+    // The document came from the source's present, so older changes of it are still in overlap.
+    bench
+        .sink
+        .write(&[bench.write("s.c", "t.c", &id(1), patch(doc! { "sgone": { "u": { "z": 1 } } }), false)])
+        .await
+        .unwrap();
+    assert_eq!(found(&bench, "t.c").await, expected);
+}
+
+#[tokio::test]
+async fn a_missing_document_can_stop_the_run_or_be_ignored() {
+    let (_set, bench) = single(SinkOptions { missing_document: MissingDocument::Stop, ..SinkOptions::default() }).await;
+    let write = bench.write("s.c", "t.c", &id(7), patch(doc! { "u": { "x": 1 } }), false);
+    let error = bench.sink.write(&[write.clone()]).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::CannotApply);
+    assert!(error.to_string().contains("t.c") && error.to_string().contains('7'), "{error}");
+    let ignoring = SinkOptions { missing_document: MissingDocument::Ignore, ..SinkOptions::default() };
+    let bench = Bench::new(bench.client.clone(), ignoring);
+    let write = bench.write("s.c", "t.c", &id(7), patch(doc! { "u": { "x": 1 } }), false);
+    bench.sink.write(&[write]).await.unwrap();
+    assert_eq!(bench.sink.counts().missing, 1);
+    let inventing = SinkOptions { missing_document: MissingDocument::Upsert, ..SinkOptions::default() };
+    let bench = Bench::new(bench.client.clone(), inventing);
+    let write = bench.write("s.c", "t.c", &id(7), patch(doc! { "u": { "x": 1 } }), false);
+    bench.sink.write(&[write]).await.unwrap();
+    assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 7, "x": 1 }]);
+}
+
+#[tokio::test]
+async fn a_collision_is_reported_for_its_own_change_and_solved_inside_a_flush() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let things = bench.client.database("t").collection::<Document>("c");
+    let unique = mongodb::options::IndexOptions::builder().unique(true).build();
+    things.create_index(IndexModel::builder().keys(doc! { "u": 1 }).options(unique).build()).await.unwrap();
+    things.insert_many([doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }]).await.unwrap();
+    let insert = |key: i32, u: i32| {
+        bench.write("s.c", "t.c", &id(key), Content::Insert(raw(&doc! { "_id": key, "u": u })), false)
+    };
+    let report = bench.sink.write(&[insert(3, 2), insert(4, 4), insert(5, 5)]).await.unwrap();
+    let [(0, Refusal::UniqueKey { index, .. })] = report.refused.as_slice() else { panic!("{:?}", report.refused) };
+    assert_eq!(index, "u_1");
+    // The delete makes room for the insert of the same flush, whichever command comes first.
+    let delete = bench.write("s.c", "t.c", &id(1), Content::Delete, false);
+    let report = bench.sink.write(&[insert(6, 1), delete]).await.unwrap();
+    assert_eq!(report.refused, []);
+    assert_eq!(things.count_documents(doc! {}).await.unwrap(), 4);
+}
+
+#[tokio::test]
+async fn documents_that_plain_writes_would_change_arrive_unchanged() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let zero = Timestamp { time: 0, increment: 0 };
+    let documents = [
+        doc! { "_id": 1, "t": zero, "n": { "t": zero } },
+        doc! { "_id": 2, "$price": 1, "a.b": 2, "": 3 },
+        doc! { "_id": { "a": 1 }, "x": f64::from_bits(0x7ff8_0000_dead_beef), "z": -0.0 },
+        doc! { "_id": Bson::Null, "big": "y".repeat(16 * 1024 * 1024 - 200) },
+    ];
+    for overlap in [false, true] {
+        for content in [Content::Insert, Content::Replace] {
+            bench.client.database("t").drop().await.unwrap();
+            let keys: Vec<Document> = documents.iter().map(|d| id(d.get("_id").unwrap().clone())).collect();
+            let writes: Vec<_> = documents
+                .iter()
+                .zip(&keys)
+                .map(|(document, key)| bench.write("s.c", "t.c", key, content(raw(document)), overlap))
+                .collect();
+            assert_eq!(bench.sink.write(&writes).await.unwrap().refused, []);
+            let mut found = bench.documents("t.c").await;
+            let mut expected: Vec<RawDocumentBuf> =
+                documents.iter().map(|d| RawDocumentBuf::try_from(d).unwrap()).collect();
+            found.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+            expected.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+            assert!(found == expected, "overlap {overlap}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn ids_that_only_a_collation_calls_equal_replace_each_other() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let collation = doc! { "create": "c", "collation": { "locale": "en", "strength": 2 } };
+    bench.client.database("t").run_command(collation).await.unwrap();
+    bench.sink.load().await.unwrap();
+    let insert = |key: &str| bench.write("s.c", "t.c", &id(key), Content::Insert(raw(&doc! { "_id": key })), true);
+    bench.sink.write(&[insert("a")]).await.unwrap();
+    assert_eq!(bench.sink.write(&[insert("A")]).await.unwrap().refused, []);
+    assert_eq!(found(&bench, "t.c").await, [doc! { "_id": "A" }]);
+    let delete = bench.write("s.c", "t.c", &id("A"), Content::Delete, false);
+    let again = bench.write("s.c", "t.c", &id("a"), Content::Insert(raw(&doc! { "_id": "a" })), false);
+    assert_eq!(bench.sink.write(&[delete, again]).await.unwrap().refused, []);
+    assert_eq!(found(&bench, "t.c").await, [doc! { "_id": "a" }]);
+}
+
+#[tokio::test]
+async fn the_guides_target_user_is_enough_and_validators_are_then_obeyed() {
+    let set = ReplicaSet::start(Options::guide_target()).await.unwrap();
+    let user = connect(&set.uri_as_user()).await.unwrap();
+    let bench = Bench::new(user, SinkOptions::default());
+    let validator = doc! { "create": "c", "validator": { "n": { "$gte": 0 } } };
+    set.client().database("t").run_command(validator).await.unwrap();
+    let insert = |key: i32, n: i32| {
+        bench.write("s.c", "t.c", &id(key), Content::Insert(raw(&doc! { "_id": key, "n": n })), false)
+    };
+    let report = bench.sink.write(&[insert(1, 1), insert(2, -2), insert(3, 3)]).await.unwrap();
+    let [(1, Refusal::Refused { code: 121, .. })] = report.refused.as_slice() else { panic!("{:?}", report.refused) };
+    let root = Bench::new(set.client(), SinkOptions::default());
+    let write = root.write("s.c", "t.c", &id(2), Content::Insert(raw(&doc! { "_id": 2, "n": -2 })), false);
+    assert_eq!(root.sink.write(&[write]).await.unwrap().refused, []);
+    assert_eq!(found(&root, "t.c").await.len(), 3);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_an_error_of_the_whole_flush() {
+    let (set, bench) = single(SinkOptions::default()).await;
+    bench.sink.load().await.unwrap();
+    for failure in [
+        doc! { "failCommands": ["insert"], "closeConnection": true },
+        doc! { "failCommands": ["insert"], "errorCode": 10107 },
+        doc! { "failCommands": ["insert"], "writeConcernError": { "code": 91, "errmsg": "shutting down" } },
+    ] {
+        set.fail_command(doc! { "times": 1 }, failure.clone()).await.unwrap();
+        let insert = Content::Insert(raw(&doc! { "_id": 1 }));
+        let error = bench.sink.write(&[bench.write("s.c", "t.c", &id(1), insert, true)]).await;
+        set.heal_commands().await.unwrap();
+        // In overlap an insert is an update, which the fail point lets through.
+        assert!(error.is_ok());
+        set.fail_command(doc! { "times": 1 }, failure.clone()).await.unwrap();
+        let insert = Content::Insert(raw(&doc! { "_id": 2 }));
+        let error = bench.sink.write(&[bench.write("s.c", "t.c", &id(2), insert, false)]).await.unwrap_err();
+        assert!(matches!(error.kind(), Kind::Unavailable | Kind::FailedOver), "{failure}: {error}");
+        set.heal_commands().await.unwrap();
+        bench.client.database("t").drop().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn too_deep_an_update_is_replaced_by_the_whole_document() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let mut document = doc! { "x": 0 };
+    let mut diff = doc! { "u": { "x": 1 } };
+    for _ in 0..80 {
+        document = doc! { "a": document };
+        diff = doc! { "sa": diff };
+    }
+    document.insert("_id", 1);
+    bench.client.database("t").collection::<Document>("c").insert_one(&document).await.unwrap();
+    bench.client.database("s").collection::<Document>("c").insert_one(doc! { "_id": 1, "whole": true }).await.unwrap();
+    let write = bench.write("s.c", "t.c", &id(1), patch(diff), true);
+    assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
+    assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "whole": true }]);
+    assert_eq!(bench.sink.counts().refetched, 1);
+}
+
+#[tokio::test]
+async fn modifiers_of_old_sources_are_applied_in_order() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let things = bench.client.database("t").collection::<Document>("c");
+    things.insert_one(doc! { "_id": 1, "x": 0, "y": 1 }).await.unwrap();
+    let modifiers = |document: Document| Patch::Modifiers(raw(&document));
+    let content = Content::Patch(vec![
+        modifiers(doc! { "$set": { "x": 1 } }),
+        modifiers(doc! { "$set": { "x": 2 }, "$unset": { "y": true } }),
+    ]);
+    for overlap in [true, false] {
+        let write = bench.write("s.c", "t.c", &id(1), content.clone(), overlap);
+        assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
+        assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "x": 2 }]);
+    }
+}

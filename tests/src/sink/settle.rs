@@ -1,1 +1,86 @@
-//! Next.
+//! Unique values that changed hands: swaps, cycles, chains with what stands on the target, and true conflicts.
+
+use bson::{Document, doc};
+use mongodb::IndexModel;
+use oplogue_connectors::mongodb::sink::SinkOptions;
+use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
+use oplogue_tests::servers::ReplicaSet;
+
+use super::support::{Bench, raw};
+
+async fn unique(documents: &[Document]) -> (ReplicaSet, Bench) {
+    let set = ReplicaSet::single().await.unwrap();
+    let bench = Bench::new(set.client(), SinkOptions::default());
+    let things = bench.client.database("t").collection::<Document>("c");
+    let unique = mongodb::options::IndexOptions::builder().unique(true).build();
+    things.create_index(IndexModel::builder().keys(doc! { "u": 1 }).options(unique).build()).await.unwrap();
+    things.insert_many(documents).await.unwrap();
+    (set, bench)
+}
+
+fn set(bench: &Bench, id: i32, u: i32, overlap: bool) -> Write {
+    let diff = Content::Patch(vec![Patch::Diff(raw(&doc! { "u": { "u": u } }))]);
+    bench.write("s.c", "t.c", &doc! { "_id": id }, diff, overlap)
+}
+
+async fn found(bench: &Bench) -> Vec<Document> {
+    let mut all: Vec<Document> = bench.documents("t.c").await.into_iter().map(|d| d.try_into().unwrap()).collect();
+    all.sort_by_key(|d| d.get_i32("_id").unwrap());
+    all
+}
+
+#[tokio::test]
+async fn swaps_and_cycles_are_settled_with_their_other_fields() {
+    let start: Vec<Document> = (1..=3).map(|n| doc! { "_id": n, "u": n, "keep": n * 10 }).collect();
+    let (_set, bench) = unique(&start).await;
+    let writes = [set(&bench, 1, 2, false), set(&bench, 2, 3, false), set(&bench, 3, 1, false)];
+    assert!(!bench.sink.write(&writes).await.unwrap().refused.is_empty(), "no order of single writes does it");
+    let (_other, bench) = unique(&start).await;
+    let writes = [set(&bench, 1, 2, false), set(&bench, 2, 3, false), set(&bench, 3, 1, false)];
+    let report = bench.sink.settle(&writes).await.unwrap();
+    assert_eq!(report.refused, []);
+    assert!(report.operation_time.is_some());
+    let expected = [
+        doc! { "_id": 1, "u": 2, "keep": 10 },
+        doc! { "_id": 2, "u": 3, "keep": 20 },
+        doc! { "_id": 3, "u": 1, "keep": 30 },
+    ];
+    assert_eq!(found(&bench).await, expected);
+    // Settling again, as a replay would, changes nothing.
+    let writes = [set(&bench, 1, 2, true), set(&bench, 2, 3, true), set(&bench, 3, 1, true)];
+    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, expected);
+}
+
+#[tokio::test]
+async fn several_writes_of_a_document_count_in_order() {
+    let (_set, bench) = unique(&[doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }]).await;
+    let key = doc! { "_id": 2 };
+    let writes = [
+        set(&bench, 1, 7, false),
+        bench.write("s.c", "t.c", &key, Content::Delete, false),
+        set(&bench, 1, 2, false),
+        bench.write("s.c", "t.c", &key, Content::Insert(raw(&doc! { "_id": 2, "u": 9 })), false),
+        set(&bench, 2, 1, false),
+        bench.write("s.c", "t.c", &doc! { "_id": 3 }, Content::Replace(raw(&doc! { "_id": 3, "u": 7 })), false),
+        set(&bench, 4, 4, true),
+    ];
+    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    let expected = [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 1 }, doc! { "_id": 3, "u": 7 }];
+    assert_eq!(found(&bench).await, expected, "4 is missing and in overlap: no document is invented");
+}
+
+#[tokio::test]
+async fn a_true_conflict_is_named_and_the_rest_is_settled() {
+    let (_set, bench) =
+        unique(&[doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 9, "u": 9 }]).await;
+    let writes = [
+        set(&bench, 1, 2, false),
+        set(&bench, 2, 1, false),
+        bench.write("s.c", "t.c", &doc! { "_id": 3 }, Content::Insert(raw(&doc! { "_id": 3, "u": 9 })), false),
+    ];
+    let report = bench.sink.settle(&writes).await.unwrap();
+    let [(2, Refusal::UniqueKey { index, .. })] = report.refused.as_slice() else { panic!("{:?}", report.refused) };
+    assert_eq!(index, "u_1");
+    assert_eq!(found(&bench).await, [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 1 }, doc! { "_id": 9, "u": 9 }]);
+}

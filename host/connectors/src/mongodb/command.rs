@@ -318,13 +318,10 @@ fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
 
 /// A number of a reply, whichever of its numeric types the server chose.
 pub(crate) fn integer(document: &Document, name: &str) -> Option<i64> {
-    match document.get(name)? {
-        Bson::Int32(n) => Some(i64::from(*n)),
-        Bson::Int64(n) => Some(*n),
-        #[allow(clippy::cast_possible_truncation, reason = "counts and codes are whole numbers far below 2^53")]
-        Bson::Double(n) => Some(*n as i64),
-        _ => None,
-    }
+    let value = document.get(name)?;
+    #[allow(clippy::cast_possible_truncation, reason = "counts and codes are whole numbers far below 2^53")]
+    let of_double = |n: f64| n as i64;
+    value.as_i64().or_else(|| value.as_i32().map(i64::from)).or_else(|| value.as_f64().map(of_double))
 }
 
 /// The `operationTime` of a reply; a standalone server sends none.

@@ -13,11 +13,11 @@ use oplogue_engine::model::ddl::Routed;
 use oplogue_engine::model::{Change, CollectionUuid, Ddl, Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::DdlOutcome;
 
+use super::command::Concern;
 use super::identity::{CollectionInfo, Shape, Standing};
 use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, command};
-use super::command::Concern;
 
 mod create;
 mod index;
@@ -166,8 +166,9 @@ impl Executor<'_> {
     }
 
     fn is_claimed(&self, name: &Namespace, info: CollectionInfo) -> bool {
-        let behind = (info.shape == Shape::TimeSeries)
-            .then(|| self.sink.catalogue.info(&Namespace::of(name.database(), &format!("{BUCKETS}{}", name.collection()))));
+        let behind = (info.shape == Shape::TimeSeries).then(|| {
+            self.sink.catalogue.info(&Namespace::of(name.database(), &format!("{BUCKETS}{}", name.collection())))
+        });
         let uuid = info.uuid.or_else(|| behind.flatten().and_then(|buckets| buckets.uuid));
         uuid.is_some_and(|uuid| self.sink.catalogue.is_claimed(uuid))
     }
@@ -188,9 +189,8 @@ impl Executor<'_> {
     async fn convert_to_capped(&self, name: &Namespace, size_bytes: i64) -> Result<Option<OpTime>> {
         let turn = self.turn(name).await?;
         let present = self.sink.catalogue.info(name);
-        let done = present.is_some_and(|info| {
-            info.capped && info.uuid.is_some_and(|uuid| !self.sink.catalogue.is_claimed(uuid))
-        });
+        let done = present
+            .is_some_and(|info| info.capped && info.uuid.is_some_and(|uuid| !self.sink.catalogue.is_claimed(uuid)));
         let time = if turn == Turn::Run {
             let mut w = self.command("convertToCapped", name.collection());
             w.value("size", oplogue_engine::model::raw::kind::INT64, &size_bytes.to_le_bytes());

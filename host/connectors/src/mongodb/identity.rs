@@ -225,8 +225,8 @@ fn entry(database: &str, listed: &Document) -> Option<(Namespace, CollectionInfo
 }
 
 fn uuid(value: &Bson) -> Option<CollectionUuid> {
-    match value {
-        Bson::Binary(binary) => binary.bytes.as_slice().try_into().ok(),
-        _ => None,
-    }
+    let Bson::Binary(binary) = value else {
+        return None;
+    };
+    binary.bytes.as_slice().try_into().ok()
 }

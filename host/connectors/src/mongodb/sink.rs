@@ -30,9 +30,9 @@ mod mend;
 mod namespace;
 mod plan;
 
-pub(super) use mend::shown_id;
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
+pub(super) use mend::shown_id;
 
 /// Namespaces of one flush that are written at the same time.
 const NAMESPACES_AT_ONCE: usize = 8;

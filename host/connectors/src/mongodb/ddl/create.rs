@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn options_go_over_but_for_those_the_server_makes() {
-        let options = rawdoc! { "capped": true, "size": 4096, "idIndex": { "v": 2 }, "temp": true, "autoIndexId": true };
+        let options =
+            rawdoc! { "capped": true, "size": 4096, "idIndex": { "v": 2 }, "temp": true, "autoIndexId": true };
         assert_eq!(
             created("a.c", &options),
             doc! { "create": "c", "capped": true, "size": 4096, "writeConcern": { "w": 1 } }

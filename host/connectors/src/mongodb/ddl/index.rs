@@ -9,11 +9,11 @@ use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 
 use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped};
+use crate::mongodb::command::Concern;
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, command};
-use crate::mongodb::command::Concern;
 
 const DUPLICATE_KEY: i32 = 11000;
 const INDEX_OPTIONS_CONFLICT: i32 = 85;
@@ -228,8 +228,8 @@ mod tests {
         assert_eq!(
             Document::from_reader(w.finish().as_slice()).unwrap(),
             doc! { "createIndexes": "c",
-                "indexes": [{ "v": 2, "key": { "a": 1 }, "name": "a_1", "collation": { "locale": "simple" } }],
-                "writeConcern": { "w": 1 } }
+            "indexes": [{ "v": 2, "key": { "a": 1 }, "name": "a_1", "collation": { "locale": "simple" } }],
+            "writeConcern": { "w": 1 } }
         );
     }
 }

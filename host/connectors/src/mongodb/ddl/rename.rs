@@ -31,6 +31,7 @@ impl Executor<'_> {
     ) -> Result<Option<OpTime>> {
         if self.turn(from).await? == Turn::Done {
             self.remove_stale(from, to).await?;
+            self.remove_replaced(to, drop_target).await?;
             return Ok(skipped("renameCollection", from));
         }
         let occupant = self.occupant(to, drop_target).await?;
@@ -89,6 +90,19 @@ impl Executor<'_> {
                 .info(name)
                 .and_then(|info| info.uuid)
                 .is_some_and(|uuid| self.sink.catalogue.is_claimed(uuid))
+    }
+
+    /// What the source's rename replaced is gone after this entry. Replayed changes may have made it again, under a
+    /// name that nobody claims.
+    async fn remove_replaced(&self, to: &Namespace, drop_target: Option<CollectionUuid>) -> Result<()> {
+        let Some(replaced) = drop_target.filter(|_| self.overlap) else { return Ok(()) };
+        self.sink.catalogue.refresh(to).await?;
+        if let Standing::Own(_) | Standing::Unclaimed(_) = self.sink.catalogue.standing(to, replaced) {
+            tracing::info!(namespace = %to, "removed: the source replaced this collection by a rename");
+            self.drop_now(to).await?;
+            self.sink.catalogue.forget(replaced).await?;
+        }
+        Ok(())
     }
 
     /// The copy may have read a collection under its old and its new name. When the new name holds the recorded one

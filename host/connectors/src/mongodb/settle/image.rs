@@ -108,9 +108,8 @@ impl<'a> Image<'a> {
             Base::Document(base) if self.patches.is_empty() => Some(Statement::replace(key, base)?),
             Base::Document(base) => {
                 let diffs = self.patches.iter().map(|diff| diff.as_ref());
-                let stages = patch::pipeline(Some(base), diffs).map_err(|e| {
-                    Error::new(Side::Sink, Kind::CannotApply, "settle unique keys").caused_by(e)
-                })?;
+                let stages = patch::pipeline(Some(base), diffs)
+                    .map_err(|e| Error::new(Side::Sink, Kind::CannotApply, "settle unique keys").caused_by(e))?;
                 Some(Statement::Pipeline { key, stages, upsert: true })
             }
         })
@@ -145,7 +144,8 @@ mod tests {
 
     #[test]
     fn a_whole_document_makes_earlier_writes_irrelevant() {
-        let writes = [write(1, diff()), write(2, Content::Delete), write(1, Content::Replace(doc(5))), write(1, diff())];
+        let writes =
+            [write(1, diff()), write(2, Content::Delete), write(1, Content::Replace(doc(5))), write(1, diff())];
         let indexed: Vec<(usize, &Write)> = writes.iter().enumerate().collect();
         let images = images(&indexed).unwrap();
         assert_eq!(images.len(), 2);

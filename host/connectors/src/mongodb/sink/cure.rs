@@ -34,12 +34,9 @@ pub(crate) enum Cure {
 /// Decides about one error.
 pub(crate) fn cure(content: &Content, statement: &Statement<'_>, error: &StatementError) -> Cure {
     match error.code {
-        DUPLICATE_KEY if is_id(error) => match statement {
-            Statement::Insert(_) => Cure::Duplicate,
-            // Two upserts of one key met: the second finds the document that the first made.
-            _ => Cure::Again,
-        },
-        // Another unique index: a neighbour of the same flush may be about to make room.
+        DUPLICATE_KEY if is_id(error) && matches!(statement, Statement::Insert(_)) => Cure::Duplicate,
+        // Two upserts of one key met, and the second finds the document that the first made. Or it is another unique
+        // index, and a neighbour of the same flush was about to make room.
         DUPLICATE_KEY => Cure::Again,
         // Servers before 5.0 evict documents of capped collections by themselves and refuse deletes.
         ILLEGAL_OPERATION if matches!(content, Content::Delete) => Cure::Accept,

@@ -274,13 +274,7 @@ async fn fetch(source: &Client, name: &Namespace, write: &Write) -> Result<(Opti
 }
 
 /// Runs a cursor command to its end; whole raw replies.
-async fn batches(
-    client: &Client,
-    name: &Namespace,
-    side: Side,
-    doing: &str,
-    command: RawWriter,
-) -> Result<Vec<Bytes>> {
+async fn batches(client: &Client, name: &Namespace, side: Side, doing: &str, command: RawWriter) -> Result<Vec<Bytes>> {
     let command = command::raw(command.finish())?;
     let failed = |e| classify::error(side, &format!("{doing} of {name}"), e);
     let database = client.database(name.database());

@@ -49,7 +49,7 @@ impl MongoSink {
                     items.push(Item { index: *index, write, statement, overlap });
                 }
                 Plan::Nothing => {}
-                other => apart.push((*index, *write, other, overlap)),
+                other @ (Plan::Steps(_) | Plan::Refetch) => apart.push((*index, *write, other, overlap)),
             }
         }
         let mut report = FlushReport::default();

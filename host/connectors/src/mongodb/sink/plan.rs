@@ -7,6 +7,7 @@ use oplogue_engine::model::raw::Elements;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use crate::mongodb::command::Statement;
+use crate::mongodb::literal::needs_literal;
 use crate::mongodb::patch::{self, CompileError, ObjectDiff, fast};
 
 /// The road a write takes.
@@ -40,10 +41,9 @@ pub(crate) struct Form {
 pub(crate) fn plan(write: &Write, form: Form) -> Result<Plan<'_>> {
     let key = key(write);
     match &write.content {
-        Content::Insert(document) if !form.overlap => Ok(Plan::One(match Statement::replace(key, document)? {
-            literal @ Statement::Literal { .. } => literal,
-            _ => Statement::Insert(document),
-        })),
+        Content::Insert(document) if !form.overlap && !needs_literal(document)? => {
+            Ok(Plan::One(Statement::Insert(document)))
+        }
         Content::Insert(document) | Content::Replace(document) => Ok(Plan::One(Statement::replace(key, document)?)),
         Content::Delete => Ok(Plan::One(Statement::Delete { key })),
         Content::Patch(patches) => updating(key, None, patches, form),
