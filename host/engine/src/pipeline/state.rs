@@ -117,7 +117,8 @@ pub struct Core {
     options: CoreOptions,
     lanes: Vec<Lane>,
     tracker: AckTracker,
-    outstanding: HashMap<NamespaceId, usize>,
+    /// Writes that are pending or in flight, by target namespace.
+    outstanding: Vec<usize>,
     outstanding_all: usize,
     fences: Vec<Fence>,
     held: Held,
@@ -140,7 +141,7 @@ impl Core {
             options,
             lanes,
             tracker: AckTracker::default(),
-            outstanding: HashMap::new(),
+            outstanding: Vec::new(),
             outstanding_all: 0,
             fences: Vec::new(),
             held: Held::default(),
@@ -386,7 +387,9 @@ impl Core {
         let address = (change.target, document);
         let write = Write { target: change.target, source: change.source, key, content, overlap, time: change.time };
         let pending = Pending { address, write, acks: Acks::one(slot) };
-        if let Some(waiting) = self.parked.get_mut(&address) {
+        if !self.parked.is_empty()
+            && let Some(waiting) = self.parked.get_mut(&address)
+        {
             if let Some(apart) = absorb_last(waiting, pending) {
                 waiting.push_back(apart);
             }
@@ -396,7 +399,13 @@ impl Core {
         if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending)) {
             self.counts.coalesced += 1;
         } else {
-            *self.outstanding.entry(address.0).or_default() += 1;
+            let at = address.0.index();
+            if self.outstanding.len() <= at {
+                self.outstanding.resize(at + 1, 0);
+            }
+            if let Some(count) = self.outstanding.get_mut(at) {
+                *count += 1;
+            }
             self.outstanding_all += 1;
         }
         Ok(())
@@ -545,14 +554,14 @@ impl Core {
 
     fn drained(&self, scope: Scope) -> bool {
         match scope {
-            Scope::Collection(namespace) => self.outstanding.get(&namespace).copied().unwrap_or_default() == 0,
+            Scope::Collection(namespace) => self.outstanding.get(namespace.index()).is_none_or(|count| *count == 0),
             Scope::Cluster => self.outstanding_all == 0,
         }
     }
 
     fn settle_count(&mut self, namespace: NamespaceId) -> Result<()> {
-        let count = self.outstanding.entry(namespace).or_default();
-        *count = count.checked_sub(1).ok_or_else(|| bug("more writes came back than went out".into()))?;
+        let count = self.outstanding.get_mut(namespace.index()).filter(|count| **count > 0);
+        *count.ok_or_else(|| bug("more writes came back than went out".into()))? -= 1;
         self.outstanding_all -= 1;
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! document that could not be merged stand in different waves.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::ack::SlotId;
 use crate::model::{DocumentKey, NamespaceId};
@@ -21,30 +22,34 @@ const WAVE_BYTES_MAX: usize = 24 << 20;
 /// A document of the target.
 pub type Address = (NamespaceId, DocumentKey);
 
-/// Which changes a write stands for: slots and how many of each.
-#[derive(Debug, Clone, Default)]
-pub struct Acks(Vec<(SlotId, usize)>);
+/// Which changes a write stands for: slots and how many of each. Most stand for one change, which needs no memory.
+#[derive(Debug, Clone)]
+pub struct Acks {
+    newest: (SlotId, usize),
+    older: Vec<(SlotId, usize)>,
+}
 
 impl Acks {
     /// One change of `slot`.
     #[must_use]
     pub fn one(slot: SlotId) -> Self {
-        Self(vec![(slot, 1)])
+        Self { newest: (slot, 1), older: Vec::new() }
     }
 
     /// Adds the changes of another write that was merged into this one.
     pub fn extend(&mut self, other: Self) {
-        for (slot, count) in other.0 {
-            match self.0.last_mut() {
-                Some((last, n)) if *last == slot => *n += count,
-                Some(_) | None => self.0.push((slot, count)),
+        for (slot, count) in other.older.into_iter().chain([other.newest]) {
+            if self.newest.0 == slot {
+                self.newest.1 += count;
+            } else {
+                self.older.push(std::mem::replace(&mut self.newest, (slot, count)));
             }
         }
     }
 
     /// The slots and counts.
     pub fn iter(&self) -> impl Iterator<Item = (SlotId, usize)> + '_ {
-        self.0.iter().copied()
+        self.older.iter().copied().chain([self.newest])
     }
 }
 
@@ -91,10 +96,38 @@ impl Pending {
     }
 }
 
+/// Hashes an [`Address`] by mixing its numbers: the document key is random already (`model::key`).
+#[derive(Debug, Default)]
+pub struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(u64::from(n));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_u128(&mut self, n: u128) {
+        self.write_u64(n as u64);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Wave {
     entries: Vec<Option<Pending>>,
-    index: HashMap<Address, usize>,
+    index: HashMap<Address, usize, BuildHasherDefault<AddressHasher>>,
     bytes: usize,
 }
 
