@@ -15,7 +15,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("full_sync.reader.write_document_parallel", Int(1, 256), "8", Conf(4), Supported,
         "Writers of one collection."),
     // The server takes at most 100,000 statements in one command (maxWriteBatchSize).
-    key("full_sync.reader.document_batch_size", Int(1, 100_000), "128", Conf(4), Supported,
+    key("full_sync.reader.document_batch_size", Int(1, 100_000), "5000", Conf(4), Supported,
         "Most documents of one insert command."),
     key("full_sync.reader.fetch_batch_size", Int(1, 1_000_000), "1024", Conf(10), Hint("replies are asked for by bytes, not by documents"),
         "Documents in one reply of the source."),
