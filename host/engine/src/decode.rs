@@ -79,6 +79,13 @@ impl Decoder {
         self.counts
     }
 
+    /// The place to open the source at again when its cursor is lost: the last entry that was read. The source will
+    /// deliver that entry once more, and it will be passed over. What was decoded stays valid.
+    pub fn reopen(&mut self) -> Position {
+        self.skip = Some(self.last);
+        Position::Oplog(self.last)
+    }
+
     /// Decodes one reply into batches: one, or more when DDL stands in it, each with its own position.
     ///
     /// # Errors

@@ -71,6 +71,16 @@ fn the_start_entry_is_not_applied_again() {
 }
 
 #[test]
+fn a_reopened_source_repeats_its_last_entry_once() {
+    let mut decoder = decoder();
+    let insert = |inc| entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } });
+    decoder.decode(raw(vec![insert(1), insert(2)])).unwrap();
+    assert_eq!(decoder.reopen().time().inc, 2);
+    let batches = decoder.decode(raw(vec![insert(2), insert(3)])).unwrap();
+    assert_eq!((batches[0].changes.len(), position(&batches[0])), (1, 3));
+}
+
+#[test]
 fn a_ddl_stands_alone_with_the_position_before_it() {
     let mut decoder = decoder();
     let insert = |inc| entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } });

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::decode::{DecodeCounts, Decoder};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::metrics::{DropReason, Metrics, Status};
 use crate::model::ChangeBatch;
 use crate::plugin::{ChainWorker, PluginChain};
@@ -60,10 +60,21 @@ impl Reader {
         self.metrics.source.opens.inc();
         loop {
             self.ask_newest().await?;
-            let raw = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                raw = self.source.next() => raw?,
+                next = self.source.next() => next,
+            };
+            let raw = match next {
+                Ok(raw) => raw,
+                // A pause longer than a cursor lives (a delay at the byte budget) costs no more than a new cursor.
+                Err(error) if error.kind() == Kind::CursorLost => {
+                    tracing::info!(%error, "the source's cursor is opened again");
+                    self.source.open(&self.decoder.reopen()).await?;
+                    self.metrics.source.opens.inc();
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let bytes = raw.entries.len() as u64;
             let before = self.decoder.counts();
