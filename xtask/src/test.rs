@@ -49,22 +49,11 @@ fn check() -> Result<()> {
     console::title("format");
     steps::run(&mut steps::cargo(&["fmt", "--all", "--check"]))?;
     console::title("lints");
-    let lints = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ];
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     steps::run(&mut steps::cargo(&lints))
 }
 
 fn versions(long: bool) -> Vec<String> {
-    let all = if long {
-        &["6.0.27", "6.0.5", "5.0.4", "4.4.2"][..]
-    } else {
-        &["6.0.27"]
-    };
+    let all = if long { &["6.0.27", "6.0.5", "5.0.4", "4.4.2"][..] } else { &["6.0.27"] };
     all.iter().map(|version| (*version).to_owned()).collect()
 }
