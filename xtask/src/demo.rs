@@ -22,6 +22,9 @@ use gauge::Gauge;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What the collector logs when a new version has taken over.
+const SWAPPED: &str = "plugin swapped";
+
 /// How long and how hard.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -115,10 +118,14 @@ async fn watch(options: &Options, load: &Load, collector: &mut Collector, plugin
     for second in 0..options.seconds {
         if second == options.seconds / 2 {
             plugin.put(2)?;
-            console::say("  plugin file replaced by version 2");
+            console::say("  the plugin's file is replaced by version 2");
         }
         anyhow::ensure!(collector.is_running()?, "the collector ended");
         gauge.tick(load, collector).await;
     }
+    collector.wait_log(SWAPPED, PATIENCE).await?;
+    let log = collector.log();
+    let line = log.lines().find(|line| line.contains(SWAPPED)).unwrap_or_default();
+    console::say(&format!("  {line}"));
     Ok(())
 }
