@@ -13,6 +13,9 @@ mod steps;
 
 mod servers;
 
+mod plugins;
+mod wasm_std;
+
 mod tidy;
 
 mod test;
@@ -42,6 +45,10 @@ enum Command {
     Demo(demo::Options),
     /// Measures copy, catch-up and latency against a bare loader and a native secondary
     Bench(bench::Options),
+    /// Makes sure that guests can be built: the standard library for wasm32-unknown-unknown
+    WasmStd,
+    /// Builds every guest and puts the files beside their sources
+    Plugins(plugins::Options),
     /// Checks the rules of docs/STYLE.md that can be checked
     Tidy,
 }
@@ -52,6 +59,8 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::WasmStd => wasm_std::run(),
+        Command::Plugins(options) => plugins::run(options),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -295,7 +295,6 @@ impl Chain {
             self.publish(&mut state, plugins);
         }
     }
-
 }
 
 /// A worker as the pipeline holds it.

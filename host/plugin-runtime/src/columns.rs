@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
-use oplogue_engine::model::{Change, NamespaceId, Namespaces, Operation};
 use oplogue_engine::model::raw;
+use oplogue_engine::model::{Change, NamespaceId, Namespaces, Operation};
 use wasmtime::component::{ComponentType, Lift, Lower};
 
 /// How much of an entry a route asked for.
@@ -54,13 +54,7 @@ const EMPTY_DOCUMENT: &[u8] = &[5, 0, 0, 0, 0];
 
 impl Columns {
     /// Fills the columns. `None` where the batch has no such entry, which would be a bug of the chain.
-    pub(crate) fn fill(
-        &mut self,
-        seq: u64,
-        items: &[Pending],
-        changes: &[Change],
-        names: &Namespaces,
-    ) -> Option<()> {
+    pub(crate) fn fill(&mut self, seq: u64, items: &[Pending], changes: &[Change], names: &Namespaces) -> Option<()> {
         self.clear();
         self.seq = seq;
         let mut places: HashMap<NamespaceId, u32> = HashMap::new();

@@ -76,7 +76,8 @@ pub(crate) struct DeadLetterFile(Mutex<File>);
 impl DeadLetterFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
-            Error::new(Side::Config, Kind::Misconfigured, format!("open dead-letter file {}", path.display())).caused_by(e)
+            Error::new(Side::Config, Kind::Misconfigured, format!("open dead-letter file {}", path.display()))
+                .caused_by(e)
         })?;
         Ok(Self(Mutex::new(file)))
     }

@@ -53,11 +53,7 @@ impl Checked {
         rekey: bool,
     ) -> Result<Self, String> {
         let count = items.len();
-        for (column, length) in [
-            ("verdict", edits.verdict.len()),
-            ("arg", edits.arg.len()),
-            ("ns", edits.ns.len()),
-        ] {
+        for (column, length) in [("verdict", edits.verdict.len()), ("arg", edits.arg.len()), ("ns", edits.ns.len())] {
             if length != 0 && length != count {
                 return Err(format!("column {column} has {length} places for a batch of {count}"));
             }
@@ -74,7 +70,8 @@ impl Checked {
             let verdict = edits.verdict.get(place).copied().unwrap_or(KEEP);
             check_verdict(verdict, place, change, &edits)?;
             if verdict & !MOVED == REPLACE {
-                at = cut_replaced(&edits.out, at, change, rekey, &mut cuts).map_err(|e| format!("entry {place}: {e}"))?;
+                at = cut_replaced(&edits.out, at, change, rekey, &mut cuts)
+                    .map_err(|e| format!("entry {place}: {e}"))?;
             }
         }
         if at != edits.out.len() {
@@ -85,12 +82,7 @@ impl Checked {
     }
 
     /// Applies the answer, entry by entry, and tells what became of each.
-    pub(crate) fn apply(
-        &self,
-        items: &[Pending],
-        changes: &mut [Change],
-        mut done: impl FnMut(Pending, Outcome),
-    ) {
+    pub(crate) fn apply(&self, items: &[Pending], changes: &mut [Change], mut done: impl FnMut(Pending, Outcome)) {
         let mut cuts = std::iter::once(0).chain(self.cuts.iter().copied()).zip(self.cuts.iter().copied());
         debug_assert_eq!(items.len(), self.count, "the answer belongs to another batch");
         for (place, item) in items.iter().enumerate() {

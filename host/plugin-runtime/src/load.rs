@@ -4,8 +4,8 @@
 //! world, start. Each failure is a [`LoadError`] of its own. Nothing here knows of the stream or of other plugins.
 
 use sha2::{Digest as _, Sha256};
-use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::engine::Runtime;
 use crate::error::LoadError;

@@ -25,9 +25,7 @@ impl PluginSource {
     pub(crate) fn read(&self) -> Result<Vec<u8>, LoadError> {
         match self {
             Self::Embedded(name) => embedded(name).map(<[u8]>::to_vec),
-            Self::Path(path) => {
-                std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })
-            }
+            Self::Path(path) => std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source }),
             Self::Bytes(bytes) => Ok(bytes.to_vec()),
         }
     }

@@ -17,7 +17,12 @@ pub(super) enum Hop {
     Pass(NamespaceId),
     Drop,
     /// To `plugin`, which wants to see entries of `ops`, under the name `name`.
-    Inspect { plugin: u16, name: NamespaceId, body: Body, ops: u8 },
+    Inspect {
+        plugin: u16,
+        name: NamespaceId,
+        body: Body,
+        ops: u8,
+    },
 }
 
 /// One table for each position in the chain, indexed by namespace.

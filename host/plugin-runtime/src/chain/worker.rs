@@ -160,9 +160,11 @@ impl Worker {
         self.expansions.clear();
         self.pending.iter_mut().for_each(Vec::clear);
         self.take_hops(&mut batch.changes);
-        for at in std::mem::take(&mut self.slow) {
-            self.enter(chain, &mut batch.changes, at)?;
+        let slow = std::mem::take(&mut self.slow);
+        for at in &slow {
+            self.enter(chain, &mut batch.changes, *at)?;
         }
+        self.slow = slow;
         for plugin in 0..self.seats.len() {
             self.consult(chain, batch, plugin)?;
         }
@@ -207,7 +209,13 @@ impl Worker {
     }
 
     /// Moves an entry on from `position` to the next plugin that wants to see it, or to its end.
-    pub(super) fn advance(&mut self, chain: &Chain, changes: &mut [Change], at: usize, position: usize) -> Result<(), Halt> {
+    pub(super) fn advance(
+        &mut self,
+        chain: &Chain,
+        changes: &mut [Change],
+        at: usize,
+        position: usize,
+    ) -> Result<(), Halt> {
         let Some(change) = changes.get_mut(at) else { return Ok(()) };
         if change.ddl.is_some() {
             return self.advance_ddl(chain, change, at, position);
@@ -390,8 +398,7 @@ impl Worker {
             seat.generation.count_custom(guest.take_counters());
         }
         let rekey = seat.generation.module.manifest.rekey;
-        let checked =
-            Checked::new(answer?, items, &batch.changes, &chain.namespaces, rekey).map_err(Fault::Lie)?;
+        let checked = Checked::new(answer?, items, &batch.changes, &chain.namespaces, rekey).map_err(Fault::Lie)?;
         if checked.asks_for_dead_letters() && chain.dead_letters.is_none() {
             return Err(Fault::Lie("a dead letter, but no dead-letter file is configured".to_owned()));
         }

@@ -3,16 +3,15 @@
 use bson::doc;
 use oplogue_engine::error::Kind;
 use oplogue_engine::model::{Change, Ddl};
-use oplogue_plugin_runtime::PluginSpec;
 use serde_json::json;
 
-use crate::fixtures::{Stream, body};
+use crate::fixtures::{Stream, body, default_plugin};
 
 fn stream(white: &[&str], rules: &[&str]) -> Stream {
     Stream::new(vec![
-        PluginSpec::embedded("namespace-filter", json!({ "white": white })),
-        PluginSpec::embedded("namespace-rename", json!({ "rules": rules })),
-        PluginSpec::embedded("ddl-filter", json!({ "enable": true })),
+        default_plugin("namespace-filter", json!({ "white": white })),
+        default_plugin("namespace-rename", json!({ "rules": rules })),
+        default_plugin("ddl-filter", json!({ "enable": true })),
     ])
 }
 
@@ -118,8 +117,8 @@ fn a_target_database_that_two_sources_share_is_never_dropped_whole() {
 #[test]
 fn a_ddl_filter_behind_a_partial_filter_drops_the_database_drop() {
     let mut stream = Stream::new(vec![
-        PluginSpec::embedded("namespace-filter", json!({ "white": ["a.x"] })),
-        PluginSpec::embedded("ddl-filter", json!({ "enable": false })),
+        default_plugin("namespace-filter", json!({ "white": ["a.x"] })),
+        default_plugin("ddl-filter", json!({ "enable": false })),
     ]);
     let changes = vec![stream.insert("a.x", &doc! { "_id": 1 }), drop_database(&stream, "a")];
     assert_eq!(stream.run(changes).len(), 1);

@@ -3,16 +3,15 @@
 use bson::doc;
 use oplogue_engine::model::{Ddl, Operation};
 use oplogue_engine::plugin::PluginChain as _;
-use oplogue_plugin_runtime::PluginSpec;
 use serde_json::json;
 
-use crate::fixtures::Stream;
+use crate::fixtures::{Stream, default_plugin};
 
 #[test]
 fn filter_and_rename() {
     let mut stream = Stream::new(vec![
-        PluginSpec::embedded("namespace-filter", json!({ "white": ["a", "b.c"], "checkpoint_db": "mongoshake" })),
-        PluginSpec::embedded("namespace-rename", json!({ "rules": ["a:z", "a.x:y.x"] })),
+        default_plugin("namespace-filter", json!({ "white": ["a", "b.c"], "checkpoint_db": "mongoshake" })),
+        default_plugin("namespace-rename", json!({ "rules": ["a:z", "a.x:y.x"] })),
     ]);
     let names = ["a.b", "a.x", "b.c", "b.d", "admin.q", "mongoshake.ckpt_default", "b.system.buckets.c"];
     for _ in 0..2 {
@@ -22,16 +21,20 @@ fn filter_and_rename() {
     }
     let stats = stream.chain.stats();
     assert!(stats.iter().all(|s| s.entries == 0), "no entry reached a guest: {stats:?}");
-    let route = |ns: &str| stream.chain.route(stream.names.intern(ns)).unwrap().map(|id| stream.names.name(id).to_string());
+    let route =
+        |ns: &str| stream.chain.route(stream.names.intern(ns)).unwrap().map(|id| stream.names.name(id).to_string());
     assert_eq!((route("a.x"), route("b.d")), (Some("y.x".to_owned()), None));
     let generations = stream.chain.generations();
-    assert_eq!(generations.iter().map(|g| g.plugin.as_str()).collect::<Vec<_>>(), ["namespace-filter", "namespace-rename"]);
+    assert_eq!(
+        generations.iter().map(|g| g.plugin.as_str()).collect::<Vec<_>>(),
+        ["namespace-filter", "namespace-rename"]
+    );
     assert!(generations.iter().all(|g| g.generation == 1 && g.version == "0.1.0" && g.sha256.len() == 64));
 }
 
 #[test]
 fn delay_is_by_source_time_and_not_for_the_full_copy() {
-    let mut stream = Stream::new(vec![PluginSpec::embedded("target-delay", json!({ "delay_ms": 1_800_000 }))]);
+    let mut stream = Stream::new(vec![default_plugin("target-delay", json!({ "delay_ms": 1_800_000 }))]);
     let mut late = stream.insert("a.b", &doc! { "_id": 2 });
     late.wall_ms = 5_000_000;
     let changes = vec![
@@ -50,11 +53,9 @@ fn delay_is_by_source_time_and_not_for_the_full_copy() {
 #[test]
 fn ddl_filter_sees_ddl_only() {
     for (enable, left) in [(false, 1), (true, 2)] {
-        let mut stream = Stream::new(vec![PluginSpec::embedded("ddl-filter", json!({ "enable": enable }))]);
-        let changes = vec![
-            stream.insert("a.b", &doc! { "_id": 1 }),
-            stream.ddl(Ddl::Drop { namespace: stream.routed("a.b") }),
-        ];
+        let mut stream = Stream::new(vec![default_plugin("ddl-filter", json!({ "enable": enable }))]);
+        let changes =
+            vec![stream.insert("a.b", &doc! { "_id": 1 }), stream.ddl(Ddl::Drop { namespace: stream.routed("a.b") })];
         assert_eq!(stream.run(changes).len(), left);
         assert_eq!(stream.chain.stats()[0].entries, u64::from(!enable));
     }
@@ -64,9 +65,9 @@ fn ddl_filter_sees_ddl_only() {
 fn the_order_of_entries_stands() {
     // Half of the entries wait for the second plugin, the others do not.
     let mut stream = Stream::new(vec![
-        PluginSpec::embedded("namespace-rename", json!({ "rules": ["a:z"] })),
-        PluginSpec::embedded("target-delay", json!({ "delay_ms": 5 })),
-        PluginSpec::embedded("ddl-filter", json!({ "enable": true })),
+        default_plugin("namespace-rename", json!({ "rules": ["a:z"] })),
+        default_plugin("target-delay", json!({ "delay_ms": 5 })),
+        default_plugin("ddl-filter", json!({ "enable": true })),
     ]);
     let changes = (0..50)
         .map(|id| {
@@ -92,14 +93,16 @@ fn an_empty_chain_and_an_empty_batch() {
 #[test]
 fn many_namespaces_are_asked_once() {
     let mut stream = Stream::new(vec![
-        PluginSpec::embedded("namespace-filter", json!({ "black": ["x"] })),
-        PluginSpec::embedded("namespace-rename", json!({ "rules": ["a:z"] })),
+        default_plugin("namespace-filter", json!({ "black": ["x"] })),
+        default_plugin("namespace-rename", json!({ "rules": ["a:z"] })),
     ]);
     let one = doc! { "_id": 1 };
-    let changes = |stream: &Stream| (0..1000).map(|n| stream.insert(&format!("a.c{}", n % 20), &one)).collect::<Vec<_>>();
+    let changes =
+        |stream: &Stream| (0..1000).map(|n| stream.insert(&format!("a.c{}", n % 20), &one)).collect::<Vec<_>>();
     let batch = changes(&stream);
     stream.run(batch);
-    let mut batches: Vec<_> = (0..20).map(|_| changes(&stream)).map(|c| stream.batch(c)).collect();
+    let prepared: Vec<_> = (0..20).map(|_| changes(&stream)).collect();
+    let mut batches: Vec<_> = prepared.into_iter().map(|c| stream.batch(c)).collect();
     let started = std::time::Instant::now();
     for batch in &mut batches {
         stream.worker.process(batch).unwrap();

@@ -12,65 +12,77 @@ use oplogue_engine::plugin::{ChainWorker, PluginChain};
 use oplogue_plugin_runtime::{Chain, ChainOptions, PluginSource, PluginSpec};
 use serde_json::{Value, json};
 
-/// A file of this repository.
-pub fn file(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+/// A file of this repository; a built guest may stand in another tree (`cargo xtask plugins --check`).
+pub(crate) fn file(path: &str) -> PathBuf {
+    let repository = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    match std::env::var_os("OPLOGUE_GUESTS") {
+        Some(fresh) if path.ends_with(".wasm") => PathBuf::from(fresh).join(path),
+        Some(_) | None => repository.join(path),
+    }
 }
 
-pub fn guest(name: &str) -> Vec<u8> {
+/// A default plugin: the embedded one, or the freshly built file.
+pub(crate) fn default_plugin(name: &'static str, config: Value) -> PluginSpec {
+    match std::env::var_os("OPLOGUE_GUESTS") {
+        Some(_) => PluginSpec::file(name, file(&format!("plugins/{name}/{name}.wasm")), config),
+        None => PluginSpec::embedded(name, config),
+    }
+}
+
+pub(crate) fn guest(name: &str) -> Vec<u8> {
     std::fs::read(file(&format!("host/plugin-runtime/tests/guests/{name}/{name}.wasm"))).unwrap()
 }
 
-pub fn mask_field(version: &str) -> Vec<u8> {
+pub(crate) fn mask_field(version: &str) -> Vec<u8> {
     std::fs::read(file(&format!("examples/mask-field/mask-field{version}.wasm"))).unwrap()
 }
 
-pub fn spec(name: &str, bytes: Vec<u8>, config: Value) -> PluginSpec {
+pub(crate) fn spec(name: &str, bytes: Vec<u8>, config: Value) -> PluginSpec {
     PluginSpec { source: PluginSource::Bytes(bytes.into()), ..PluginSpec::file(name, "", config) }
 }
 
-pub fn faulty(config: Value) -> PluginSpec {
+pub(crate) fn faulty(config: Value) -> PluginSpec {
     let mut spec = spec("faulty", guest("faulty"), config);
     spec.limits.hard = Duration::from_millis(200);
     spec
 }
 
 /// A chain with one worker, and the table that its batches use.
-pub struct Stream {
-    pub chain: Arc<Chain>,
-    pub names: Arc<Namespaces>,
-    pub worker: Box<dyn ChainWorker>,
+pub(crate) struct Stream {
+    pub(crate) chain: Arc<Chain>,
+    pub(crate) names: Arc<Namespaces>,
+    pub(crate) worker: Box<dyn ChainWorker>,
     seq: u64,
 }
 
 impl Stream {
-    pub fn new(specs: Vec<PluginSpec>) -> Self {
+    pub(crate) fn new(specs: Vec<PluginSpec>) -> Self {
         Self::with(specs, ChainOptions { watch: false, ..ChainOptions::default() })
     }
 
-    pub fn with(specs: Vec<PluginSpec>, options: ChainOptions) -> Self {
+    pub(crate) fn with(specs: Vec<PluginSpec>, options: ChainOptions) -> Self {
         let names = Namespaces::shared();
         let chain = Chain::build(specs, Arc::clone(&names), options).unwrap();
         let worker = Arc::clone(&chain).worker().unwrap();
         Self { chain, names, worker, seq: 0 }
     }
 
-    pub fn change(&self, operation: Operation, ns: &str, body: &Document) -> Change {
+    pub(crate) fn change(&self, operation: Operation, ns: &str, body: &Document) -> Change {
         change(&self.names, operation, ns, body)
     }
 
-    pub fn insert(&self, ns: &str, body: &Document) -> Change {
+    pub(crate) fn insert(&self, ns: &str, body: &Document) -> Change {
         self.change(Operation::Insert, ns, body)
     }
 
-    pub fn delete(&self, ns: &str, id: i32) -> Change {
+    pub(crate) fn delete(&self, ns: &str, id: i32) -> Change {
         let mut change = self.change(Operation::Delete, ns, &doc! {});
         change.key = raw(&doc! { "_id": id });
         change.body = Bytes::new();
         change
     }
 
-    pub fn ddl(&self, ddl: Ddl) -> Change {
+    pub(crate) fn ddl(&self, ddl: Ddl) -> Change {
         let mut change = self.insert("unused.unused", &doc! { "command": 1 });
         change.operation = Operation::Ddl;
         change.source = ddl.namespaces()[0].source;
@@ -79,18 +91,18 @@ impl Stream {
         change
     }
 
-    pub fn routed(&self, ns: &str) -> Routed {
+    pub(crate) fn routed(&self, ns: &str) -> Routed {
         Routed::same(self.names.intern(ns))
     }
 
-    pub fn batch(&mut self, changes: Vec<Change>) -> ChangeBatch {
+    pub(crate) fn batch(&mut self, changes: Vec<Change>) -> ChangeBatch {
         self.seq += 1;
         let last = Position::Oplog(OpTime::new(self.seq as u32, 1, 1));
         ChangeBatch { seq: self.seq, changes, last, permit: Arc::new(Permit::none()) }
     }
 
     /// Runs changes through the chain; they must pass without a fault.
-    pub fn run(&mut self, changes: Vec<Change>) -> Vec<Change> {
+    pub(crate) fn run(&mut self, changes: Vec<Change>) -> Vec<Change> {
         let mut batch = self.batch(changes);
         let report = self.worker.process(&mut batch).unwrap();
         assert_eq!(report.seen, report.kept + report.dropped + report.dead);
@@ -98,18 +110,18 @@ impl Stream {
     }
 
     /// Runs changes that must stop the stream; the fault's text.
-    pub fn fault(&mut self, changes: Vec<Change>) -> String {
+    pub(crate) fn fault(&mut self, changes: Vec<Change>) -> String {
         let mut batch = self.batch(changes);
         self.worker.process(&mut batch).unwrap_err().to_string()
     }
 
     /// The target namespaces of changes.
-    pub fn targets(&self, changes: &[Change]) -> Vec<String> {
+    pub(crate) fn targets(&self, changes: &[Change]) -> Vec<String> {
         changes.iter().map(|c| self.names.name(c.target).to_string()).collect()
     }
 }
 
-pub fn change(names: &Namespaces, operation: Operation, ns: &str, body: &Document) -> Change {
+pub(crate) fn change(names: &Namespaces, operation: Operation, ns: &str, body: &Document) -> Change {
     let id = names.intern(ns);
     Change {
         operation,
@@ -125,20 +137,20 @@ pub fn change(names: &Namespaces, operation: Operation, ns: &str, body: &Documen
     }
 }
 
-pub fn raw(document: &Document) -> Bytes {
+pub(crate) fn raw(document: &Document) -> Bytes {
     Bytes::from(RawDocumentBuf::try_from(document).unwrap().into_bytes())
 }
 
-pub fn body(change: &Change) -> Document {
+pub(crate) fn body(change: &Change) -> Document {
     Document::try_from(RawDocumentBuf::from_bytes(change.body.to_vec()).unwrap()).unwrap()
 }
 
-pub fn ids(changes: &[Change]) -> Vec<i32> {
+pub(crate) fn ids(changes: &[Change]) -> Vec<i32> {
     changes.iter().map(|c| body(c).get_i32("_id").unwrap()).collect()
 }
 
 /// The file with another manifest; `None` takes it out.
-pub fn with_manifest(wasm: &[u8], manifest: Option<&Value>) -> Vec<u8> {
+pub(crate) fn with_manifest(wasm: &[u8], manifest: Option<&Value>) -> Vec<u8> {
     let mut out = wasm[..8].to_vec();
     let mut at = 8;
     while at < wasm.len() {
@@ -172,6 +184,6 @@ fn leb(bytes: &[u8]) -> (usize, usize) {
     (bytes[..digits].iter().rev().fold(0, |n, b| n << 7 | usize::from(b & 0x7f)), digits)
 }
 
-pub fn minimal_manifest(kind: &str) -> Value {
+pub(crate) fn minimal_manifest(kind: &str) -> Value {
     json!({ "name": "x", "version": "1", "kind": kind })
 }

@@ -77,12 +77,14 @@ fn a_broken_replacement_leaves_the_old_one_running_and_says_why() {
     let v2 = mask_field("-v2");
     let strict = json!({ "name": "mask-field", "version": "3", "kind": "transform", "wants": "full",
         "config": { "type": "object", "required": ["key"] } });
+    let greedy = json!({ "name": "mask-field", "version": "3", "kind": "transform", "capabilities": ["metrics"],
+        "config": { "type": "object" } });
     for (bytes, reason) in [
         (b"not wasm".to_vec(), "not a WebAssembly file"),
         (v2[..v2.len() / 2].to_vec(), "broken or truncated"),
         (with_manifest(&v2, None), "no manifest"),
         (with_manifest(&v2, Some(&strict)), "does not fit the plugin's schema"),
-        (guest("counting"), "which is not granted"),
+        (with_manifest(&guest("counting"), Some(&greedy)), "which is not granted"),
     ] {
         replace(&path, &bytes);
         until(&mut stream, |stream| {
@@ -132,9 +134,7 @@ fn a_new_version_that_faults_on_trial_is_rolled_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.wasm");
     // The old version passes, the new one traps; both take this configuration.
-    let manifest = |version: &str| {
-        json!({ "name": "m", "version": version, "kind": "transform", "wants": "full", "config": { "type": "object" } })
-    };
+    let manifest = |version: &str| json!({ "name": "m", "version": version, "kind": "transform", "wants": "full", "config": { "type": "object" } });
     std::fs::write(&path, with_manifest(&mask_field(""), Some(&manifest("1")))).unwrap();
     let config = json!({ "mask": ["ssn"], "process": "trap-always" });
     let spec = PluginSpec { on_error: OnError::Drop, ..PluginSpec::file("mask", &path, config) };

@@ -7,7 +7,7 @@ use oplogue_engine::model::Change;
 use oplogue_plugin_runtime::{ChainOptions, DeadLetter, OnError, PluginSpec};
 use serde_json::json;
 
-use crate::fixtures::{Stream, faulty, ids, guest, spec};
+use crate::fixtures::{Stream, faulty, guest, ids, spec};
 
 const POISON: i32 = 37;
 

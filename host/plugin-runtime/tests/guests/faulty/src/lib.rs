@@ -139,8 +139,10 @@ impl world::exports::oplogue::plugin::transform::Guest for Component {
                 edits.out = other_id.to_vec();
             }
             ("replaces-delete", _) => {
-                edits.verdict[count - 1] = 2;
-                edits.out = other_id.to_vec();
+                if let Some(at) = batch.op.iter().position(|op| *op == 5) {
+                    edits.verdict[at] = 2;
+                    edits.out = other_id.to_vec();
+                }
             }
             ("refuse-batch", _) => return Err(failure("not this batch", None, None)),
             ("retry-once", _) => {

@@ -1,0 +1,85 @@
+//! `cargo xtask plugins`: builds every guest of the repository and puts the files beside their sources.
+//!
+//! The files are committed, so that building the host needs no WebAssembly toolchain. `--check` builds below
+//! `target/` instead and runs the runtime's tests against the fresh files: behaviour is compared, not bytes, since
+//! another compiler writes other bytes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use oplogue_tests::paths;
+
+use crate::{console, steps, wasm_std};
+
+/// What to do with the built files.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Options {
+    /// Leave the committed files alone; test the fresh ones instead
+    #[arg(long)]
+    check: bool,
+}
+
+/// A guest: where its cargo workspace is, what it is built with, and the committed file.
+struct Guest {
+    workspace: &'static str,
+    package: &'static str,
+    features: &'static [&'static str],
+    file: &'static str,
+}
+
+const fn guest(workspace: &'static str, package: &'static str, file: &'static str) -> Guest {
+    Guest { workspace, package, features: &[], file }
+}
+
+const FIXTURES: &str = "host/plugin-runtime/tests/guests";
+
+const GUESTS: &[Guest] = &[
+    guest("plugins", "namespace-filter", "plugins/namespace-filter/namespace-filter.wasm"),
+    guest("plugins", "namespace-rename", "plugins/namespace-rename/namespace-rename.wasm"),
+    guest("plugins", "target-delay", "plugins/target-delay/target-delay.wasm"),
+    guest("plugins", "ddl-filter", "plugins/ddl-filter/ddl-filter.wasm"),
+    guest("examples/mask-field", "mask-field", "examples/mask-field/mask-field.wasm"),
+    Guest { features: &["v2"], ..guest("examples/mask-field", "mask-field", "examples/mask-field/mask-field-v2.wasm") },
+    guest(FIXTURES, "faulty", "host/plugin-runtime/tests/guests/faulty/faulty.wasm"),
+    guest(FIXTURES, "counting", "host/plugin-runtime/tests/guests/counting/counting.wasm"),
+];
+
+/// Builds all guests.
+pub(crate) fn run(options: Options) -> Result<()> {
+    let sysroot = wasm_std::ensure()?;
+    let to = if options.check { paths::target().join("guests").join("fresh") } else { paths::root() };
+    for guest in GUESTS {
+        let built = build(guest, sysroot.as_deref())?;
+        let file = to.join(guest.file);
+        let folder = file.parent().context("a plugin file has a folder")?;
+        std::fs::create_dir_all(folder)?;
+        std::fs::copy(&built, &file).with_context(|| format!("copy to {}", file.display()))?;
+        let bytes = std::fs::metadata(&file)?.len();
+        console::say(&format!("{:>7} bytes  {}", bytes, guest.file));
+    }
+    if options.check {
+        let mut test = steps::cargo(&["test", "--package", "oplogue-plugin-runtime", "--test", "plugins"]);
+        steps::run(test.env("OPLOGUE_GUESTS", &to))?;
+    }
+    Ok(())
+}
+
+fn build(guest: &Guest, sysroot: Option<&Path>) -> Result<PathBuf> {
+    let target = paths::target().join("guests");
+    // The linker's default of 1 MiB of stack is most of a small guest's memory.
+    let mut flags = "-Clink-arg=-zstack-size=131072".to_owned();
+    if let Some(sysroot) = sysroot {
+        flags.push_str(&format!(" --sysroot={}", sysroot.display()));
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(paths::root().join(guest.workspace))
+        .args(["build", "--quiet", "--release", "--target", "wasm32-unknown-unknown", "--package", guest.package])
+        .args(guest.features.iter().flat_map(|feature| ["--features", feature]))
+        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", flags);
+    steps::run(&mut cargo)?;
+    let name = guest.package.replace('-', "_");
+    Ok(target.join("wasm32-unknown-unknown/release").join(format!("{name}.wasm")))
+}
