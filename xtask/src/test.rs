@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use crate::{console, servers, steps, tidy};
+use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -23,13 +23,17 @@ pub(crate) struct Options {
 
 /// Runs everything.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if !options.only_tests && options.filter.is_none() {
+    let everything = !options.only_tests && options.filter.is_none();
+    if everything {
         check()?;
     }
     console::title("servers");
     servers::run(&versions(options.long))?;
     console::title("build");
     steps::run(&mut steps::cargo(&["build", "--workspace", "--bins"]))?;
+    if everything {
+        guests()?;
+    }
     console::title("tests");
     let mut test = steps::cargo(&["test", "--workspace"]);
     if options.long {
@@ -51,6 +55,18 @@ fn check() -> Result<()> {
     console::title("lints");
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     steps::run(&mut steps::cargo(&lints))
+}
+
+/// Rebuilds the guests and tests the fresh files, where guests can be built; the committed ones are tested anyway.
+fn guests() -> Result<()> {
+    console::title("guests");
+    match wasm_std::ensure() {
+        Ok(_) => plugins::run(plugins::Options { check: true }),
+        Err(error) => {
+            console::note(&format!("not rebuilt, the committed files are tested: {error:#}"));
+            Ok(())
+        }
+    }
 }
 
 fn versions(long: bool) -> Vec<String> {
