@@ -41,7 +41,8 @@ impl MaskField {
     /// # Errors
     /// As [`Self::install`].
     pub fn put(&self, version: usize) -> Result<()> {
-        let built = paths::root().join("examples/mask-field").join(format!("mask-field-v{version}.wasm"));
+        let suffix = if version == 1 { String::new() } else { format!("-v{version}") };
+        let built = paths::root().join("examples/mask-field").join(format!("mask-field{suffix}.wasm"));
         let beside = self.file.with_extension("new");
         std::fs::copy(&built, &beside).with_context(|| format!("copy {}", built.display()))?;
         std::fs::rename(&beside, &self.file).context("put the plugin in place")

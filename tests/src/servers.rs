@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use bson::{Document, doc};
 use mongodb::Client;
-use mongodb::options::ClientOptions;
+use mongodb::options::{ClientOptions, WriteConcern};
 
 use crate::paths::Scratch;
 
@@ -295,6 +295,8 @@ pub async fn connect(uri: &str) -> Result<Client> {
     let mut options = ClientOptions::parse(uri).await.with_context(|| format!("parse {uri}"))?;
     options.server_selection_timeout = Some(Duration::from_secs(45));
     options.heartbeat_freq = Some(Duration::from_millis(500));
+    // The server's default is majority, which waits for the disk: a load would write some hundreds a second.
+    options.write_concern = Some(WriteConcern::nodes(1));
     options.app_name = Some("oplogue-tests".to_owned());
     Ok(Client::with_options(options)?)
 }

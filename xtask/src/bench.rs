@@ -74,18 +74,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 async fn measure(options: &Options, program: &Path) -> Result<()> {
     if options.wants(Scenario::Copy) {
-        console::title(&format!(
-            "full copy, {} documents of {} bytes",
-            options.documents, options.document_bytes
-        ));
+        console::title(&format!("full copy, {} documents of {} bytes", options.documents, options.document_bytes));
         Box::pin(copy::run(options, program)).await?;
     }
     for (scenario, collections) in [(Scenario::Mixed, 8), (Scenario::Hot, 1)] {
         if options.wants(scenario) {
-            console::title(&format!(
-                "catch-up, {} operations on {collections} collections",
-                options.operations
-            ));
+            console::title(&format!("catch-up, {} operations on {collections} collections", options.operations));
             Box::pin(follow::run(options, program, collections)).await?;
         }
     }

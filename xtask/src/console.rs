@@ -3,11 +3,7 @@
 //! The lint that forbids printing guards the product, whose output is a log; a tool talks. All printing is here,
 //! so that the exception stands once. Results go to stdout, progress and complaints to stderr.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a tool's output is its terminal"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool's output is its terminal")]
 
 /// A line of result.
 pub(crate) fn say(text: &str) {

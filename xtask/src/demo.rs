@@ -22,6 +22,9 @@ use gauge::Gauge;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What the collector logs when a new version has taken over.
+const SWAPPED: &str = "plugin swapped";
+
 /// How long and how hard.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -62,27 +65,16 @@ async fn show(options: &Options, program: &std::path::Path) -> Result<()> {
     let target = ReplicaSet::start(sets::Options::guide_target());
     let (source, target) = tokio::join!(source, target);
     let (source, target) = (source?, target?);
-    console::say(&format!(
-        "source 127.0.0.1:{}   target 127.0.0.1:{}",
-        source.port(0),
-        target.port(0)
-    ));
+    console::say(&format!("source 127.0.0.1:{}   target 127.0.0.1:{}", source.port(0), target.port(0)));
 
-    let load = LoadOptions {
-        rate: Some(f64::from(options.rate)),
-        ..LoadOptions::default()
-    };
+    let load = LoadOptions { rate: Some(f64::from(options.rate)), ..LoadOptions::default() };
     console::title(&format!("load, seed {}", load.seed));
     Load::prepare(&source.client(), &load, options.documents).await?;
     let running = Load::start(&source.client(), &load);
     let plugin = MaskField::install(source.dir())?;
     let config = plugin.join(PipelineConfig::between(&source, &target)?);
     let mut collector = Collector::start_program(program, &config)?;
-    console::say(&format!(
-        "collector: pid {}, log {}",
-        pid(&collector),
-        collector.log_path().display()
-    ));
+    console::say(&format!("collector: pid {}, log {}", pid(&collector), collector.log_path().display()));
 
     let watched = watch(options, &running, &mut collector, &plugin).await;
     let stopped = running.stop().await;
@@ -96,24 +88,15 @@ async fn show(options: &Options, program: &std::path::Path) -> Result<()> {
     equal.with_context(|| format!("the collector's log ends with:\n{}", collector.log_end()))?;
     for namespace in &load.namespaces {
         let unmasked = example::unmasked(&target.client(), namespace).await?;
-        anyhow::ensure!(
-            unmasked == 0,
-            "{unmasked} unmasked documents in {namespace}"
-        );
+        anyhow::ensure!(unmasked == 0, "{unmasked} unmasked documents in {namespace}");
     }
     console::say(&format!(
         "equal after {:.1} s: documents byte for byte, options, indexes",
         started.elapsed().as_secs_f64()
     ));
-    console::say(&format!(
-        "field {FIELD:?} of every document is masked on the target"
-    ));
+    console::say(&format!("field {FIELD:?} of every document is masked on the target"));
     let status = collector.terminate(PATIENCE).await?;
-    anyhow::ensure!(
-        status.success(),
-        "the collector ended with {status}:\n{}",
-        collector.log_end()
-    );
+    anyhow::ensure!(status.success(), "the collector ended with {status}:\n{}", collector.log_end());
     collector.assert_no_unexpected_warnings(&[])
 }
 
@@ -122,20 +105,12 @@ fn pid(collector: &Collector) -> u32 {
 }
 
 /// Prints a line a second: through the copy, then for the time of the load, with the swap in the middle.
-async fn watch(
-    options: &Options,
-    load: &Load,
-    collector: &mut Collector,
-    plugin: &MaskField,
-) -> Result<()> {
+async fn watch(options: &Options, load: &Load, collector: &mut Collector, plugin: &MaskField) -> Result<()> {
     console::title("full copy under load");
     let mut gauge = Gauge::default();
     let started = Instant::now();
     while !collector.log().contains(HAND_OVER) {
-        anyhow::ensure!(
-            collector.is_running()?,
-            "the collector ended during the copy"
-        );
+        anyhow::ensure!(collector.is_running()?, "the collector ended during the copy");
         anyhow::ensure!(started.elapsed() < PATIENCE, "the copy takes too long");
         gauge.tick(load, collector).await;
     }
@@ -143,10 +118,14 @@ async fn watch(
     for second in 0..options.seconds {
         if second == options.seconds / 2 {
             plugin.put(2)?;
-            console::say("  plugin file replaced by version 2");
+            console::say("  the plugin's file is replaced by version 2");
         }
         anyhow::ensure!(collector.is_running()?, "the collector ended");
         gauge.tick(load, collector).await;
     }
+    collector.wait_log(SWAPPED, PATIENCE).await?;
+    let log = collector.log();
+    let line = log.lines().find(|line| line.contains(SWAPPED)).unwrap_or_default();
+    console::say(&format!("  {line}"));
     Ok(())
 }

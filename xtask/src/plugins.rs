@@ -17,7 +17,7 @@ use crate::{console, steps, wasm_std};
 pub(crate) struct Options {
     /// Leave the committed files alone; test the fresh ones instead
     #[arg(long)]
-    check: bool,
+    pub(crate) check: bool,
 }
 
 /// A guest: where its cargo workspace is, what it is built with, and the committed file.

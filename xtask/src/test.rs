@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use crate::{console, servers, steps, tidy};
+use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -23,13 +23,17 @@ pub(crate) struct Options {
 
 /// Runs everything.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if !options.only_tests && options.filter.is_none() {
+    let everything = !options.only_tests && options.filter.is_none();
+    if everything {
         check()?;
     }
     console::title("servers");
     servers::run(&versions(options.long))?;
     console::title("build");
     steps::run(&mut steps::cargo(&["build", "--workspace", "--bins"]))?;
+    if everything {
+        guests()?;
+    }
     console::title("tests");
     let mut test = steps::cargo(&["test", "--workspace"]);
     if options.long {
@@ -49,22 +53,23 @@ fn check() -> Result<()> {
     console::title("format");
     steps::run(&mut steps::cargo(&["fmt", "--all", "--check"]))?;
     console::title("lints");
-    let lints = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ];
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     steps::run(&mut steps::cargo(&lints))
 }
 
+/// Rebuilds the guests and tests the fresh files, where guests can be built; the committed ones are tested anyway.
+fn guests() -> Result<()> {
+    console::title("guests");
+    match wasm_std::ensure() {
+        Ok(_) => plugins::run(plugins::Options { check: true }),
+        Err(error) => {
+            console::note(&format!("not rebuilt, the committed files are tested: {error:#}"));
+            Ok(())
+        }
+    }
+}
+
 fn versions(long: bool) -> Vec<String> {
-    let all = if long {
-        &["6.0.27", "6.0.5", "5.0.4", "4.4.2"][..]
-    } else {
-        &["6.0.27"]
-    };
+    let all = if long { &["6.0.27", "6.0.5", "5.0.4", "4.4.2"][..] } else { &["6.0.27"] };
     all.iter().map(|version| (*version).to_owned()).collect()
 }

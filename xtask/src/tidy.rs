@@ -44,11 +44,7 @@ pub(crate) struct Finding {
 
 impl Finding {
     pub(crate) fn new(path: &str, line: usize, rule: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            rule: rule.into(),
-        }
+        Self { path: path.to_owned(), line, rule: rule.into() }
     }
 }
 
@@ -65,11 +61,7 @@ pub(crate) fn run() -> Result<()> {
     for finding in &found {
         console::say(&finding.to_string());
     }
-    anyhow::ensure!(
-        found.is_empty(),
-        "{} rules of docs/STYLE.md are broken",
-        found.len()
-    );
+    anyhow::ensure!(found.is_empty(), "{} rules of docs/STYLE.md are broken", found.len());
     console::note(&format!("tidy: {} files", files.len()));
     Ok(())
 }
@@ -102,13 +94,8 @@ fn read(root: &Path) -> Result<Vec<SourceFile>> {
                 }
             } else if let Some(text) = text(&entry.path(), &name)? {
                 let path = entry.path();
-                let path = path
-                    .strip_prefix(root)
-                    .map_or_else(|_| path.clone(), PathBuf::from);
-                files.push(SourceFile {
-                    path: path.to_string_lossy().replace('\\', "/"),
-                    text,
-                });
+                let path = path.strip_prefix(root).map_or_else(|_| path.clone(), PathBuf::from);
+                files.push(SourceFile { path: path.to_string_lossy().replace('\\', "/"), text });
             }
         }
     }
@@ -117,12 +104,8 @@ fn read(root: &Path) -> Result<Vec<SourceFile>> {
 }
 
 fn text(path: &Path, name: &str) -> Result<Option<String>> {
-    let kinds = [
-        "rs", "toml", "md", "wit", "sh", "ts", "js", "json", "py", "yml", "yaml", "conf",
-    ];
-    let known = path
-        .extension()
-        .is_some_and(|kind| kinds.iter().any(|known| kind == *known));
+    let kinds = ["rs", "toml", "md", "wit", "sh", "ts", "js", "json", "py", "yml", "yaml", "conf"];
+    let known = path.extension().is_some_and(|kind| kinds.iter().any(|known| kind == *known));
     if !(known || name == "run") || name == "Cargo.lock" {
         return Ok(None);
     }

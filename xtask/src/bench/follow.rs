@@ -26,27 +26,13 @@ const SECONDARY: usize = 1;
 
 pub(super) async fn run(options: &super::Options, program: &Path, collections: u32) -> Result<()> {
     let parameters = vec![("enableFlowControl".to_owned(), "false".to_owned())];
-    let source = SetOptions {
-        members: 2,
-        non_voting: 1,
-        cache_gb: 0.5,
-        parameters,
-        ..SetOptions::default()
-    };
-    let target = SetOptions {
-        cache_gb: 0.5,
-        ..SetOptions::default()
-    };
+    let source = SetOptions { members: 2, non_voting: 1, cache_gb: 0.5, parameters, ..SetOptions::default() };
+    let target = SetOptions { cache_gb: 0.5, ..SetOptions::default() };
     let (source, target) = tokio::join!(ReplicaSet::start(source), ReplicaSet::start(target));
     let (source, target) = (source?, target?);
     let mut writer = Writer::start(&source.client(), collections).await?;
     let collector = started(program, &source, &target).await?;
-    let mut race = Race {
-        source,
-        target,
-        collector,
-        serial: 0,
-    };
+    let mut race = Race { source, target, collector, serial: 0 };
     race.pass_sentinel().await?;
     let mut rows = Vec::new();
     for round in 1..=options.rounds {
@@ -58,19 +44,12 @@ pub(super) async fn run(options: &super::Options, program: &Path, collections: u
     }
     table::print(&rows);
     let comparison = Comparison::new(race.source.client(), race.target.client());
-    comparison
-        .wait(&format!("{}.c0", writes::DB), PATIENCE)
-        .await?;
-    race.collector
-        .assert_no_unexpected_warnings(&["retry", "reconnect", "connection"])
+    comparison.wait(&format!("{}.c0", writes::DB), PATIENCE).await?;
+    race.collector.assert_no_unexpected_warnings(&["retry", "reconnect", "connection"])
 }
 
 /// Starts a collector in `sync_mode = all` and waits for the hand-over.
-pub(super) async fn started(
-    program: &Path,
-    source: &ReplicaSet,
-    target: &ReplicaSet,
-) -> Result<Collector> {
+pub(super) async fn started(program: &Path, source: &ReplicaSet, target: &ReplicaSet) -> Result<Collector> {
     let config = PipelineConfig::between(source, target)?;
     let mut collector = Collector::start_program(program, &config)?;
     collector.wait_log(HAND_OVER, PATIENCE).await?;
@@ -86,21 +65,14 @@ struct Race {
 
 impl Race {
     async fn hold(&self) -> Result<()> {
-        self.source
-            .fail_point(SECONDARY, "stopReplProducer", "alwaysOn", doc! {})
-            .await?;
+        self.source.fail_point(SECONDARY, "stopReplProducer", "alwaysOn", doc! {}).await?;
         self.collector.signal("STOP")
     }
 
     async fn write_sentinel(&mut self) -> Result<()> {
         self.serial += 1;
         let sentinel = doc! { "_id": format!("sentinel {}", self.serial) };
-        self.source
-            .client()
-            .database(writes::DB)
-            .collection("c0")
-            .insert_one(sentinel)
-            .await?;
+        self.source.client().database(writes::DB).collection("c0").insert_one(sentinel).await?;
         Ok(())
     }
 
@@ -110,19 +82,11 @@ impl Race {
     }
 
     async fn wait_sentinel(&self) -> Result<()> {
-        let target = self
-            .target
-            .client()
-            .database(writes::DB)
-            .collection::<Document>("c0");
+        let target = self.target.client().database(writes::DB).collection::<Document>("c0");
         let filter = doc! { "_id": format!("sentinel {}", self.serial) };
         let started = Instant::now();
         while target.find_one(filter.clone()).await?.is_none() {
-            anyhow::ensure!(
-                started.elapsed() < PATIENCE,
-                "no catch-up:\n{}",
-                self.collector.log_end()
-            );
+            anyhow::ensure!(started.elapsed() < PATIENCE, "no catch-up:\n{}", self.collector.log_end());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(())
@@ -134,9 +98,7 @@ impl Race {
         let before = last_applied(&secondary).await?;
         let pid = self.source.pid(SECONDARY).context("the secondary runs")?;
         let earlier = usage::of(pid)?;
-        self.source
-            .fail_point(SECONDARY, "stopReplProducer", "off", doc! {})
-            .await?;
+        self.source.fail_point(SECONDARY, "stopReplProducer", "off", doc! {}).await?;
         // The producer sleeps up to a second under its fail point: count from its first progress.
         let mut started = Instant::now();
         let patience = Instant::now() + PATIENCE;
@@ -153,18 +115,9 @@ impl Race {
             anyhow::ensure!(Instant::now() < patience, "the secondary does not catch up");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let used = usage::Usage {
-            peak_mb: None,
-            ..usage::of(pid)?.since(earlier)
-        };
+        let used = usage::Usage { peak_mb: None, ..usage::of(pid)?.since(earlier) };
         let name = format!("native secondary, round {round}");
-        Ok(Row {
-            name,
-            items,
-            took: started.elapsed(),
-            bytes: None,
-            usage: Some(used),
-        })
+        Ok(Row { name, items, took: started.elapsed(), bytes: None, usage: Some(used) })
     }
 
     async fn collector(&self, items: u32, round: u32) -> Result<Row> {
@@ -175,24 +128,12 @@ impl Race {
         self.wait_sentinel().await?;
         let took = started.elapsed();
         let used = usage::of(pid)?.since(earlier);
-        Ok(Row {
-            name: format!("oplogue, round {round}"),
-            items,
-            took,
-            bytes: None,
-            usage: Some(used),
-        })
+        Ok(Row { name: format!("oplogue, round {round}"), items, took, bytes: None, usage: Some(used) })
     }
 }
 
 async fn last_applied(client: &Client) -> Result<Timestamp> {
-    let hello = client
-        .database("admin")
-        .run_command(doc! { "hello": 1 })
-        .await?;
-    let time = hello
-        .get_document("lastWrite")?
-        .get_document("opTime")?
-        .get_timestamp("ts")?;
+    let hello = client.database("admin").run_command(doc! { "hello": 1 }).await?;
+    let time = hello.get_document("lastWrite")?.get_document("opTime")?.get_timestamp("ts")?;
     Ok(time)
 }

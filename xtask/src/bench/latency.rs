@@ -18,11 +18,7 @@ use crate::console;
 pub(super) async fn run(options: &super::Options, program: &Path) -> Result<()> {
     let (source, target) = tokio::join!(ReplicaSet::single(), ReplicaSet::single());
     let (source, target) = (source?, target?);
-    let load = LoadOptions {
-        rate: Some(1_000.0),
-        unique_swaps: false,
-        ..LoadOptions::default()
-    };
+    let load = LoadOptions { rate: Some(1_000.0), unique_swaps: false, ..LoadOptions::default() };
     Load::prepare(&source.client(), &load, 50).await?;
     let _collector = follow::started(program, &source, &target).await?;
     let alone = probe(&source, &target, options.latency_writes, "alone").await?;
@@ -34,27 +30,16 @@ pub(super) async fn run(options: &super::Options, program: &Path) -> Result<()> 
     Ok(())
 }
 
-async fn probe(
-    source: &ReplicaSet,
-    target: &ReplicaSet,
-    writes: u32,
-    label: &str,
-) -> Result<Vec<Duration>> {
+async fn probe(source: &ReplicaSet, target: &ReplicaSet, writes: u32, label: &str) -> Result<Vec<Duration>> {
     let source = source.client().database(writes::DB).collection("probes");
-    let target = target
-        .client()
-        .database(writes::DB)
-        .collection::<Document>("probes");
+    let target = target.client().database(writes::DB).collection::<Document>("probes");
     let mut taken = Vec::new();
     for number in 0..writes {
         let id = format!("{label} {number}");
         source.insert_one(doc! { "_id": &id }).await?;
         let committed = Instant::now();
         while target.find_one(doc! { "_id": &id }).await?.is_none() {
-            anyhow::ensure!(
-                committed.elapsed() < Duration::from_secs(60),
-                "a write never arrived"
-            );
+            anyhow::ensure!(committed.elapsed() < Duration::from_secs(60), "a write never arrived");
         }
         taken.push(committed.elapsed());
     }
@@ -65,15 +50,8 @@ fn report(name: &str, mut taken: Vec<Duration>) {
     taken.sort_unstable();
     let at = |percent: usize| {
         let index = taken.len().saturating_sub(1) * percent / 100;
-        taken
-            .get(index)
-            .map_or(0.0, |value| value.as_secs_f64() * 1_000.0)
+        taken.get(index).map_or(0.0, |value| value.as_secs_f64() * 1_000.0)
     };
-    let line = format!(
-        "{name:<28} p50 {:>7.2} ms   p99 {:>7.2} ms   max {:>7.2} ms",
-        at(50),
-        at(99),
-        at(100)
-    );
+    let line = format!("{name:<28} p50 {:>7.2} ms   p99 {:>7.2} ms   max {:>7.2} ms", at(50), at(99), at(100));
     console::say(&line);
 }

@@ -17,23 +17,11 @@ const BATCH: i32 = 5_000;
 const IN_FLIGHT: usize = 3;
 
 /// Copies one collection; returns the time it took.
-pub(super) async fn copy(
-    source: &Client,
-    target: &Client,
-    db: &str,
-    collection: &str,
-) -> Result<Duration> {
+pub(super) async fn copy(source: &Client, target: &Client, db: &str, collection: &str) -> Result<Duration> {
     let started = Instant::now();
     let find = doc! { "find": collection, "batchSize": BATCH };
-    let options = mongodb::options::RunCursorCommandOptions::builder()
-        .batch_size(BATCH.unsigned_abs())
-        .build();
-    let cursor = source
-        .database(db)
-        .run_cursor_command(find)
-        .with_options(options)
-        .batch()
-        .await?;
+    let options = mongodb::options::RunCursorCommandOptions::builder().batch_size(BATCH.unsigned_abs()).build();
+    let cursor = source.database(db).run_cursor_command(find).with_options(options).batch().await?;
     let target = target.database(db);
     cursor
         .map(|batch| batch.context("read a batch"))
@@ -43,14 +31,8 @@ pub(super) async fn copy(
                 let Some(insert) = insert_command(batch.as_raw_document(), collection)? else {
                     return Ok(());
                 };
-                let reply = target
-                    .run_raw_command(insert)
-                    .await
-                    .context("insert a batch")?;
-                anyhow::ensure!(
-                    reply.get("writeErrors").is_none(),
-                    "the target refused documents: {reply}"
-                );
+                let reply = target.run_raw_command(insert).await.context("insert a batch")?;
+                anyhow::ensure!(reply.get("writeErrors").is_none(), "the target refused documents: {reply}");
                 Ok(())
             }
         })
@@ -60,9 +42,7 @@ pub(super) async fn copy(
 
 fn insert_command(reply: &RawDocument, collection: &str) -> Result<Option<RawDocumentBuf>> {
     let cursor = reply.get_document("cursor")?;
-    let batch = cursor
-        .get_array("firstBatch")
-        .or_else(|_| cursor.get_array("nextBatch"))?;
+    let batch = cursor.get_array("firstBatch").or_else(|_| cursor.get_array("nextBatch"))?;
     if batch.is_empty() {
         return Ok(None);
     }

@@ -33,19 +33,10 @@ pub(super) fn print(rows: &[Row]) {
     for row in rows {
         let seconds = row.took.as_secs_f64();
         let dash = || "-".to_owned();
-        let megabytes = row
-            .bytes
-            .map_or_else(dash, |bytes| format!("{:.1}", bytes as f64 / 1e6 / seconds));
-        let cpu = row
-            .usage
-            .map_or_else(dash, |usage| format!("{:.2}", usage.cpu_s));
-        let each = row.usage.map_or_else(dash, |usage| {
-            format!("{:.2}", usage.cpu_s * 1e6 / f64::from(row.items))
-        });
-        let peak = row
-            .usage
-            .and_then(|usage| usage.peak_mb)
-            .map_or_else(dash, |peak| format!("{peak:.0}"));
+        let megabytes = row.bytes.map_or_else(dash, |bytes| format!("{:.1}", bytes as f64 / 1e6 / seconds));
+        let cpu = row.usage.map_or_else(dash, |usage| format!("{:.2}", usage.cpu_s));
+        let each = row.usage.map_or_else(dash, |usage| format!("{:.2}", usage.cpu_s * 1e6 / f64::from(row.items)));
+        let peak = row.usage.and_then(|usage| usage.peak_mb).map_or_else(dash, |peak| format!("{peak:.0}"));
         console::say(&format!(
             "{:<28}{seconds:>9.2}{:>11.0}{megabytes:>9}{cpu:>9}{each:>10}{peak:>10}{:>8.2}",
             row.name,

@@ -24,33 +24,20 @@ pub(super) struct Usage {
 impl Usage {
     /// What was used since an earlier reading; the peak is that of the whole life.
     pub(super) fn since(self, earlier: Self) -> Self {
-        Self {
-            cpu_s: self.cpu_s - earlier.cpu_s,
-            peak_mb: self.peak_mb,
-        }
+        Self { cpu_s: self.cpu_s - earlier.cpu_s, peak_mb: self.peak_mb }
     }
 }
 
 /// Reads a process's numbers now.
 pub(super) fn of(pid: u32) -> Result<Usage> {
-    let stat =
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).context("read process times")?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("read process times")?;
     // The second field is the program's name in brackets and may contain anything.
-    let fields = stat
-        .rsplit_once(')')
-        .map(|(_, rest)| rest)
-        .unwrap_or_default();
-    let mut ticks = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|text| text.parse::<f64>().ok());
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let mut ticks = fields.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<f64>().ok());
     let cpu_s = (ticks.next().unwrap_or_default() + ticks.next().unwrap_or_default()) / TICKS;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak_mb = peak
-        .and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok())
-        .map(|kb| kb / 1024.0);
+    let peak_mb = peak.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok()).map(|kb| kb / 1024.0);
     Ok(Usage { cpu_s, peak_mb })
 }
 
@@ -76,11 +63,7 @@ impl Watcher {
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        Self {
-            last,
-            stop,
-            thread: Some(thread),
-        }
+        Self { last, stop, thread: Some(thread) }
     }
 
     /// The last reading.

@@ -20,9 +20,7 @@ pub(super) async fn fill(client: &Client, name: &str, documents: u32, bytes: usi
     let mut from = 0;
     while from < documents {
         let to = documents.min(from + 5_000);
-        let batch: Vec<Document> = (from..to)
-            .map(|id| document(i64::from(id), bytes))
-            .collect();
+        let batch: Vec<Document> = (from..to).map(|id| document(i64::from(id), bytes)).collect();
         collection.insert_many(batch).ordered(false).await?;
         from = to;
     }
@@ -40,18 +38,11 @@ pub(super) struct Writer {
 impl Writer {
     /// Creates the collections with 4,000 documents each.
     pub(super) async fn start(client: &Client, collections: u32) -> Result<Self> {
-        let collections: Vec<String> = (0..collections)
-            .map(|number| format!("c{number}"))
-            .collect();
+        let collections: Vec<String> = (0..collections).map(|number| format!("c{number}")).collect();
         for name in &collections {
             fill(client, name, 4_000, 300).await?;
         }
-        Ok(Self {
-            client: client.clone(),
-            collections,
-            first: 0,
-            next: 4_000,
-        })
+        Ok(Self { client: client.clone(), collections, first: 0, next: 4_000 })
     }
 
     /// Writes at least that many operations and returns how many.
@@ -82,9 +73,7 @@ impl Writer {
                 Bson::Document(doc! { "q": { "_id": id }, "u": update })
             })
             .collect();
-        let inserts: Vec<Bson> = (self.next..self.next + quarter)
-            .map(|id| Bson::Document(document(id, 300)))
-            .collect();
+        let inserts: Vec<Bson> = (self.next..self.next + quarter).map(|id| Bson::Document(document(id, 300))).collect();
         let deletes: Vec<Bson> = (self.first..self.first + quarter)
             .map(|id| Bson::Document(doc! { "q": { "_id": id }, "limit": 1 }))
             .collect();

@@ -36,9 +36,7 @@ impl Gauge {
         if let Some(last) = &self.last {
             let seconds = now.at.duration_since(last.at).as_secs_f64();
             let rate = |now: Option<f64>, last: Option<f64>| {
-                now.map_or("-".to_owned(), |now| {
-                    format!("{:.0}", (now - last.unwrap_or(0.0)) / seconds)
-                })
+                now.map_or("-".to_owned(), |now| format!("{:.0}", (now - last.unwrap_or(0.0)) / seconds))
             };
             let lag = metric(&page, "oplogue_pipeline_lag_seconds");
             console::say(&format!(
@@ -57,9 +55,7 @@ impl Gauge {
 pub(crate) fn metric(page: &str, name: &str) -> Option<f64> {
     let lines = page.lines().filter_map(|line| line.strip_prefix(name));
     let own = lines.filter(|rest| rest.starts_with([' ', '{']));
-    let values: Vec<f64> = own
-        .filter_map(|rest| rest.split_whitespace().last()?.parse().ok())
-        .collect();
+    let values: Vec<f64> = own.filter_map(|rest| rest.split_whitespace().last()?.parse().ok()).collect();
     (!values.is_empty()).then(|| values.iter().sum())
 }
 

@@ -27,58 +27,24 @@ pub(super) fn fetch(package: &str, pins: &[&str], work: &Path) -> Result<Wheel> 
     let files = work.join("wheels").join(package);
     std::fs::create_dir_all(&files)?;
     let mut download = Command::new(&python);
-    download.args([
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-    ]);
-    download
-        .args(["--only-binary", ":all:"])
-        .args(pins)
-        .arg("--dest")
-        .arg(&files)
-        .arg(package);
+    download.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
+    download.args(["--only-binary", ":all:"]).args(pins).arg("--dest").arg(&files).arg(package);
     retried(&mut download)?;
-    let wheel = std::fs::read_dir(&files)?
-        .next()
-        .context("pip reported success and left no file")??
-        .path();
+    let wheel = std::fs::read_dir(&files)?.next().context("pip reported success and left no file")??.path();
     let dir = files.join("unpacked");
-    steps::output(
-        Command::new(&python)
-            .args(["-m", "zipfile", "-e"])
-            .arg(wheel)
-            .arg(&dir),
-    )
-    .with_context(|| format!("unpack {package}"))?;
-    Ok(Wheel {
-        package: package.to_owned(),
-        dir,
-    })
+    steps::output(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&dir))
+        .with_context(|| format!("unpack {package}"))?;
+    Ok(Wheel { package: package.to_owned(), dir })
 }
 
 impl Wheel {
     /// Moves the one file whose name is accepted into `work/to`, executable, and returns its name.
-    pub(super) fn take(
-        &self,
-        work: &Path,
-        to: &str,
-        accept: impl Fn(&str) -> bool,
-    ) -> Result<String> {
-        let found = find(&self.dir, &accept)?
-            .with_context(|| format!("{} lacks the file", self.package))?;
-        let name = found
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+    pub(super) fn take(&self, work: &Path, to: &str, accept: impl Fn(&str) -> bool) -> Result<String> {
+        let found = find(&self.dir, &accept)?.with_context(|| format!("{} lacks the file", self.package))?;
+        let name = found.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let dir = work.join(to);
         std::fs::create_dir_all(&dir)?;
-        std::fs::rename(&found, dir.join(&name))
-            .with_context(|| format!("take {name} out of {}", self.package))?;
+        std::fs::rename(&found, dir.join(&name)).with_context(|| format!("take {name} out of {}", self.package))?;
         make_executable(&dir.join(&name))?;
         Ok(name)
     }
@@ -92,8 +58,7 @@ pub(super) fn clear(work: &Path) -> Result<()> {
 /// `chmod 755`.
 pub(super) fn make_executable(path: &Path) -> Result<()> {
     let mode = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(path, mode)
-        .with_context(|| format!("make {} executable", path.display()))
+    std::fs::set_permissions(path, mode).with_context(|| format!("make {} executable", path.display()))
 }
 
 fn retried(command: &mut Command) -> Result<()> {

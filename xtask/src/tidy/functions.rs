@@ -14,15 +14,10 @@ const LONGER: [(&str, &str, usize); 0] = [];
 
 pub(super) fn check(file: &SourceFile, found: &mut Vec<Finding>) {
     for function in functions(&file.text) {
-        let listed = LONGER
-            .iter()
-            .find(|(path, name, _)| *path == file.path && *name == function.name);
+        let listed = LONGER.iter().find(|(path, name, _)| *path == file.path && *name == function.name);
         let max = listed.map_or(LINES_MAX, |(_, _, lines)| *lines);
         if function.lines > max {
-            let rule = format!(
-                "function {} has {} lines; {max} is the end",
-                function.name, function.lines
-            );
+            let rule = format!("function {} has {} lines; {max} is the end", function.name, function.lines);
             found.push(Finding::new(&file.path, function.line, rule));
         }
     }
@@ -39,24 +34,13 @@ fn functions(source: &str) -> Vec<Function> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("fn ") {
         let before = code.get(..at).unwrap_or_default();
-        if before
-            .chars()
-            .next_back()
-            .is_some_and(|last| last.is_alphanumeric() || last == '_')
-        {
+        if before.chars().next_back().is_some_and(|last| last.is_alphanumeric() || last == '_') {
             continue;
         }
         let rest = code.get(at + 3..).unwrap_or_default();
-        let name: String = rest
-            .chars()
-            .take_while(|next| next.is_alphanumeric() || *next == '_')
-            .collect();
+        let name: String = rest.chars().take_while(|next| next.is_alphanumeric() || *next == '_').collect();
         if let (false, Some(lines)) = (name.is_empty(), body_lines(rest)) {
-            found.push(Function {
-                name,
-                line: before.lines().count().max(1),
-                lines,
-            });
+            found.push(Function { name, line: before.lines().count().max(1), lines });
         }
     }
     found
@@ -91,10 +75,8 @@ mod tests {
     #[test]
     fn lengths_are_counted_from_signature_to_brace() {
         let source = "trait T { fn declared(&self, x: [u8; 3]); }\nfn two(\n) -> char { '}' }\nfn one() {}\n";
-        let found: Vec<(String, usize)> = functions(source)
-            .into_iter()
-            .map(|function| (function.name, function.lines))
-            .collect();
+        let found: Vec<(String, usize)> =
+            functions(source).into_iter().map(|function| (function.name, function.lines)).collect();
         assert_eq!(found, [("two".to_owned(), 2), ("one".to_owned(), 1)]);
     }
 
@@ -102,13 +84,7 @@ mod tests {
     fn a_long_function_is_reported() {
         let text = format!("fn long() {{\n{}}}\n", "    a();\n".repeat(70));
         let mut found = Vec::new();
-        check(
-            &SourceFile {
-                path: "a.rs".to_owned(),
-                text,
-            },
-            &mut found,
-        );
+        check(&SourceFile { path: "a.rs".to_owned(), text }, &mut found);
         assert_eq!(found.len(), 1);
     }
 }

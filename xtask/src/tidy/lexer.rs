@@ -17,10 +17,7 @@ pub(super) fn code_only(source: &str) -> String {
             continue;
         }
         let text = chars.get(at..at + length).unwrap_or_default();
-        out.extend(
-            text.iter()
-                .map(|&blank| if blank == '\n' { '\n' } else { ' ' }),
-        );
+        out.extend(text.iter().map(|&blank| if blank == '\n' { '\n' } else { ' ' }));
         at += length.max(1);
     }
     out
@@ -30,10 +27,7 @@ pub(super) fn code_only(source: &str) -> String {
 fn text_length(chars: &[char], at: usize) -> usize {
     let rest = chars.get(at..).unwrap_or_default();
     match rest {
-        ['/', '/', ..] => rest
-            .iter()
-            .position(|&next| next == '\n')
-            .unwrap_or(rest.len()),
+        ['/', '/', ..] => rest.iter().position(|&next| next == '\n').unwrap_or(rest.len()),
         ['/', '*', ..] => block_comment(rest),
         ['"', ..] => quoted(rest),
         ['r', '"' | '#', ..] if !is_name(chars, at) => raw_string(rest, 1),
@@ -87,11 +81,7 @@ fn quoted(rest: &[char]) -> usize {
 
 /// `r"…"` and `r#"…"#`; `prefix` is the length of `r` or `br`. A raw identifier is code.
 fn raw_string(rest: &[char], prefix: usize) -> usize {
-    let hashes = rest
-        .iter()
-        .skip(prefix)
-        .take_while(|&&next| next == '#')
-        .count();
+    let hashes = rest.iter().skip(prefix).take_while(|&&next| next == '#').count();
     let open = prefix + hashes;
     if rest.get(open) != Some(&'"') {
         return 0;
@@ -99,13 +89,7 @@ fn raw_string(rest: &[char], prefix: usize) -> usize {
     let mut at = open + 1;
     while at < rest.len() {
         let closes = rest.get(at) == Some(&'"')
-            && rest
-                .iter()
-                .skip(at + 1)
-                .take(hashes)
-                .filter(|&&next| next == '#')
-                .count()
-                == hashes;
+            && rest.iter().skip(at + 1).take(hashes).filter(|&&next| next == '#').count() == hashes;
         if closes {
             return at + 1 + hashes;
         }
@@ -124,9 +108,6 @@ mod tests {
         let code = code_only(source);
         assert_eq!(code.chars().count(), source.chars().count());
         assert!(!code.contains(['{', '}', '"']));
-        assert_eq!(
-            code.split_whitespace().collect::<Vec<_>>(),
-            ["a", "b", "c<'a>(", ")"]
-        );
+        assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "b", "c<'a>(", ")"]);
     }
 }

@@ -15,18 +15,10 @@ pub(super) fn check(file: &SourceFile, found: &mut Vec<Finding>) {
     }
     let lines = file.text.lines().count();
     if lines > LINES_MAX {
-        found.push(Finding::new(
-            &file.path,
-            lines,
-            format!("{lines} lines; {LINES_MAX} is the end"),
-        ));
+        found.push(Finding::new(&file.path, lines, format!("{lines} lines; {LINES_MAX} is the end")));
     }
     if file.path.ends_with("/mod.rs") {
-        found.push(Finding::new(
-            &file.path,
-            1,
-            "a module is name.rs beside name/, never mod.rs",
-        ));
+        found.push(Finding::new(&file.path, 1, "a module is name.rs beside name/, never mod.rs"));
     }
     let sentences = sentences(&file.text);
     if sentences < SENTENCES_MIN {
@@ -38,14 +30,9 @@ pub(super) fn check(file: &SourceFile, found: &mut Vec<Finding>) {
 }
 
 fn sentences(text: &str) -> usize {
-    let doc: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("//!"))
-        .collect();
+    let doc: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("//!")).collect();
     let doc = doc.join(" ");
-    doc.split_whitespace()
-        .filter(|word| ends_sentence(word))
-        .count()
+    doc.split_whitespace().filter(|word| ends_sentence(word)).count()
 }
 
 fn ends_sentence(word: &str) -> bool {
@@ -59,13 +46,7 @@ mod tests {
 
     fn rules(path: &str, text: &str) -> usize {
         let mut found = Vec::new();
-        check(
-            &SourceFile {
-                path: path.to_owned(),
-                text: text.to_owned(),
-            },
-            &mut found,
-        );
+        check(&SourceFile { path: path.to_owned(), text: text.to_owned() }, &mut found);
         found.len()
     }
 

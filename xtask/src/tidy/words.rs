@@ -6,11 +6,7 @@
 
 use super::{Finding, SourceFile};
 
-const UNFINISHED: [&str; 3] = [
-    concat!("TO", "DO"),
-    concat!("FIX", "ME"),
-    concat!("X", "XX"),
-];
+const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
 
 const REGISTRIES: [&str; 12] = [
     concat!("index.crates", ".io"),
@@ -34,8 +30,7 @@ pub(super) fn check(file: &SourceFile, found: &mut Vec<Finding>) {
             found.push(Finding::new(&file.path, number + 1, rule));
         }
         for host in REGISTRIES.iter().filter(|host| line.contains(*host)) {
-            let rule =
-                format!("names the registry {host}: leave it to the machine's configuration");
+            let rule = format!("names the registry {host}: leave it to the machine's configuration");
             found.push(Finding::new(&file.path, number + 1, rule));
         }
     }
@@ -44,11 +39,8 @@ pub(super) fn check(file: &SourceFile, found: &mut Vec<Finding>) {
 fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line.get(..at).and_then(|text| text.chars().next_back());
-        let after = line
-            .get(at + word.len()..)
-            .and_then(|text| text.chars().next());
-        let joins =
-            |next: Option<char>| next.is_some_and(|next| next.is_alphanumeric() || next == '_');
+        let after = line.get(at + word.len()..).and_then(|text| text.chars().next());
+        let joins = |next: Option<char>| next.is_some_and(|next| next.is_alphanumeric() || next == '_');
         !joins(before) && !joins(after)
     })
 }
@@ -68,13 +60,7 @@ mod tests {
     fn a_registry_is_found_with_its_line() {
         let text = format!("a\nhttps://{}/simple\n", REGISTRIES[3]);
         let mut found = Vec::new();
-        check(
-            &SourceFile {
-                path: "docs/x.md".to_owned(),
-                text,
-            },
-            &mut found,
-        );
+        check(&SourceFile { path: "docs/x.md".to_owned(), text }, &mut found);
         assert_eq!(found[0].line, 2);
     }
 }
