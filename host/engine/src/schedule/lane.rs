@@ -73,6 +73,7 @@ impl Pending {
                 self.write.overlap = later.write.overlap;
                 self.write.time = later.write.time;
                 self.write.key = later.write.key;
+                self.write.collection = later.write.collection;
                 self.acks.extend(later.acks);
                 None
             }
