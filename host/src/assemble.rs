@@ -261,17 +261,17 @@ impl Job {
                 self.hooks.status.recovered();
                 Box::pin(incremental.run(self.hooks.stop.clone())).await
             }
-            Err(error) if error.action() == Action::Rewind => {
-                Finished { why: pipeline::Ended::Rewind(error), durable: None, stored: None, stage }
-            }
-            Err(error) => Finished { why: pipeline::Ended::Fault(error), durable: None, stored: None, stage },
+            Err(error) => Finished { why: pipeline::Ended::of(error), durable: None, stored: None, stage },
         }
     }
 
     /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
         let mut source = self.oplog();
+        // A new primary's majority may be behind what the former one had delivered: that was applied too.
+        let applied = self.hooks.status.positions().now().read;
         let newest = source.newest().await?;
+        let overlap_until = if applied.ts() > newest.ts() { applied } else { newest };
         source.open(position).await?;
         let decoder = Decoder::new(Arc::clone(&self.namespaces), self.decode_options(), position.time());
         let sink = self.sink();
@@ -279,7 +279,7 @@ impl Job {
         let reader = self.reader();
         let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
         let at_mark = self.unique_at_mark(&sink, stage);
-        tracing::info!(from = %position, overlap_until = %newest, "incremental starts");
+        tracing::info!(from = %position, %overlap_until, "incremental starts");
         Ok(Incremental {
             source: Box::new(source),
             decoder,
@@ -291,7 +291,7 @@ impl Job {
             metrics: self.hooks.metrics.clone(),
             status: self.hooks.status.clone(),
             options: IncrementalOptions {
-                core: CoreOptions { lanes: self.config.incr.workers, overlap_until: newest, single_lane },
+                core: CoreOptions { lanes: self.config.incr.workers, overlap_until, single_lane },
                 checkpoint_interval: self.config.checkpoint.interval,
                 stage,
                 configuration: self.config.sha256().to_owned(),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::Position;
+use crate::schedule::lane::Acks;
 
 /// Number of a batch's slot: the batch's `seq`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,9 +19,19 @@ pub struct SlotId(u64);
 #[derive(Debug)]
 struct Slot {
     open: usize,
+    /// Of the open ones, those that wait aside with bytes of their own.
+    parked: usize,
     last: Position,
     /// Given back when the batch's own changes are done, even while earlier batches are not.
     permit: Option<Arc<Permit>>,
+}
+
+impl Slot {
+    fn give_back(&mut self) {
+        if self.open <= self.parked {
+            self.permit = None;
+        }
+    }
 }
 
 /// Counts open changes a batch and knows the finished prefix.
@@ -43,7 +54,7 @@ impl AckTracker {
             return Err(bug(format!("batch {seq} came where {expected} was expected")));
         }
         let permit = (open > 0).then_some(permit);
-        self.slots.push_back(Slot { open, last, permit });
+        self.slots.push_back(Slot { open, parked: 0, last, permit });
         self.advance();
         Ok(SlotId(seq))
     }
@@ -61,10 +72,25 @@ impl AckTracker {
             .open
             .checked_sub(count)
             .ok_or_else(|| bug(format!("batch {} was acknowledged more often than it has changes", slot.0)))?;
-        if entry.open == 0 {
-            entry.permit = None;
-        }
+        entry.give_back();
         self.advance();
+        Ok(())
+    }
+
+    /// Notes that changes wait aside (`aside`), or wait in line again. A batch of which only such changes are left
+    /// gives its memory back: they own their bytes, and could otherwise hold up the reading that would free them.
+    ///
+    /// # Errors
+    /// `Bug` when a slot is gone or more come back than were aside.
+    pub fn park(&mut self, acks: &Acks, aside: bool) -> Result<()> {
+        for (slot, count) in acks.iter() {
+            let at = slot.0.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
+            let entry = at.and_then(|at| self.slots.get_mut(at));
+            let entry = entry.ok_or_else(|| bug(format!("a change of the finished batch {} was parked", slot.0)))?;
+            let parked = if aside { entry.parked.checked_add(count) } else { entry.parked.checked_sub(count) };
+            entry.parked = parked.ok_or_else(|| bug(format!("batch {} has no parked changes", slot.0)))?;
+            entry.give_back();
+        }
         Ok(())
     }
 
@@ -128,6 +154,21 @@ mod tests {
         let second = tracker.open(1, 1, at(1), permit).unwrap();
         tracker.resolve(second, 1).unwrap();
         assert_eq!(budget.held_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_batch_with_only_parked_changes_holds_no_memory() {
+        let budget = crate::budget::Budget::new(1 << 20);
+        let mut tracker = AckTracker::default();
+        let slot = tracker.open(0, 2, at(0), Arc::new(budget.acquire(1 << 19).await)).unwrap();
+        tracker.park(&Acks::one(slot), true).unwrap();
+        assert!(budget.held_bytes() > 0);
+        tracker.resolve(slot, 1).unwrap();
+        assert_eq!(budget.held_bytes(), 0);
+        assert_eq!(tracker.take_watermark(), None);
+        tracker.park(&Acks::one(slot), false).unwrap();
+        tracker.resolve(slot, 1).unwrap();
+        assert_eq!(tracker.take_watermark(), Some(at(0)));
     }
 
     #[test]

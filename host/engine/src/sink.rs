@@ -100,6 +100,8 @@ pub enum DdlOutcome {
 pub struct Durability {
     /// `lastWrite.majorityOpTime`: every write at or before it survives any fail-over.
     pub majority: OpTime,
+    /// `lastWrite.opTime`: the newest write that the primary has, of whomever.
+    pub newest: OpTime,
     /// Term of the target's primary; accepted writes of an older term may be gone.
     pub term: i64,
 }

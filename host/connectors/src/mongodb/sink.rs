@@ -224,8 +224,8 @@ impl Sink for MongoSink {
         // neither reports a time, and nothing of theirs can be rolled back.
         let settled = OpTime::new(u32::MAX, u32::MAX, 0);
         Ok(match (time("majorityOpTime"), time("opTime")) {
-            (Some(majority), Some(newest)) => Durability { majority, term: newest.term },
-            _ => Durability { majority: settled, term: 0 },
+            (Some(majority), Some(newest)) => Durability { majority, newest, term: newest.term },
+            _ => Durability { majority: settled, newest: OpTime::default(), term: 0 },
         })
     }
 

@@ -30,6 +30,13 @@ pub struct DurableQueue {
 pub struct LostLeader;
 
 impl DurableQueue {
+    /// A queue for a run that begins while the target stands so. What earlier runs wrote may not be durable yet, and
+    /// the first position depends on it.
+    #[must_use]
+    pub fn begin(now: Durability) -> Self {
+        Self { newest_write: now.newest, term: Some(now.term), majority: now.majority, ..Self::default() }
+    }
+
     /// A write was accepted at this operation time of the target (term -1 where the reply named none).
     pub fn wrote(&mut self, operation_time: OpTime) {
         if let Some(term) = self.term
@@ -88,7 +95,7 @@ mod tests {
     }
 
     fn majority(inc: u32, term: i64) -> Durability {
-        Durability { majority: OpTime::new(9, inc, term), term }
+        Durability { majority: OpTime::new(9, inc, term), newest: OpTime::new(9, inc, term), term }
     }
 
     #[test]
@@ -127,6 +134,17 @@ mod tests {
         assert_eq!(queue.reached(majority(1, 2)), Ok(None));
         queue.wrote(OpTime::new(9, 5, 1));
         queue.accepted(at(1));
+        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+    }
+
+    #[test]
+    fn what_an_earlier_run_wrote_is_at_stake_from_the_first_moment() {
+        let now = Durability { newest: OpTime::new(9, 7, 1), ..majority(3, 1) };
+        let mut queue = DurableQueue::begin(now);
+        queue.accepted(at(1));
+        assert_eq!(queue.reached(majority(6, 1)), Ok(None));
+        assert_eq!(queue.reached(majority(7, 1)), Ok(Some(at(1))));
+        let mut queue = DurableQueue::begin(now);
         assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
     }
 

@@ -85,6 +85,17 @@ pub enum Ended {
     Fault(Error),
 }
 
+impl Ended {
+    /// How a run ends by this error.
+    #[must_use]
+    pub fn of(error: Error) -> Self {
+        match error.action() {
+            Action::Rewind => Self::Rewind(error),
+            Action::Stop => Self::Fault(error),
+        }
+    }
+}
+
 /// What a run leaves behind.
 #[derive(Debug)]
 pub struct Finished {
@@ -100,8 +111,13 @@ pub struct Finished {
 impl Incremental {
     /// Runs until `stop` is cancelled or a fault comes.
     pub async fn run(self, stop: CancellationToken) -> Finished {
+        let stage = self.options.stage;
+        let durable = match self.sink.durability().await {
+            Ok(now) => DurableQueue::begin(now),
+            Err(error) => return Finished { why: Ended::of(error), durable: None, stored: None, stage },
+        };
         let mut tasks = Supervisor::new(&stop);
-        let mut pipeline = Loop::start(self, &mut tasks);
+        let mut pipeline = Loop::start(self, durable, &mut tasks);
         let outcome = pipeline.until_end(&mut tasks, &stop).await;
         let finish = pipeline.finish().await;
         let (durable, stored, stage) = pipeline.into_positions();
@@ -109,8 +125,7 @@ impl Incremental {
         tasks.shutdown(TASKS_DEADLINE).await.ok();
         let why = match outcome.and(finish) {
             Ok(()) => Ended::Stopped,
-            Err(error) if error.action() == Action::Rewind => Ended::Rewind(error),
-            Err(error) => Ended::Fault(error),
+            Err(error) => Ended::of(error),
         };
         Finished { why, durable, stored, stage }
     }
@@ -124,10 +139,12 @@ struct Admitting {
     last: Position,
 }
 
+/// What a fence's own task came to, with the newest write of the target after it: a DDL that was done already, or an
+/// index that was built, may be as young as that.
 enum FenceDone {
-    Ddl(FenceId, Result<DdlOutcome>),
+    Ddl(FenceId, Result<(DdlOutcome, OpTime)>),
     Settle(FenceId, Result<FlushReport>),
-    Mark(FenceId, Result<Option<OpTime>>),
+    Mark(FenceId, Result<(Option<OpTime>, OpTime)>),
 }
 
 struct Loop {
@@ -152,7 +169,7 @@ struct Loop {
 }
 
 impl Loop {
-    fn start(run: Incremental, tasks: &mut Supervisor) -> Self {
+    fn start(run: Incremental, durable: DurableQueue, tasks: &mut Supervisor) -> Self {
         let Incremental { source, decoder, namespaces, chain, sink, store, at_mark, metrics, status, options } = run;
         let batches = reader::start(tasks, source, decoder, Arc::clone(&chain), &metrics, &status);
         let lanes = Lanes::start(tasks, options.core.lanes, &sink, &metrics);
@@ -160,7 +177,7 @@ impl Loop {
         let saver = Saver::start(tasks, store, options.checkpoint_interval);
         Self {
             core: Core::new(namespaces, options.core.clone()),
-            durable: DurableQueue::default(),
+            durable,
             lanes,
             batches,
             polled,
@@ -261,7 +278,11 @@ impl Loop {
 
     fn fence_done(&mut self, done: FenceDone) -> Result<()> {
         match done {
-            FenceDone::Ddl(id, outcome) => self.ddl_done(id, outcome?)?,
+            FenceDone::Ddl(id, outcome) => {
+                let (outcome, newest) = outcome?;
+                self.durable.wrote(newest);
+                self.ddl_done(id, outcome)?;
+            }
             FenceDone::Settle(id, report) => {
                 let report = report?;
                 if let Some(time) = report.operation_time {
@@ -269,16 +290,23 @@ impl Loop {
                 }
                 self.core.settled(id, &report)?;
             }
-            FenceDone::Mark(id, outcome) => match outcome? {
-                Some(until) => self.core.mark_again(id, until)?,
-                None => {
-                    self.core.fence_done(id)?;
-                    self.options.stage = Stage::Incremental;
-                    tracing::info!("overlap is over: the target has passed the newest source position of the start");
-                }
-            },
+            FenceDone::Mark(id, outcome) => {
+                let (outcome, newest) = outcome?;
+                self.durable.wrote(newest);
+                self.mark_done(id, outcome)?;
+            }
         }
         self.after_core()
+    }
+
+    fn mark_done(&mut self, id: FenceId, again: Option<OpTime>) -> Result<()> {
+        if let Some(until) = again {
+            return self.core.mark_again(id, until);
+        }
+        self.core.fence_done(id)?;
+        self.options.stage = Stage::Incremental;
+        tracing::info!("overlap is over: the target has passed the newest source position of the start");
+        Ok(())
     }
 
     fn ddl_done(&mut self, id: FenceId, outcome: DdlOutcome) -> Result<()> {
@@ -342,7 +370,8 @@ impl Loop {
                     }
                     let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
                     tasks.spawn("ddl", async move {
-                        let outcome = sink.ddl(&change, overlap).await;
+                        let outcome = async { Ok((sink.ddl(&change, overlap).await?, sink.durability().await?.newest)) };
+                        let outcome = outcome.await;
                         done.send(FenceDone::Ddl(fence, outcome)).await.ok();
                         Ok(())
                     });
@@ -356,9 +385,11 @@ impl Loop {
                     });
                 }
                 Command::Mark { fence } => {
-                    let (at_mark, done) = (Arc::clone(&self.at_mark), self.fences.0.clone());
+                    let (at_mark, sink) = (Arc::clone(&self.at_mark), Arc::clone(&self.sink));
+                    let done = self.fences.0.clone();
                     tasks.spawn("mark", async move {
-                        let outcome = at_mark.reached().await;
+                        let outcome = async { Ok((at_mark.reached().await?, sink.durability().await?.newest)) };
+                        let outcome = outcome.await;
                         done.send(FenceDone::Mark(fence, outcome)).await.ok();
                         Ok(())
                     });

@@ -15,7 +15,7 @@ use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, Op
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::{Acks, Address};
 use crate::schedule::{Lane, Pending, Scope};
-use crate::sink::{FlushReport, Refusal, Write};
+use crate::sink::{Content, FlushReport, Refusal, Write};
 
 /// What the loop must do next.
 #[derive(Debug)]
@@ -29,6 +29,9 @@ pub enum Command {
     /// The overlap mark is reached and everything before it is written. Answer with [`Core::fence_done`].
     Mark { fence: FenceId },
 }
+
+/// Bytes that parked writes may own.
+const PARKED_BYTES_MAX: usize = 64 << 20;
 
 /// A barrier's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,6 +76,17 @@ struct Fence {
     phase: Phase,
     /// What is being settled, with what it acknowledges.
     settling: Vec<Pending>,
+}
+
+impl Fence {
+    /// The mark stands behind every change of the overlap, also behind one that was held when the mark came up.
+    fn lets_pass(&self, change: &Change, overlap_until: OpTime) -> bool {
+        matches!(self.purpose, Purpose::Mark) && change.time.ts() <= overlap_until.ts()
+    }
+
+    fn holds(&self, change: &Change, overlap_until: OpTime) -> bool {
+        self.scope.covers(change.target) && !self.lets_pass(change, overlap_until)
+    }
 }
 
 /// Changes behind barriers, in source order, with an index of what they cover.
@@ -123,6 +137,8 @@ pub struct Core {
     fences: Vec<Fence>,
     held: Held,
     parked: HashMap<Address, VecDeque<Pending>>,
+    /// Bytes that parked writes own, an upper bound.
+    parked_bytes: usize,
     passed_mark: bool,
     /// DDL entries that wait for the mark: not acknowledged, so that a restart meets them again.
     postponed: Vec<SlotId>,
@@ -146,6 +162,7 @@ impl Core {
             fences: Vec::new(),
             held: Held::default(),
             parked: HashMap::new(),
+            parked_bytes: 0,
             passed_mark: false,
             postponed: Vec::new(),
             next_fence: 0,
@@ -250,6 +267,7 @@ impl Core {
     pub fn ddl_postponed(&mut self, id: FenceId) -> Result<()> {
         if let Purpose::Ddl { slot, .. } = self.lower(id)?.purpose {
             self.postponed.push(slot);
+            self.tracker.park(&Acks::one(slot), true)?;
         }
         self.release()?;
         self.pump()
@@ -266,6 +284,7 @@ impl Core {
             Purpose::Mark => {
                 self.passed_mark = true;
                 for slot in std::mem::take(&mut self.postponed) {
+                    self.tracker.park(&Acks::one(slot), false)?;
                     self.tracker.resolve(slot, 1)?;
                 }
             }
@@ -291,7 +310,10 @@ impl Core {
         for (index, pending) in settling.into_iter().enumerate() {
             let refusal = report.refused.iter().find(|(at, _)| *at == index).map(|(_, refusal)| refusal);
             match refusal {
-                None => self.acknowledge(&pending.acks)?,
+                None => {
+                    self.tracker.park(&pending.acks, false)?;
+                    self.acknowledge(&pending.acks)?;
+                }
                 Some(Refusal::UniqueKey { .. }) if !is_final => self.park_again(pending),
                 Some(Refusal::UniqueKey { index, message }) => {
                     let text = format!("unique index {index}: {message}");
@@ -366,9 +388,9 @@ impl Core {
         }
         // A DDL waits for every barrier and everything held, so that DDL keep their order among themselves.
         if change.ddl.is_some() {
-            return true;
+            return !self.held.changes.is_empty() || self.fences.iter().any(|f| !f.lets_pass(change, self.options.overlap_until));
         }
-        self.fences.iter().any(|fence| fence.scope.covers(change.target)) || self.held.covers(change.target)
+        self.fences.iter().any(|fence| fence.holds(change, self.options.overlap_until)) || self.held.covers(change.target)
     }
 
     fn dispatch(&mut self, slot: SlotId, change: Change) -> Result<()> {
@@ -394,17 +416,27 @@ impl Core {
             time: change.time,
             collection: change.collection,
         };
-        let pending = Pending { address, write, acks: Acks::one(slot) };
+        let mut pending = Pending { address, write, acks: Acks::one(slot) };
         if !self.parked.is_empty()
             && let Some(waiting) = self.parked.get_mut(&address)
         {
+            let acks = pending.acks.clone();
+            self.parked_bytes += pending.detach();
             if let Some(apart) = absorb_last(waiting, pending) {
                 waiting.push_back(apart);
             }
-            return Ok(());
+            self.tracker.park(&acks, true)?;
+            return self.after_parking(address);
         }
+        self.enqueue(pending);
+        Ok(())
+    }
+
+    fn enqueue(&mut self, pending: Pending) {
+        let address = pending.address;
         let lane = self.lane_of(address);
-        if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending)) {
+        let keep_order = self.options.single_lane.contains(&address.0);
+        if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending, keep_order)) {
             self.counts.coalesced += 1;
         } else {
             let at = address.0.index();
@@ -415,6 +447,30 @@ impl Core {
                 *count += 1;
             }
             self.outstanding_all += 1;
+        }
+    }
+
+    /// What is parked holds no memory of the source's replies any more, so it has a bound of its own; and a parked
+    /// write that has become a delete can collide with nothing, so it is free again.
+    fn after_parking(&mut self, address: Address) -> Result<()> {
+        let waiting = self.parked.get(&address);
+        let is_delete = |pending: &Pending| matches!(pending.write.content, Content::Delete);
+        if waiting.is_some_and(|waiting| waiting.len() == 1 && waiting.front().is_some_and(is_delete)) {
+            for pending in self.parked.remove(&address).into_iter().flatten() {
+                self.tracker.park(&pending.acks, false)?;
+                self.enqueue(pending);
+            }
+        }
+        if self.parked.is_empty() {
+            self.parked_bytes = 0;
+        }
+        if self.parked_bytes > PARKED_BYTES_MAX {
+            let text = format!(
+                "{} documents collide on unique indexes of the target while changes may be repeated, more than can be \
+                 kept until that is over; drop the unique indexes and let Oplogue build them again",
+                self.parked.len()
+            );
+            return Err(Error::new(Side::Sink, Kind::Exhausted, text));
         }
         Ok(())
     }
@@ -468,13 +524,20 @@ impl Core {
         self.counts.parked += 1;
         let later = self.lanes.get_mut(lane).map(|lane| lane.take(&address)).unwrap_or_default();
         let mut waiting = VecDeque::from([pending]);
-        for next in later {
+        for pending in &mut waiting {
+            self.parked_bytes += pending.detach();
+            self.tracker.park(&pending.acks, true)?;
+        }
+        for mut next in later {
             self.settle_count(address.0)?;
+            self.parked_bytes += next.detach();
+            self.tracker.park(&next.acks, true)?;
             if let Some(apart) = absorb_last(&mut waiting, next) {
                 waiting.push_back(apart);
             }
         }
         self.parked.insert(address, waiting);
+        self.after_parking(address)?;
         let scope = Scope::Collection(address.0);
         let exists = self
             .fences
@@ -511,8 +574,7 @@ impl Core {
             return Ok(());
         };
         let (id, scope, phase) = (fence.id, fence.scope, fence.phase);
-        let blocked = self.fences.iter().take(at).any(|earlier| earlier.scope.intersects(scope));
-        if blocked || !self.drained(scope) || matches!(phase, Phase::Settling | Phase::Fired) {
+        if self.is_blocked(at) || !self.drained(scope) || matches!(phase, Phase::Settling | Phase::Fired) {
             return Ok(());
         }
         if phase == Phase::Draining {
@@ -528,6 +590,22 @@ impl Core {
             }
         }
         self.fire_own(at)
+    }
+
+    /// Whether another barrier goes first. The mark waits for all others and for every change of the overlap; the
+    /// others wait for those that came before them.
+    fn is_blocked(&self, at: usize) -> bool {
+        let Some(fence) = self.fences.get(at) else { return true };
+        let until = self.options.overlap_until.ts();
+        match fence.purpose {
+            Purpose::Mark => {
+                self.fences.len() > 1 || self.held.changes.iter().any(|(_, change)| change.time.ts() <= until)
+            }
+            Purpose::Ddl { .. } | Purpose::Settle => {
+                let mut earlier = self.fences.iter().take(at);
+                earlier.any(|other| !matches!(other.purpose, Purpose::Mark) && other.scope.intersects(fence.scope))
+            }
+        }
     }
 
     fn fire_own(&mut self, at: usize) -> Result<()> {

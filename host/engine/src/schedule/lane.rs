@@ -8,10 +8,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use bytes::Bytes;
+
 use crate::ack::SlotId;
 use crate::model::{DocumentKey, NamespaceId};
 use crate::schedule::coalesce::{Merge, merge};
-use crate::sink::Write;
+use crate::sink::{Content, Patch, Write};
 
 /// Statements in one flush.
 const WAVE_WRITES_MAX: usize = 8192;
@@ -65,8 +67,7 @@ impl Pending {
     /// Merges `later`, of the same document, into this one; gives it back when they must stay two writes.
     pub fn absorb(&mut self, later: Self) -> Option<Self> {
         let same_side = self.write.overlap == later.write.overlap;
-        let placeholder = crate::sink::Content::Delete;
-        let earlier = std::mem::replace(&mut self.write.content, placeholder);
+        let earlier = std::mem::replace(&mut self.write.content, Content::Delete);
         match merge(earlier, later.write.content, same_side) {
             Merge::Merged(content) => {
                 self.write.content = content;
@@ -84,8 +85,28 @@ impl Pending {
         }
     }
 
+    /// Makes the write own its bytes, so that it no longer keeps a whole reply of the source alive. Returns how many.
+    pub fn detach(&mut self) -> usize {
+        let own = |bytes: &mut Bytes| *bytes = Bytes::copy_from_slice(bytes);
+        let own_all = |patches: &mut Vec<Patch>| {
+            for Patch::Diff(bytes) | Patch::Modifiers(bytes) in patches {
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+        };
+        own(&mut self.write.key);
+        match &mut self.write.content {
+            Content::Insert(document) | Content::Replace(document) => own(document),
+            Content::Patch(patches) => own_all(patches),
+            Content::Patched { base, patches } => {
+                own(base);
+                own_all(patches);
+            }
+            Content::Delete => {}
+        }
+        self.bytes()
+    }
+
     fn bytes(&self) -> usize {
-        use crate::sink::{Content, Patch};
         let patches = |list: &[Patch]| list.iter().map(Patch::bytes).sum::<usize>();
         self.write.key.len()
             + match &self.write.content {
@@ -140,9 +161,16 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Adds a write behind everything that waits. Returns whether it was merged into a waiting one.
-    pub fn push(&mut self, pending: Pending) -> bool {
+    /// Adds a write behind everything that waits. Returns whether it was merged into a waiting one. `keep_order`: the
+    /// place of a write among those of other documents matters, so it is merged into the last one only.
+    pub fn push(&mut self, pending: Pending, keep_order: bool) -> bool {
         let mut pending = pending;
+        if let Some(wave) = self.waves.back_mut() {
+            let found = wave.index.get(&pending.address).copied();
+            if keep_order && found.is_some_and(|at| at + 1 != wave.entries.len()) {
+                self.waves.push_back(Wave::default());
+            }
+        }
         if let Some(wave) = self.waves.back_mut() {
             let at = wave.index.get(&pending.address).copied();
             if let Some(waiting) = at.and_then(|at| wave.entries.get_mut(at)).and_then(Option::as_mut) {
