@@ -379,6 +379,7 @@ impl Job {
                 checked::MissingDocument::Upsert => MissingDocument::Upsert,
                 checked::MissingDocument::Stop => MissingDocument::Stop,
             },
+            ddl_ignored: !self.config.filter.ddl_enable,
             majority: self.config.incr.majority_enable,
         };
         let sink = MongoSink::new(

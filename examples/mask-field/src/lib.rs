@@ -30,7 +30,8 @@ impl Filter for MaskField {
     }
 
     fn decide(&self, namespace: &str) -> Route {
-        let covers = |rule: &String| namespace.strip_prefix(rule.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+        let covers =
+            |rule: &String| namespace.strip_prefix(rule.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
         if self.namespaces.is_empty() || self.namespaces.iter().any(covers) { Route::bodies() } else { Route::Pass }
     }
 }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::model::{Change, NamespaceId, OpTime};
+use crate::model::{Change, CollectionUuid, NamespaceId, OpTime};
 
 /// An update's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +59,10 @@ pub struct Write {
     pub overlap: bool,
     /// Source time of the newest change inside.
     pub time: OpTime,
+    /// The source collection's identity, when the entry carried one. In overlap a sink that keeps identities skips a
+    /// write whose collection a later DDL moved or dropped already: it must not reach what stands under that name now
+    /// (correctness.md §6).
+    pub collection: Option<CollectionUuid>,
 }
 
 /// Why one statement was not applied.
@@ -112,13 +116,6 @@ pub trait Sink: Send + Sync {
 
     /// Executes one DDL whose scope is drained, at most once by collection identity (correctness.md §6).
     async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome>;
-
-    /// Whether a change of a document, met in overlap, belongs to a collection that a later DDL moved or dropped
-    /// already: it must not be written to whatever stands under that name now (correctness.md §6). Cheap; asks no
-    /// server.
-    fn superseded(&self, _change: &Change) -> bool {
-        false
-    }
 
     /// Asks the target how far it is majority-committed.
     async fn durability(&self) -> Result<Durability>;

@@ -8,12 +8,16 @@
 #[macro_export]
 macro_rules! export_filter {
     ($plugin:ty, manifest = $manifest:literal) => {
+        // Natively, only so that the plugin does not look unused.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn(&$crate::Json) -> Result<$plugin, $crate::Failure> = <$plugin as $crate::Filter>::new;
+
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             $crate::__manifest!($manifest);
             $crate::__lifecycle!(filter, $plugin);
             use $crate::bindings::filter as oplogue_world;
-            $crate::bindings::filter::export_filter_world!(Component with_types_in oplogue_world);
+    $crate::bindings::filter::export_filter_world!(Component with_types_in oplogue_world);
         };
     };
 }
@@ -22,6 +26,10 @@ macro_rules! export_filter {
 #[macro_export]
 macro_rules! export_transform {
     ($plugin:ty, manifest = $manifest:literal) => {
+        // Natively, only so that the plugin does not look unused.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn(&$crate::Json) -> Result<$plugin, $crate::Failure> = <$plugin as $crate::Filter>::new;
+
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             $crate::__manifest!($manifest);

@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn reads_a_configuration() {
-        let json = Json::parse(r#" {"a": ["x", "y\n\u00e9\ud83d\ude00"], "n": -12, "t": true, "o": {"z": null}} "#).unwrap();
+        let json =
+            Json::parse(r#" {"a": ["x", "y\n\u00e9\ud83d\ude00"], "n": -12, "t": true, "o": {"z": null}} "#).unwrap();
         assert_eq!(json.texts("a").collect::<Vec<_>>(), ["x", "y\né😀"]);
         assert_eq!(json.integer("n"), Some(-12));
         assert_eq!(json.boolean("t"), Some(true));

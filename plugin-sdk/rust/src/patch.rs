@@ -193,7 +193,9 @@ impl Node {
             let Some((at, (_, step))) = at.and_then(|at| Some((at, self.fields.get(at)?))) else { continue };
             seen |= 1 << at.min(63);
             match step {
-                Step::Act(Action::Overwrite(v) | Action::Set(v)) => splice.put(&element, v.kind, element.name, &v.bytes),
+                Step::Act(Action::Overwrite(v) | Action::Set(v)) => {
+                    splice.put(&element, v.kind, element.name, &v.bytes)
+                }
                 Step::Act(Action::Rename(to)) => splice.put(&element, element.kind, to.as_bytes(), element.value),
                 Step::Act(Action::Unset) => splice.skip(&element),
                 Step::Into(node) => node.value(&element, &mut splice, append)?,

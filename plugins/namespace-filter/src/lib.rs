@@ -29,12 +29,7 @@ impl Filter for NamespaceFilter {
         let checkpoint = config.text("checkpoint_db").unwrap_or("mongoshake");
         let conflict = format!("{checkpoint}__conflict");
         let special = ["admin", "local", "config", checkpoint, &conflict, CONFLICT_DATABASE];
-        Ok(Self {
-            black,
-            white,
-            pass_special: list("pass_special_db"),
-            special: special.map(str::to_owned).into(),
-        })
+        Ok(Self { black, white, pass_special: list("pass_special_db"), special: special.map(str::to_owned).into() })
     }
 
     fn decide(&self, namespace: &str) -> Route {

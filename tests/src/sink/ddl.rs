@@ -40,9 +40,6 @@ async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
             bench.sink.ddl(change, overlap).await.unwrap();
             continue;
         }
-        if overlap && bench.sink.superseded(change) {
-            continue;
-        }
         let key = if change.key.is_empty() { selector(&change.body).unwrap() } else { change.key.clone() };
         let write = Write {
             target: change.target,
@@ -51,6 +48,7 @@ async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
             content: coalesce::content(change).unwrap(),
             overlap,
             time: change.time,
+            collection: change.collection,
         };
         assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     }
@@ -156,6 +154,21 @@ async fn options_and_indexes_follow() {
         insert("cap", 0..6),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn without_ddl_a_collection_made_anew_goes_on_under_its_name() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[insert("x", 0..2), doc! { "drop": "x" }, insert("x", 5..7)]).await;
+    let all = changes(&bench, since).await;
+    let [create, ..] = all.as_slice() else { panic!("nothing was logged") };
+    bench.sink.ddl(create, false).await.unwrap();
+    let options = SinkOptions { ddl_ignored: true, ..SinkOptions::default() };
+    let bench = Bench::over(bench.source.clone(), bench.client.clone(), options, Arc::clone(&bench.store));
+    let writes: Vec<Change> = changes(&bench, since).await.into_iter().filter(|change| change.ddl.is_none()).collect();
+    apply(&bench, &writes, true).await;
+    assert_eq!(bench.documents("src.x").await.len(), 4, "drops are not replayed, inserts are");
 }
 
 #[tokio::test]

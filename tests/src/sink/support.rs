@@ -87,6 +87,7 @@ impl Bench {
             content,
             overlap,
             time: OpTime::default(),
+            collection: None,
         }
     }
 

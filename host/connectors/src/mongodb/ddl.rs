@@ -46,6 +46,8 @@ pub(super) struct Executor<'a> {
     /// The source collection's identity.
     pub(super) source: Option<CollectionUuid>,
     pub(super) overlap: bool,
+    /// Source time of the entry.
+    time: OpTime,
     pub(super) concern: Concern,
     /// A unique index of this DDL must wait for the overlap mark.
     postponed: AtomicBool,
@@ -62,7 +64,7 @@ impl MongoSink {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
         let concern = self.manner(target).concern;
-        let executor = Executor::new(self, change.collection, overlap, concern);
+        let executor = Executor { time: change.time, ..Executor::new(self, change.collection, overlap, concern) };
         let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
         Ok(match (executor.postponed.load(Ordering::Relaxed), time) {
             (true, _) => DdlOutcome::Postponed,
@@ -75,7 +77,7 @@ impl MongoSink {
 impl<'a> Executor<'a> {
     /// An executor for one DDL of the source collection `source`.
     pub(super) fn new(sink: &'a MongoSink, source: Option<CollectionUuid>, overlap: bool, concern: Concern) -> Self {
-        Self { sink, source, overlap, concern, postponed: AtomicBool::new(false) }
+        Self { sink, source, overlap, time: OpTime::default(), concern, postponed: AtomicBool::new(false) }
     }
 }
 
@@ -131,7 +133,7 @@ impl Executor<'_> {
         if let Some(source) = self.source
             && (turn == Turn::Run || !self.sink.catalogue.stands_anywhere(source))
         {
-            self.sink.catalogue.forget(source).await?;
+            self.sink.catalogue.retire(source, self.time);
         }
         Ok(time)
     }

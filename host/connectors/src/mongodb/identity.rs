@@ -13,7 +13,7 @@ use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Result, Side};
-use oplogue_engine::model::{CollectionUuid, Namespace};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::classify;
 
@@ -64,6 +64,8 @@ struct State {
     collections: HashMap<Namespace, CollectionInfo>,
     target_of: HashMap<CollectionUuid, CollectionUuid>,
     source_of: HashMap<CollectionUuid, CollectionUuid>,
+    /// Source collections that were dropped, and when.
+    retired: HashMap<CollectionUuid, OpTime>,
 }
 
 impl State {
@@ -72,6 +74,7 @@ impl State {
             self.source_of.remove(&former);
         }
         self.source_of.insert(target, source);
+        self.retired.remove(&source);
     }
 }
 
@@ -170,11 +173,6 @@ impl Catalogue {
         self.read().source_of.contains_key(&target)
     }
 
-    /// Whether the source collection has a known copy.
-    pub(crate) fn is_known(&self, source: CollectionUuid) -> bool {
-        self.read().target_of.contains_key(&source)
-    }
-
     /// Stores the pair of a source collection and what became of it.
     pub(crate) async fn record(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
         self.store.record_identity(source, target).await?;
@@ -182,17 +180,37 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Forgets a source collection that is gone.
-    pub(crate) async fn forget(&self, source: CollectionUuid) -> Result<()> {
-        if !self.is_known(source) {
-            return Ok(());
-        }
-        self.store.forget_identity(source).await?;
-        let mut state = self.write();
-        if let Some(target) = state.target_of.remove(&source) {
-            state.source_of.remove(&target);
+    /// Notes that a source collection is gone since `time`. Its pair stays until [`Self::prune`], so that replayed
+    /// changes of it are known for what they are.
+    pub(crate) fn retire(&self, source: CollectionUuid, time: OpTime) {
+        self.write().retired.insert(source, time);
+    }
+
+    /// Forgets the source collections that were gone before `durable`: no replay reaches back to them.
+    pub(crate) async fn prune(&self, durable: OpTime) -> Result<()> {
+        let gone: Vec<CollectionUuid> = {
+            let state = self.read();
+            state.retired.iter().filter(|(_, time)| time.ts() < durable.ts()).map(|(source, _)| *source).collect()
+        };
+        for source in gone {
+            self.store.forget_identity(source).await?;
+            let mut state = self.write();
+            state.retired.remove(&source);
+            if let Some(target) = state.target_of.remove(&source) {
+                state.source_of.remove(&target);
+            }
         }
         Ok(())
+    }
+
+    /// Whether a change of the known source collection `source` would reach something else under `name`.
+    pub(crate) fn is_elsewhere(&self, name: &Namespace, source: CollectionUuid) -> bool {
+        let state = self.read();
+        let Some(target) = state.target_of.get(&source) else {
+            return false;
+        };
+        let standing = state.collections.get(name).and_then(|info| info.uuid);
+        standing != Some(*target)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {

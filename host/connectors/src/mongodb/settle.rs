@@ -57,8 +57,9 @@ impl MongoSink {
             groups.entry(write.target).or_default().push((index, write));
         }
         let mut report = FlushReport::default();
-        for (namespace, group) in groups {
+        for (namespace, mut group) in groups {
             let name = self.namespaces.name(namespace);
+            group.retain(|(_, write)| !self.superseded(&name, write));
             let part = self.settle_namespace(&name, &group).await.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
             report.operation_time = part.operation_time.max(report.operation_time);

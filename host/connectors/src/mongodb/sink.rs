@@ -14,12 +14,12 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
+use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
 use tokio::sync::OnceCell;
 
 use super::command::{Concern, Manner};
-use super::identity::{Catalogue, Standing};
+use super::identity::Catalogue;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
 
@@ -58,6 +58,9 @@ pub struct SinkOptions {
     /// target's and count a conflict (false). In overlap it is always replaced.
     pub insert_on_dup_update: bool,
     pub missing_document: MissingDocument,
+    /// DDL is not replayed (`filter.ddl_enable = false`): a source collection that was made anew under an old name
+    /// goes on under that name.
+    pub ddl_ignored: bool,
     /// Write with majority concern. Durability does not depend on it.
     pub majority: bool,
 }
@@ -116,7 +119,7 @@ impl MongoSink {
     }
 
     /// Reads the identity pairs and the target's catalogue, and asks what the user may do. Done at the first write
-    /// otherwise; [`Sink::superseded`] answers `false` before it.
+    /// otherwise.
     ///
     /// # Errors
     /// `Unavailable`, `Unauthorized`.
@@ -128,6 +131,22 @@ impl MongoSink {
     #[must_use]
     pub fn counts(&self) -> SinkCounts {
         self.counters.read()
+    }
+
+    /// Forgets identities of collections that were dropped before `durable`, the position of a stored checkpoint.
+    /// Called after a checkpoint was stored; without it the store only grows.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn prune_identities(&self, durable: OpTime) -> Result<()> {
+        self.catalogue.prune(durable).await
+    }
+
+    /// Whether a write, met in overlap, belongs to a collection that a later DDL moved or dropped already. Where DDL
+    /// is not replayed, names are all that counts.
+    pub(super) fn superseded(&self, name: &Namespace, write: &Write) -> bool {
+        let source = write.collection.filter(|_| write.overlap && !self.options.ddl_ignored);
+        source.is_some_and(|source| self.catalogue.is_elsewhere(name, source))
     }
 
     pub(super) async fn target(&self) -> Result<Target> {
@@ -194,12 +213,6 @@ impl Sink for MongoSink {
 
     async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
         self.execute_ddl(change, overlap).await
-    }
-
-    fn superseded(&self, change: &Change) -> bool {
-        let Some(source) = change.collection else { return false };
-        let name = self.namespaces.name(change.target);
-        matches!(self.catalogue.standing(&name, source), Standing::Other | Standing::Gone)
     }
 
     async fn durability(&self) -> Result<Durability> {

@@ -385,7 +385,15 @@ impl Core {
         let key = if change.key.is_empty() { selector(&change.body)? } else { change.key };
         let document = DocumentKey::of_document(&key)?;
         let address = (change.target, document);
-        let write = Write { target: change.target, source: change.source, key, content, overlap, time: change.time };
+        let write = Write {
+            target: change.target,
+            source: change.source,
+            key,
+            content,
+            overlap,
+            time: change.time,
+            collection: change.collection,
+        };
         let pending = Pending { address, write, acks: Acks::one(slot) };
         if !self.parked.is_empty()
             && let Some(waiting) = self.parked.get_mut(&address)

@@ -41,12 +41,12 @@ impl Executor<'_> {
         };
         if occupant == Occupant::Later {
             if let Some(source) = self.source {
-                self.sink.catalogue.forget(source).await?;
+                self.sink.catalogue.retire(source, self.time);
             }
         } else {
             self.adopt(to).await?;
             if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
-                self.sink.catalogue.forget(replaced).await?;
+                self.sink.catalogue.retire(replaced, self.time);
             }
         }
         Ok(time)
@@ -100,7 +100,7 @@ impl Executor<'_> {
         if let Standing::Own(_) | Standing::Unclaimed(_) = self.sink.catalogue.standing(to, replaced) {
             tracing::info!(namespace = %to, "removed: the source replaced this collection by a rename");
             self.drop_now(to).await?;
-            self.sink.catalogue.forget(replaced).await?;
+            self.sink.catalogue.retire(replaced, self.time);
         }
         Ok(())
     }

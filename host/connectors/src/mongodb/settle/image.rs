@@ -131,6 +131,7 @@ mod tests {
             content,
             overlap: false,
             time: OpTime::default(),
+            collection: None,
         }
     }
 

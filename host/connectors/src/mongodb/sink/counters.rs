@@ -16,6 +16,7 @@ pub struct Counters {
     pub(crate) missing: AtomicU64,
     pub(crate) conflicts: AtomicU64,
     pub(crate) repeated: AtomicU64,
+    pub(crate) superseded: AtomicU64,
     /// The process's series, when somebody watches.
     pub(crate) series: Option<Metrics>,
 }
@@ -35,6 +36,8 @@ pub struct SinkCounts {
     pub conflicts: u64,
     /// Statements written a second time, in another form or after a collision.
     pub repeated: u64,
+    /// Writes, in overlap, of collections that a later DDL moved or dropped already.
+    pub superseded: u64,
 }
 
 impl Counters {
@@ -68,6 +71,7 @@ impl Counters {
             missing: get(&self.missing),
             conflicts: get(&self.conflicts),
             repeated: get(&self.repeated),
+            superseded: get(&self.superseded),
         }
     }
 }

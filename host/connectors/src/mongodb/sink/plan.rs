@@ -142,6 +142,7 @@ mod tests {
             content,
             overlap: false,
             time: OpTime::default(),
+            collection: None,
         }
     }
 

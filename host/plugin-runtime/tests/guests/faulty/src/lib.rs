@@ -130,9 +130,8 @@ impl world::exports::oplogue::plugin::transform::Guest for Component {
             ("malformed-nested", _) => {
                 edits.verdict[0] = 2;
                 // {_id: 1, d: {<cut>}}
-                edits.out = vec![
-                    23, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 1, 0, 0, 0, 3, b'd', 0, 6, 0, 0, 0, 0x10, 0, 0,
-                ];
+                edits.out =
+                    vec![23, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 1, 0, 0, 0, 3, b'd', 0, 6, 0, 0, 0, 0x10, 0, 0];
             }
             ("changes-id", _) => {
                 edits.verdict[0] = 2;
