@@ -2,13 +2,15 @@
 //!
 //! Measured from outside, as a user would: the write is acknowledged, then the target is asked again and again
 //! until it has the document. First with nothing else to do, one write at a time, then with a thousand other
-//! writes a second. The resolution is one round trip to the target, some tenths of a millisecond.
+//! writes a second. The probes are written with majority: a w:1 write of a one-member set waits for the journal's
+//! interval of 100 ms before a majority reader may see it at all. The resolution is one round trip to the target, some tenths of a millisecond.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bson::{Document, doc};
+use mongodb::options::WriteConcern;
 use oplogue_tests::load::{Load, LoadOptions};
 use oplogue_tests::servers::ReplicaSet;
 
@@ -36,7 +38,7 @@ async fn probe(source: &ReplicaSet, target: &ReplicaSet, writes: u32, label: &st
     let mut taken = Vec::new();
     for number in 0..writes {
         let id = format!("{label} {number}");
-        source.insert_one(doc! { "_id": &id }).await?;
+        source.insert_one(doc! { "_id": &id }).write_concern(WriteConcern::majority()).await?;
         let committed = Instant::now();
         while target.find_one(doc! { "_id": &id }).await?.is_none() {
             anyhow::ensure!(committed.elapsed() < Duration::from_secs(60), "a write never arrived");
