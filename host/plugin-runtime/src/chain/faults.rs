@@ -20,7 +20,7 @@ use crate::spec::OnError;
 /// A plugin that cannot handle this many entries in a row is not asked again: the run stops.
 const POISONED_MAX: u32 = 64;
 /// Longest pause before a plugin that keeps faulting is asked again.
-const PAUSE_MAX: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How often `retry-after-ms` is honoured for one call, and the longest such pause.
 const RETRIES_MAX: u32 = 10;
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
