@@ -27,7 +27,9 @@ pub(crate) fn run() -> Result<()> {
 /// The sysroot that has the target; `None` = the toolchain's own.
 pub(crate) fn ensure() -> Result<Option<PathBuf>> {
     let toolchain = Toolchain::find()?;
-    if toolchain.has_target() {
+    // `OPLOGUE_WASM_STD=source` takes the last road even where the first ones are open: to test it.
+    let from_source = std::env::var_os("OPLOGUE_WASM_STD").is_some_and(|road| road == "source");
+    if !from_source && toolchain.has_target() {
         return Ok(None);
     }
     let folder = paths::target().join("wasm-std");
@@ -36,7 +38,8 @@ pub(crate) fn ensure() -> Result<Option<PathBuf>> {
     if std::fs::read_to_string(&stamp).is_ok_and(|version| version == toolchain.version) {
         return Ok(Some(sysroot));
     }
-    if steps::output(Command::new("rustup").args(["target", "add", TARGET])).is_ok() && toolchain.has_target() {
+    let rustup = || steps::output(Command::new("rustup").args(["target", "add", TARGET])).is_ok();
+    if !from_source && rustup() && toolchain.has_target() {
         return Ok(None);
     }
     console::note(&format!("building the standard library for {TARGET} from rust-src {}", toolchain.version));
@@ -129,14 +132,16 @@ impl Apt {
     }
 }
 
-/// The mirror that this machine uses already.
+/// The Debian mirror that this machine uses already, out of all its package sources.
 fn mirror() -> Option<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(std::fs::read_dir("/etc/apt/sources.list.d").ok()?.flatten().map(|entry| entry.path()));
+    files.retain(|file| file.extension().is_some_and(|e| e == "list" || e == "sources"));
     files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).find_map(|text| {
         text.lines().find_map(|line| {
             let words = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
-            words.split_whitespace().find(|word| word.starts_with("http")).map(str::to_owned)
+            let is_debian = |word: &&str| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian");
+            words.split_whitespace().find(is_debian).map(str::to_owned)
         })
     })
 }
