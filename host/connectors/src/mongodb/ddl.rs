@@ -65,6 +65,9 @@ impl MongoSink {
         };
         if self.catalogue.is_before_mark(change.time) {
             skipped(ddl.name(), &self.namespaces.name(change.target));
+            let executor =
+                Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::One) };
+            executor.bury(ddl).await?;
             return Ok(DdlOutcome::Already);
         }
         // A mark that survived what it marks would lose it: nothing here may be rolled back.
@@ -136,6 +139,28 @@ impl Executor<'_> {
             }
             Standing::Other | Standing::Gone | Standing::Absent => Turn::Done,
         })
+    }
+
+    /// Drops what a DDL before the mark dropped on the source, where it stands even so: a copy may have met changes of
+    /// a collection that was gone before it was listed.
+    async fn bury(&self, ddl: &Ddl) -> Result<()> {
+        let gone = match ddl {
+            Ddl::Drop { .. } => self.source,
+            Ddl::Rename { drop_target, .. } => *drop_target,
+            Ddl::Create { .. }
+            | Ddl::DropDatabase { .. }
+            | Ddl::CreateIndexes { .. }
+            | Ddl::DropIndexes { .. }
+            | Ddl::CollMod { .. }
+            | Ddl::ConvertToCapped { .. } => None,
+        };
+        if let Some(gone) = gone
+            && let Some(place) = self.sink.catalogue.place_of(gone)
+        {
+            self.drop_now(&place).await?;
+            self.sink.catalogue.retire(gone, self.time);
+        }
+        Ok(())
     }
 
     /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands.

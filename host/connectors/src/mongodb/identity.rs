@@ -7,7 +7,7 @@
 //!
 //! UUIDs alone are not enough: after `a → b`, `b → a` the collection has its old name again, and a replayed `a → b`
 //! looks undone. So the time of the newest executed DDL is kept beside the pairs, under a key that is no UUID: every
-//! earlier DDL is done, and a collection that is unknown before that time is gone.
+//! earlier DDL is done.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -275,8 +275,11 @@ impl Catalogue {
     pub(crate) fn whereabouts(&self, name: &Namespace, source: CollectionUuid, time: OpTime) -> Whereabouts {
         let state = self.read();
         let Some(target) = state.target_of.get(&source) else {
-            // One that still were there would be known.
-            return if time.ts() < state.mark.ts() { Whereabouts::Gone } else { Whereabouts::Here };
+            // Nothing introduced it, and no DDL touched it, or it would be known. When another collection's copy has
+            // the name by now, it went before anybody looked.
+            let info = state.collections.get(name).and_then(|info| info.uuid);
+            let taken = info.is_some_and(|uuid| state.source_of.contains_key(&uuid));
+            return if taken && time.ts() < state.mark.ts() { Whereabouts::Gone } else { Whereabouts::Here };
         };
         let is_it = |info: &CollectionInfo| info.uuid.as_ref() == Some(target);
         if state.collections.get(name).is_some_and(is_it) {
