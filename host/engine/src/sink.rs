@@ -59,9 +59,9 @@ pub struct Write {
     pub overlap: bool,
     /// Source time of the newest change inside.
     pub time: OpTime,
-    /// The source collection's identity, when the entry carried one. In overlap a sink that keeps identities skips a
-    /// write whose collection a later DDL moved or dropped already: it must not reach what stands under that name now
-    /// (correctness.md §6).
+    /// The source collection's identity, when the entry carried one. In overlap a sink that keeps identities goes
+    /// by it and not by the name: a later DDL may have moved or dropped the collection already, and something else may
+    /// stand under that name now (correctness.md §6).
     pub collection: Option<CollectionUuid>,
 }
 

@@ -95,7 +95,7 @@ async fn a_missing_document_is_read_from_the_source_and_is_then_ahead() {
 async fn a_missing_document_can_stop_the_run_or_be_ignored() {
     let (_set, bench) = single(SinkOptions { missing_document: MissingDocument::Stop, ..SinkOptions::default() }).await;
     let write = bench.write("s.c", "t.c", &id(7), patch(doc! { "u": { "x": 1 } }), false);
-    let error = bench.sink.write(&[write.clone()]).await.unwrap_err();
+    let error = bench.sink.write(&[write]).await.unwrap_err();
     assert_eq!(error.kind(), Kind::CannotApply);
     assert!(error.to_string().contains("t.c") && error.to_string().contains('7'), "{error}");
     let ignoring = SinkOptions { missing_document: MissingDocument::Ignore, ..SinkOptions::default() };

@@ -63,14 +63,31 @@ impl MongoSink {
         let Some(ddl) = &change.ddl else {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
-        let concern = self.manner(target).concern;
+        if self.catalogue.is_before_mark(change.time) {
+            skipped(ddl.name(), &self.namespaces.name(change.target));
+            let executor =
+                Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::One) };
+            executor.bury(ddl).await?;
+            return Ok(DdlOutcome::Already);
+        }
+        // A mark that survived what it marks would lose it: nothing here may be rolled back.
+        let concern = if target.is_replicated { Concern::Majority } else { self.manner(target).concern };
         let executor = Executor { time: change.time, ..Executor::new(self, change.collection, overlap, concern) };
         let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
+        self.executed(change.time).await?;
         Ok(match (executor.postponed.load(Ordering::Relaxed), time) {
             (true, _) => DdlOutcome::Postponed,
             (false, Some(time)) => DdlOutcome::Done(Some(time)),
             (false, None) => DdlOutcome::Already,
         })
+    }
+
+    /// Moves the mark, unless a postponed index must be met again after a restart.
+    async fn executed(&self, time: OpTime) -> Result<()> {
+        if self.postponed.lock().await.is_empty() {
+            self.catalogue.advance_mark(time).await?;
+        }
+        Ok(())
     }
 }
 
@@ -124,15 +141,38 @@ impl Executor<'_> {
         })
     }
 
+    /// Drops what a DDL before the mark dropped on the source, where it stands even so: a copy may have met changes of
+    /// a collection that was gone before it was listed.
+    async fn bury(&self, ddl: &Ddl) -> Result<()> {
+        let gone = match ddl {
+            Ddl::Drop { .. } => self.source,
+            Ddl::Rename { drop_target, .. } => *drop_target,
+            Ddl::Create { .. }
+            | Ddl::DropDatabase { .. }
+            | Ddl::CreateIndexes { .. }
+            | Ddl::DropIndexes { .. }
+            | Ddl::CollMod { .. }
+            | Ddl::ConvertToCapped { .. } => None,
+        };
+        if let Some(gone) = gone
+            && let Some(place) = self.sink.catalogue.place_of(gone)
+        {
+            self.drop_now(&place).await?;
+            self.sink.catalogue.retire(gone, self.time);
+        }
+        Ok(())
+    }
+
+    /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands.
     async fn drop(&self, name: &Namespace) -> Result<Option<OpTime>> {
         let turn = self.turn(name).await?;
-        let time = match turn {
-            Turn::Run => self.drop_now(name).await?,
-            Turn::Done => skipped("drop", name),
+        let elsewhere = self.source.and_then(|source| self.sink.catalogue.place_of(source));
+        let time = match (turn, elsewhere) {
+            (Turn::Run, _) => self.drop_now(name).await?,
+            (Turn::Done, Some(place)) => self.drop_now(&place).await?,
+            (Turn::Done, None) => skipped("drop", name),
         };
-        if let Some(source) = self.source
-            && (turn == Turn::Run || !self.sink.catalogue.stands_anywhere(source))
-        {
+        if let Some(source) = self.source {
             self.sink.catalogue.retire(source, self.time);
         }
         Ok(time)
@@ -247,6 +287,13 @@ impl Executor<'_> {
     ) -> Result<std::result::Result<Option<OpTime>, mongodb::error::Error>> {
         let command: RawDocumentBuf = command::raw(writer.finish())?;
         let reply = self.sink.client.database(database).run_raw_command(command).await;
+        if let Ok(reply) = &reply
+            && let Ok(concern) = reply.get_document("writeConcernError")
+        {
+            let text = concern.get_str("errmsg").unwrap_or_default();
+            let text = format!("run a DDL: it is not majority-committed: {text}");
+            return Err(Error::new(Side::Sink, Kind::Unavailable, text));
+        }
         Ok(reply.map(|reply| command::operation_time(&reply)))
     }
 }

@@ -4,8 +4,12 @@
 //! destroy it. Collections are therefore told apart by UUID (correctness.md §6). This module keeps the pairs
 //! source UUID → target UUID, which the checkpoint store makes durable, and a cached catalogue of the target. It runs
 //! no DDL; it only answers whether a name still holds what an entry means.
+//!
+//! UUIDs alone are not enough: after `a → b`, `b → a` the collection has its old name again, and a replayed `a → b`
+//! looks undone. So the time of the newest executed DDL is kept beside the pairs, under a key that is no UUID: every
+//! earlier DDL is done.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bson::{Bson, Document, doc};
@@ -42,6 +46,17 @@ impl CollectionInfo {
     }
 }
 
+/// Where a replayed change belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// Under the name it was met with.
+    Here,
+    /// A rename that is done already moved the collection.
+    At(Namespace),
+    /// The collection is dropped already.
+    Gone,
+}
+
 /// How a target name relates to a source collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -66,7 +81,14 @@ struct State {
     source_of: HashMap<CollectionUuid, CollectionUuid>,
     /// Source collections that were dropped, and when.
     retired: HashMap<CollectionUuid, OpTime>,
+    /// Unknown source collections that were looked at once.
+    met: HashSet<CollectionUuid>,
+    /// The newest executed DDL.
+    mark: OpTime,
 }
+
+/// Stands where a source UUID stands; a UUID of version 4 has another digit at its thirteenth place.
+const MARK_KEY: CollectionUuid = *b"newest DDL done:";
 
 impl State {
     fn pair(&mut self, source: CollectionUuid, target: CollectionUuid) {
@@ -96,7 +118,11 @@ impl Catalogue {
         {
             let mut state = self.write();
             for (source, target) in identities {
-                state.pair(source, target);
+                if source == MARK_KEY {
+                    state.mark = unpack(target);
+                } else {
+                    state.pair(source, target);
+                }
             }
         }
         let names = self.client.list_database_names().await;
@@ -203,14 +229,64 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Whether a change of the known source collection `source` would reach something else under `name`.
-    pub(crate) fn is_elsewhere(&self, name: &Namespace, source: CollectionUuid) -> bool {
+    /// Whether a DDL of `time` was executed before. One at the mark itself may have been.
+    pub(crate) fn is_before_mark(&self, time: OpTime) -> bool {
+        time.ts() < self.read().mark.ts()
+    }
+
+    /// Notes that every DDL up to `time` is executed.
+    pub(crate) async fn advance_mark(&self, time: OpTime) -> Result<()> {
+        if time.ts() <= self.read().mark.ts() {
+            return Ok(());
+        }
+        self.store.record_identity(MARK_KEY, pack(time)).await?;
+        self.write().mark = time;
+        Ok(())
+    }
+
+    /// Gives a source collection that no DDL and no copy introduced the target collection it is written to, if nobody
+    /// else claims that. Looked at once.
+    pub(crate) async fn meet(&self, name: &Namespace, source: CollectionUuid) -> Result<()> {
+        if self.is_known(source) || !self.write().met.insert(source) {
+            return Ok(());
+        }
+        self.refresh(name).await?;
+        match self.standing(name, source) {
+            Standing::Unclaimed(target) => self.record(source, target).await,
+            Standing::Own(_) | Standing::Other | Standing::Absent | Standing::Gone | Standing::Nameless => Ok(()),
+        }
+    }
+
+    fn is_known(&self, source: CollectionUuid) -> bool {
+        self.read().target_of.contains_key(&source)
+    }
+
+    /// The name under which the copy of a source collection stands.
+    pub(crate) fn place_of(&self, source: CollectionUuid) -> Option<Namespace> {
+        let state = self.read();
+        let target = state.target_of.get(&source)?;
+        let found = state.collections.iter().find(|(_, info)| info.uuid.as_ref() == Some(target));
+        found.map(|(name, _)| name.clone())
+    }
+
+    /// Where a change of `time` of the source collection `source`, met in overlap under `name`, belongs now. All
+    /// changes of a collection must go the same way: if those under a former name were left out and those under the
+    /// present one were repeated, a deleted document could come back.
+    pub(crate) fn whereabouts(&self, name: &Namespace, source: CollectionUuid, time: OpTime) -> Whereabouts {
         let state = self.read();
         let Some(target) = state.target_of.get(&source) else {
-            return false;
+            // Nothing introduced it, and no DDL touched it, or it would be known. When another collection's copy has
+            // the name by now, it went before anybody looked.
+            let info = state.collections.get(name).and_then(|info| info.uuid);
+            let taken = info.is_some_and(|uuid| state.source_of.contains_key(&uuid));
+            return if taken && time.ts() < state.mark.ts() { Whereabouts::Gone } else { Whereabouts::Here };
         };
-        let standing = state.collections.get(name).and_then(|info| info.uuid);
-        standing != Some(*target)
+        let is_it = |info: &CollectionInfo| info.uuid.as_ref() == Some(target);
+        if state.collections.get(name).is_some_and(is_it) {
+            return Whereabouts::Here;
+        }
+        let found = state.collections.iter().find(|(_, info)| is_it(info));
+        found.map_or(Whereabouts::Gone, |(name, _)| Whereabouts::At(name.clone()))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -220,6 +296,20 @@ impl Catalogue {
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn pack(time: OpTime) -> CollectionUuid {
+    let mut packed = [0; 16];
+    let (ts, term) = packed.split_at_mut(8);
+    ts.copy_from_slice(&time.ts().to_be_bytes());
+    term.copy_from_slice(&time.term.to_be_bytes());
+    packed
+}
+
+fn unpack(packed: CollectionUuid) -> OpTime {
+    let (ts, term) = packed.split_at(8);
+    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).unwrap_or_default();
+    OpTime { term: number(term).cast_signed(), ..OpTime::from_ts(number(ts)) }
 }
 
 fn entry(database: &str, listed: &Document) -> Option<(Namespace, CollectionInfo)> {

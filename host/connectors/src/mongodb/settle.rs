@@ -54,12 +54,13 @@ impl MongoSink {
     pub(super) async fn settle_group(&self, writes: &[Write]) -> Result<FlushReport> {
         let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
         for (index, write) in writes.iter().enumerate() {
-            groups.entry(write.target).or_default().push((index, write));
+            if let Some(destination) = self.destination(write) {
+                groups.entry(destination).or_default().push((index, write));
+            }
         }
         let mut report = FlushReport::default();
-        for (namespace, mut group) in groups {
+        for (namespace, group) in groups {
             let name = self.namespaces.name(namespace);
-            group.retain(|(_, write)| !self.superseded(&name, write));
             let part = self.settle_namespace(&name, &group).await.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
             report.operation_time = part.operation_time.max(report.operation_time);

@@ -14,12 +14,12 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime};
+use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
 use tokio::sync::OnceCell;
 
 use super::command::{Concern, Manner};
-use super::identity::Catalogue;
+use super::identity::{Catalogue, Whereabouts};
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
 
@@ -84,6 +84,8 @@ pub(super) struct Target {
     pub(super) bypass_validation: bool,
     /// A `mongos` reports no majority time of its own, so it is always written with majority concern.
     is_mongos: bool,
+    /// Majority concern means something.
+    pub(super) is_replicated: bool,
 }
 
 impl MongoSink {
@@ -142,11 +144,30 @@ impl MongoSink {
         self.catalogue.prune(durable).await
     }
 
-    /// Whether a write, met in overlap, belongs to a collection that a later DDL moved or dropped already. Where DDL
-    /// is not replayed, names are all that counts.
-    pub(super) fn superseded(&self, name: &Namespace, write: &Write) -> bool {
-        let source = write.collection.filter(|_| write.overlap && !self.options.ddl_ignored);
-        source.is_some_and(|source| self.catalogue.is_elsewhere(name, source))
+    /// The namespace that a write goes to; `None` when it belongs to a collection that a later DDL dropped already.
+    /// In overlap the collection counts and not its name. Where DDL is not replayed, names are all that counts.
+    pub(super) fn destination(&self, write: &Write) -> Option<NamespaceId> {
+        let Some(source) = write.collection.filter(|_| write.overlap && !self.options.ddl_ignored) else {
+            return Some(write.target);
+        };
+        match self.catalogue.whereabouts(&self.namespaces.name(write.target), source, write.time) {
+            Whereabouts::Here => Some(write.target),
+            Whereabouts::At(name) => Some(self.namespaces.intern(name.as_str())),
+            Whereabouts::Gone => {
+                counters::count(&self.counters.superseded, 1);
+                None
+            }
+        }
+    }
+
+    /// Notes that the source's catalogue was read at `time`, which was asked for before the reading: DDL before it is
+    /// in what was read. Called once, before a full copy prepares its collections.
+    ///
+    /// # Errors
+    /// Those of the target and of the store.
+    pub async fn catalogue_read_at(&self, time: OpTime) -> Result<()> {
+        self.target().await?;
+        self.catalogue.advance_mark(time).await
     }
 
     pub(super) async fn target(&self) -> Result<Target> {
@@ -167,6 +188,7 @@ impl MongoSink {
         Ok(Target {
             bypass_validation: privileges.allows(&bypass()),
             is_mongos: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
+            is_replicated: hello.get_str("setName").is_ok(),
         })
     }
 
@@ -194,7 +216,9 @@ impl Sink for MongoSink {
         let target = self.target().await?;
         let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
         for (index, write) in writes.iter().enumerate() {
-            groups.entry(write.target).or_default().push((index, write));
+            if let Some(destination) = self.destination(write) {
+                groups.entry(destination).or_default().push((index, write));
+            }
         }
         // All of them are awaited even when one fails, so that nothing is in flight when the pipeline rewinds.
         let mut flushes = Vec::with_capacity(groups.len());

@@ -18,7 +18,8 @@ enum Occupant {
     None,
     /// The collection that the source's rename replaced.
     Replaced,
-    /// One that a later entry made: the renamed collection is gone by then.
+    /// One that a later entry brought there: by then the renamed collection has yet another name, or its old one
+    /// again, or is dropped. That entry follows.
     Later,
 }
 
@@ -35,19 +36,13 @@ impl Executor<'_> {
             return Ok(skipped("renameCollection", from));
         }
         let occupant = self.occupant(to, drop_target).await?;
-        let time = match occupant {
-            Occupant::Later => self.drop_now(from).await?,
-            Occupant::None | Occupant::Replaced => self.rename_now(from, to, occupant == Occupant::Replaced).await?,
-        };
         if occupant == Occupant::Later {
-            if let Some(source) = self.source {
-                self.sink.catalogue.retire(source, self.time);
-            }
-        } else {
-            self.adopt(to).await?;
-            if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
-                self.sink.catalogue.retire(replaced, self.time);
-            }
+            return Ok(skipped("renameCollection", from));
+        }
+        let time = self.rename_now(from, to, occupant == Occupant::Replaced).await?;
+        self.adopt(to).await?;
+        if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
+            self.sink.catalogue.retire(replaced, self.time);
         }
         Ok(time)
     }

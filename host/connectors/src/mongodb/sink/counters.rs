@@ -36,7 +36,7 @@ pub struct SinkCounts {
     pub conflicts: u64,
     /// Statements written a second time, in another form or after a collision.
     pub repeated: u64,
-    /// Writes, in overlap, of collections that a later DDL moved or dropped already.
+    /// Writes, in overlap, of collections that a later DDL dropped already.
     pub superseded: u64,
 }
 

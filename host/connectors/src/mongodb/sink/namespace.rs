@@ -42,10 +42,6 @@ impl MongoSink {
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
-            if self.superseded(&place.name, write) {
-                count(&self.counters.superseded, 1);
-                continue;
-            }
             let overlap = self.is_overlap(write);
             match plan(write, self.form(overlap))? {
                 Plan::One(statement) => {
@@ -77,10 +73,24 @@ impl MongoSink {
         for (item, trouble) in troubles {
             merge(&mut report, self.mend(&place, item, trouble).await?);
         }
+        if !self.options.ddl_ignored {
+            self.meet_collections(&place.name, writes).await?;
+        }
         for (index, write, plan, overlap) in apart {
             merge(&mut report, self.write_apart(&place, index, write, plan, overlap).await?);
         }
         Ok(report)
+    }
+
+    /// Learns source collections that nothing introduced, so that a later DDL and a replay can tell them apart.
+    async fn meet_collections(&self, name: &Namespace, writes: &[(usize, &Write)]) -> Result<()> {
+        let mut last = None;
+        for source in writes.iter().filter_map(|(_, write)| write.collection) {
+            if last.replace(source) != Some(source) {
+                self.catalogue.meet(name, source).await?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn is_overlap(&self, write: &Write) -> bool {
