@@ -197,6 +197,7 @@ impl Job {
         self.hooks.status.recovered();
         self.save(Stage::FullSync, &position).await?;
         *begin = Some(position.clone());
+        sink.catalogue_read_at(source.newest().await?).await?;
         let target = self.copy_target(&sink, resumed);
         let copy = FullSync {
             reader: self.reader(),

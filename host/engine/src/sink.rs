@@ -122,6 +122,11 @@ pub trait Sink: Send + Sync {
     /// Asks the target how far it is majority-committed.
     async fn durability(&self) -> Result<Durability>;
 
+    /// A checkpoint at `position` is stored: what only a replay of earlier changes needs may be forgotten.
+    async fn stored(&self, _position: OpTime) -> Result<()> {
+        Ok(())
+    }
+
     /// Settles a group of changes that collided on unique keys: writes the final state of all of them together,
     /// in one transaction on the target (correctness.md §4). The caller has drained the collection. Unlike in
     /// [`Sink::write`], a document may occur more than once; its writes then stand in source order.

@@ -135,15 +135,6 @@ impl MongoSink {
         self.counters.read()
     }
 
-    /// Forgets identities of collections that were dropped before `durable`, the position of a stored checkpoint.
-    /// Called after a checkpoint was stored; without it the store only grows.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn prune_identities(&self, durable: OpTime) -> Result<()> {
-        self.catalogue.prune(durable).await
-    }
-
     /// The namespace that a write goes to; `None` when it belongs to a collection that a later DDL dropped already.
     /// In overlap the collection counts and not its name. Where DDL is not replayed, names are all that counts.
     pub(super) fn destination(&self, write: &Write) -> Option<NamespaceId> {
@@ -237,6 +228,10 @@ impl Sink for MongoSink {
 
     async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
         self.execute_ddl(change, overlap).await
+    }
+
+    async fn stored(&self, position: OpTime) -> Result<()> {
+        self.catalogue.prune(position).await
     }
 
     async fn durability(&self) -> Result<Durability> {

@@ -174,7 +174,7 @@ impl Loop {
         let batches = reader::start(tasks, source, decoder, Arc::clone(&chain), &metrics, &status);
         let lanes = Lanes::start(tasks, options.core.lanes, &sink, &metrics);
         let polled = poll_durability(tasks, Arc::clone(&sink));
-        let saver = Saver::start(tasks, store, options.checkpoint_interval);
+        let saver = Saver::start(tasks, store, Arc::clone(&sink), options.checkpoint_interval);
         Self {
             core: Core::new(namespaces, options.core.clone()),
             durable,

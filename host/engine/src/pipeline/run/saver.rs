@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::Position;
+use crate::sink::Sink;
 use crate::supervise::Supervisor;
 
 pub(super) struct Saver {
@@ -25,13 +26,22 @@ pub(super) struct Saver {
 }
 
 impl Saver {
-    pub(super) fn start(tasks: &mut Supervisor, store: Arc<dyn CheckpointStore>, interval: Duration) -> Self {
+    pub(super) fn start(
+        tasks: &mut Supervisor,
+        store: Arc<dyn CheckpointStore>,
+        sink: Arc<dyn Sink>,
+        interval: Duration,
+    ) -> Self {
         let (jobs, mut incoming) = mpsc::channel::<Checkpoint>(1);
         let (results, done) = mpsc::channel(1);
         tasks.spawn("checkpoint saver", async move {
             while let Some(checkpoint) = incoming.recv().await {
-                let saved = store.save(&checkpoint).await.map(|()| checkpoint.position);
-                if results.send(saved).await.is_err() {
+                let saved = async {
+                    store.save(&checkpoint).await?;
+                    sink.stored(checkpoint.position.time()).await?;
+                    Ok(checkpoint.position)
+                };
+                if results.send(saved.await).await.is_err() {
                     break;
                 }
             }
