@@ -89,8 +89,10 @@ fn mode(mode: checked::ConnectMode) -> ConnectMode {
 pub(super) fn plugin_chain(config: &Config, namespaces: &Arc<Namespaces>) -> Result<Arc<Chain>> {
     let specs = config.default_chain().into_iter().map(|entry| plugin(config, entry));
     let folder = config.log.file.as_ref().map(|file| file.dir.clone()).unwrap_or_default();
-    let options =
-        ChainOptions { dead_letter: Some(folder.join(format!("{}.dead-letters", config.id))), ..ChainOptions::default() };
+    let options = ChainOptions {
+        dead_letter: Some(folder.join(format!("{}.dead-letters", config.id))),
+        ..ChainOptions::default()
+    };
     Chain::build(specs.collect::<Result<_>>()?, Arc::clone(namespaces), options)
 }
 

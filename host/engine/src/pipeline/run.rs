@@ -370,7 +370,8 @@ impl Loop {
                     }
                     let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
                     tasks.spawn("ddl", async move {
-                        let outcome = async { Ok((sink.ddl(&change, overlap).await?, sink.durability().await?.newest)) };
+                        let outcome =
+                            async { Ok((sink.ddl(&change, overlap).await?, sink.durability().await?.newest)) };
                         let outcome = outcome.await;
                         done.send(FenceDone::Ddl(fence, outcome)).await.ok();
                         Ok(())

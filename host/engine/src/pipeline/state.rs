@@ -388,9 +388,11 @@ impl Core {
         }
         // A DDL waits for every barrier and everything held, so that DDL keep their order among themselves.
         if change.ddl.is_some() {
-            return !self.held.changes.is_empty() || self.fences.iter().any(|f| !f.lets_pass(change, self.options.overlap_until));
+            return !self.held.changes.is_empty()
+                || self.fences.iter().any(|f| !f.lets_pass(change, self.options.overlap_until));
         }
-        self.fences.iter().any(|fence| fence.holds(change, self.options.overlap_until)) || self.held.covers(change.target)
+        self.fences.iter().any(|fence| fence.holds(change, self.options.overlap_until))
+            || self.held.covers(change.target)
     }
 
     fn dispatch(&mut self, slot: SlotId, change: Change) -> Result<()> {
