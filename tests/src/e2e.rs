@@ -5,6 +5,7 @@
 //! is part of every failure. The guide's two users are used throughout.
 
 mod crash;
+mod ddl;
 mod failover;
 mod filters;
 mod modes;
