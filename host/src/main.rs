@@ -1,4 +1,6 @@
 //! The `oplogue` program: hands its arguments to the library and returns the exit code.
+//!
+//! Everything else is in the library, where tests reach it. It never decides anything itself.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! What an operator types, against the real program and a real set: checkpoint commands, exit codes, no secret shown.
 //!
-//! The runs of a whole job are tested elsewhere; here is what stands around them.
+//! These commands are used when something is wrong already, so their words are tested and not only their effect. The
+//! runs of a whole job are tested elsewhere, never here.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,7 +1,7 @@
 //! The full copy's reader against a real replica set, with the rights of the guide's source user.
 //!
 //! Every document exactly once: whatever the types of its `_id`, however the collection is split, and whether or not
-//! the cursor dies on the way.
+//! the cursor dies on the way. Nothing is written to a target here.
 
 use std::collections::HashMap;
 

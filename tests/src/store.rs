@@ -1,7 +1,7 @@
 //! The checkpoint store against a real replica set, with the rights of the guide's source user.
 //!
 //! Shown are the guards: a holder that lost its lease writes nothing, a position never moves back, an operator's word
-//! fences a running instance, and a MongoShake document is taken over and left as it is.
+//! fences a running instance, and a MongoShake document is taken over and left as it is. No job runs here.
 
 use bson::{Document, doc};
 use mongodb::Client;

@@ -59,7 +59,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
         console::say(&format!("{:>7} bytes  {}", bytes, guest.file));
     }
     if options.check {
-        let mut test = steps::cargo(&["test", "--package", "oplogue-plugin-runtime", "--test", "plugins"]);
+        // The whole workspace: a package alone would build wasmtime once more, with other features.
+        let mut test = steps::cargo(&["test", "--workspace", "--test", "plugins"]);
         steps::run(test.env("OPLOGUE_GUESTS", &to))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Time, behind one door: production reads the system clock, tests and the simulation set it.
 //!
 //! Nothing else in the engine asks the system for the time, so that delays, back-offs and lag can be tested by
-//! moving a number instead of sleeping.
+//! moving a number instead of sleeping. It never waits; who must wait does so in the loop that owns the state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -33,6 +33,3 @@ pub mod checkpoint;
 pub mod full_sync;
 
 pub mod pipeline;
-
-#[cfg(any(test, feature = "test-util"))]
-pub mod testing;

@@ -1,6 +1,7 @@
 //! Backoff: how long to wait before the next try, growing and with jitter.
 //!
-//! It only counts and computes; the caller sleeps and decides when a success resets it.
+//! It stands here so that every caller that tries again does so in the same rhythm. It never sleeps and never judges an
+//! error; it only counts and computes, and the caller decides when a success resets it.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Entries that a plugin could not handle, kept in a file for a person to look at.
 //!
 //! Records are MessagePack with field names, one after the other, appended and synced before the entry is counted as
-//! dead: an entry is either on its way, or acknowledged as dropped, or in this file.
+//! dead: an entry is either on its way, or acknowledged as dropped, or in this file. The runtime never applies or
+//! removes a record; what becomes of it is a person's decision.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;

@@ -1,7 +1,7 @@
 //! One loaded version of one plugin with its configuration, shared by all workers.
 //!
 //! It holds the routes that were asked so far, so that a namespace is asked once for each generation however many
-//! workers there are, and the counters that metrics read.
+//! workers there are, and the counters that metrics read. It never calls the plugin: instances belong to the workers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};

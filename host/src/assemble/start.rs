@@ -2,7 +2,8 @@
 //!
 //! The rules follow MongoShake's (a stored position always wins over `checkpoint.start_position`; `all` without one
 //! copies first) with two differences: a copy that was interrupted keeps the position noted before its first read,
-//! and a position that left the oplog is a fault with the window in it, never a silent second copy.
+//! and a position that left the oplog is a fault with the window in it, never a silent second copy. Nothing here
+//! writes: it decides, and the assembly acts.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! What `/conf` shows: the effective value of every key that has an effect, and where it differs from the default.
 //!
-//! Values come from the configuration's own report, which masks secrets; nothing here sees one.
+//! Operators compare it with the file they wrote, so keys stand under the file's names. Values come from the
+//! configuration's own report, which masks secrets; nothing here sees one.
 
 use std::collections::HashMap;
 

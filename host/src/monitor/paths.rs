@@ -1,7 +1,8 @@
 //! The other paths: health and metrics for machines, and truthful equivalents of MongoShake's inner views.
 //!
-//! MongoShake's `/worker`, `/queue`, `/executor` and `/persist` show queues that Oplogue does not have; their fields are
-//! answered with what stands in that place, and a field without a counterpart is left out rather than invented.
+//! MongoShake's `/worker`, `/queue`, `/executor` and `/persist` show queues that Oplogue does not have; their fields
+//! are answered with what stands in that place, and a field without a counterpart is left out rather than invented. No
+//! path here changes the run.
 
 use axum::Json;
 use axum::extract::State;

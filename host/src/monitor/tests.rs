@@ -1,4 +1,7 @@
 //! The server as a script sees it: a real listener on a free port, a status filled by hand.
+//!
+//! Scripts written for MongoShake read these answers, so their shape is held key by key. No run stands behind them:
+//! that the numbers are right is tested with a whole job.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,7 @@
-//! The generated bindings of the two worlds. Hidden: authors use the traits.
+//! The generated bindings of the two worlds.
+//!
+//! They are public because the export macros expand in the author's crate and must reach them there. Hidden from the
+//! documentation: authors use the traits, never these.
 
 /// `filter-plugin`.
 pub use oplogue_plugin_filter_world as filter;

@@ -1,5 +1,7 @@
-//! Counters in the host's metrics. Using them needs `"capabilities": ["metrics"]` in the manifest and the operator's
-//! grant; a plugin that never calls this does not import it.
+//! Counters in the host's metrics.
+//!
+//! Using them needs `"capabilities": ["metrics"]` in the manifest and the operator's grant. A plugin that never calls
+//! this does not import it, and needs neither.
 
 /// Adds to the counter `name`. Outside of WebAssembly, in unit tests, nothing happens.
 pub fn add(name: &str, by: u64) {

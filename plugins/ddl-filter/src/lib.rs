@@ -1,6 +1,7 @@
 //! Drops changes of the catalogue unless they are enabled, as MongoShake's `filter.ddl_enable` does.
 //!
-//! It asks to see DDL entries only, so documents pass at the price of a route.
+//! It is a plugin so that an operator can replace the rule by a finer one. It asks to see DDL entries only, so
+//! documents pass at the price of a route and it never sees one.
 
 use oplogue_plugin::{Body, Edit, Entry, Failure, Filter, Json, Op, Ops, Route, Transform};
 

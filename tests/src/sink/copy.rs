@@ -1,4 +1,7 @@
 //! The full copy's writing half against a real server.
+//!
+//! A copy meets targets that are empty, half full of an earlier try, or somebody else's, and only a server says what it
+//! makes of each. The reading half is tested in `snapshot`, never here.
 
 use std::sync::Arc;
 

@@ -1,4 +1,7 @@
 //! Flushes: every result read, duplicates and missing documents by the rules of either side of the overlap mark.
+//!
+//! What a server answers to a bulk of writes is not written down anywhere, so a real one is asked. Collisions that one
+//! flush cannot solve are in `settle`, never here.
 
 use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::IndexModel;

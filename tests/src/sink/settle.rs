@@ -1,4 +1,7 @@
 //! Unique values that changed hands: swaps, cycles, chains with what stands on the target, and true conflicts.
+//!
+//! A settlement passes through states that the source never had, so each test looks at the end state of every document.
+//! When a settlement is due is the pipeline's decision and never tested here.
 
 use bson::{Document, doc};
 use mongodb::IndexModel;

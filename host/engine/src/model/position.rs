@@ -1,7 +1,8 @@
 //! Where a source stands: the oplog's `OpTime`, or a change stream's resume token.
 //!
 //! A position names the last entry that was read, and a restart reads from it inclusively, so that the first entry
-//! proves that the history is still the same (correctness.md §2).
+//! proves that the history is still the same (correctness.md §2). It never says what is durable: that is the ack
+//! tracker's word.
 
 use std::fmt;
 

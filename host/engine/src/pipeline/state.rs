@@ -4,6 +4,9 @@
 //! barriers that DDL and unique-key conflicts put up, the changes held behind them, and the tracker of positions.
 //! Nothing here waits, does I/O or reads a clock, so an event sequence replays exactly.
 
+mod fence;
+mod parking;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -15,7 +18,10 @@ use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, Op
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::{Acks, Address};
 use crate::schedule::{Lane, Pending, Scope};
-use crate::sink::{Content, FlushReport, Refusal, Write};
+use crate::sink::{FlushReport, Refusal, Write};
+
+pub use fence::FenceId;
+use fence::{Fence, Held, Phase, Purpose};
 
 /// What the loop must do next.
 #[derive(Debug)]
@@ -30,13 +36,6 @@ pub enum Command {
     Mark { fence: FenceId },
 }
 
-/// Bytes that parked writes may own.
-const PARKED_BYTES_MAX: usize = 64 << 20;
-
-/// A barrier's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FenceId(u64);
-
 /// What the core must know of the job.
 #[derive(Debug, Clone)]
 pub struct CoreOptions {
@@ -47,71 +46,6 @@ pub struct CoreOptions {
     /// Target collections whose changes must keep their order as a whole: capped ones, and ones with a collation,
     /// under which different `_id`s may be one key.
     pub single_lane: HashSet<NamespaceId>,
-}
-
-#[derive(Debug)]
-enum Purpose {
-    Ddl { change: Option<Box<Change>>, slot: SlotId },
-    Settle,
-    Mark,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Waiting until nothing in the scope is pending or in flight.
-    Draining,
-    /// Parked writes of the scope are being settled.
-    Settling,
-    /// The settled scope is ready for the fence's own command.
-    Settled,
-    /// The command is out.
-    Fired,
-}
-
-#[derive(Debug)]
-struct Fence {
-    id: FenceId,
-    scope: Scope,
-    purpose: Purpose,
-    phase: Phase,
-    /// What is being settled, with what it acknowledges.
-    settling: Vec<Pending>,
-}
-
-impl Fence {
-    /// The mark stands behind every change of the overlap, also behind one that was held when the mark came up.
-    fn lets_pass(&self, change: &Change, overlap_until: OpTime) -> bool {
-        matches!(self.purpose, Purpose::Mark) && change.time.ts() <= overlap_until.ts()
-    }
-
-    fn holds(&self, change: &Change, overlap_until: OpTime) -> bool {
-        self.scope.covers(change.target) && !self.lets_pass(change, overlap_until)
-    }
-}
-
-/// Changes behind barriers, in source order, with an index of what they cover.
-#[derive(Debug, Default)]
-struct Held {
-    changes: VecDeque<(SlotId, Change)>,
-    namespaces: HashSet<NamespaceId>,
-    scopes: Vec<Scope>,
-}
-
-impl Held {
-    fn push(&mut self, slot: SlotId, change: Change) {
-        match &change.ddl {
-            Some(ddl) => self.scopes.push(Scope::of(ddl)),
-            None => {
-                self.namespaces.insert(change.target);
-            }
-        }
-        self.changes.push_back((slot, change));
-    }
-
-    /// Whether a later change of `namespace` must stay behind something that is held.
-    fn covers(&self, namespace: NamespaceId) -> bool {
-        self.namespaces.contains(&namespace) || self.scopes.iter().any(|scope| scope.covers(namespace))
-    }
 }
 
 /// Counts for the status page and the tests.
@@ -214,12 +148,6 @@ impl Core {
         self.pump()
     }
 
-    fn reach_mark(&mut self) {
-        if !self.passed_mark && !self.fences.iter().any(|fence| matches!(fence.purpose, Purpose::Mark)) {
-            self.raise(Scope::Cluster, Purpose::Mark);
-        }
-    }
-
     /// The mark's work cannot be finished yet: overlap goes on until `until`.
     ///
     /// # Errors
@@ -294,44 +222,6 @@ impl Core {
         self.pump()
     }
 
-    /// A settlement is done; `report` names the writes that collide even so.
-    ///
-    /// # Errors
-    /// `Conflict` when writes collide although the target stands where the source stood.
-    pub fn settled(&mut self, id: FenceId, report: &FlushReport) -> Result<()> {
-        let at = self.fences.iter().position(|fence| fence.id == id).ok_or_else(|| bug("unknown fence".into()))?;
-        let Some(fence) = self.fences.get_mut(at) else {
-            return Err(bug("unknown fence".into()));
-        };
-        let settling = std::mem::take(&mut fence.settling);
-        fence.phase = Phase::Settled;
-        let is_final = self.passed_mark || matches!(fence.purpose, Purpose::Mark);
-        let only_settles = matches!(fence.purpose, Purpose::Settle);
-        for (index, pending) in settling.into_iter().enumerate() {
-            let refusal = report.refused.iter().find(|(at, _)| *at == index).map(|(_, refusal)| refusal);
-            match refusal {
-                None => {
-                    self.tracker.park(&pending.acks, false)?;
-                    self.acknowledge(&pending.acks)?;
-                }
-                Some(Refusal::UniqueKey { .. }) if !is_final => self.park_again(pending),
-                Some(Refusal::UniqueKey { index, message }) => {
-                    let text = format!("unique index {index}: {message}");
-                    return Err(self.refused(pending.address.0, &pending.write, &text, Kind::Conflict));
-                }
-                Some(Refusal::Refused { code, message }) => {
-                    let text = format!("error {code}: {message}");
-                    return Err(self.refused(pending.address.0, &pending.write, &text, Kind::CannotApply));
-                }
-            }
-        }
-        if only_settles {
-            self.lower(id)?;
-            self.release()?;
-        }
-        self.pump()
-    }
-
     /// What to do now, since the last call.
     pub fn take_commands(&mut self) -> Vec<Command> {
         std::mem::take(&mut self.commands)
@@ -382,19 +272,6 @@ impl Core {
         self.dispatch(slot, change)
     }
 
-    fn must_wait(&self, change: &Change) -> bool {
-        if self.fences.is_empty() {
-            return false;
-        }
-        // A DDL waits for every barrier and everything held, so that DDL keep their order among themselves.
-        if change.ddl.is_some() {
-            return !self.held.changes.is_empty()
-                || self.fences.iter().any(|f| !f.lets_pass(change, self.options.overlap_until));
-        }
-        self.fences.iter().any(|fence| fence.holds(change, self.options.overlap_until))
-            || self.held.covers(change.target)
-    }
-
     fn dispatch(&mut self, slot: SlotId, change: Change) -> Result<()> {
         let overlap = change.time.ts() <= self.options.overlap_until.ts();
         if let Some(ddl) = &change.ddl {
@@ -418,19 +295,10 @@ impl Core {
             time: change.time,
             collection: change.collection,
         };
-        let mut pending = Pending { address, write, acks: Acks::one(slot) };
-        if !self.parked.is_empty()
-            && let Some(waiting) = self.parked.get_mut(&address)
-        {
-            let acks = pending.acks.clone();
-            self.parked_bytes += pending.detach();
-            if let Some(apart) = absorb_last(waiting, pending) {
-                waiting.push_back(apart);
-            }
-            self.tracker.park(&acks, true)?;
-            return self.after_parking(address);
+        let pending = Pending { address, write, acks: Acks::one(slot) };
+        if let Some(free) = self.join_parked(pending)? {
+            self.enqueue(free);
         }
-        self.enqueue(pending);
         Ok(())
     }
 
@@ -450,31 +318,6 @@ impl Core {
             }
             self.outstanding_all += 1;
         }
-    }
-
-    /// What is parked holds no memory of the source's replies any more, so it has a bound of its own; and a parked
-    /// write that has become a delete can collide with nothing, so it is free again.
-    fn after_parking(&mut self, address: Address) -> Result<()> {
-        let waiting = self.parked.get(&address);
-        let is_delete = |pending: &Pending| matches!(pending.write.content, Content::Delete);
-        if waiting.is_some_and(|waiting| waiting.len() == 1 && waiting.front().is_some_and(is_delete)) {
-            for pending in self.parked.remove(&address).into_iter().flatten() {
-                self.tracker.park(&pending.acks, false)?;
-                self.enqueue(pending);
-            }
-        }
-        if self.parked.is_empty() {
-            self.parked_bytes = 0;
-        }
-        if self.parked_bytes > PARKED_BYTES_MAX {
-            let text = format!(
-                "{} documents collide on unique indexes of the target while changes may be repeated, more than can be \
-                 kept until that is over; drop the unique indexes and let Oplogue build them again",
-                self.parked.len()
-            );
-            return Err(Error::new(Side::Sink, Kind::Exhausted, text));
-        }
-        Ok(())
     }
 
     fn lane_of(&self, (namespace, document): Address) -> usize {
@@ -499,62 +342,6 @@ impl Core {
         }
     }
 
-    fn raise(&mut self, scope: Scope, purpose: Purpose) {
-        let id = FenceId(self.next_fence);
-        self.next_fence += 1;
-        self.counts.fences += 1;
-        self.fences.push(Fence { id, scope, purpose, phase: Phase::Draining, settling: Vec::new() });
-    }
-
-    fn lower(&mut self, id: FenceId) -> Result<Fence> {
-        let at = self.fences.iter().position(|fence| fence.id == id).ok_or_else(|| bug("unknown fence".into()))?;
-        Ok(self.fences.remove(at))
-    }
-
-    /// Lets held changes go on as far as the remaining barriers allow.
-    fn release(&mut self) -> Result<()> {
-        let held = std::mem::take(&mut self.held);
-        for (slot, change) in held.changes {
-            self.admit(slot, change)?;
-        }
-        Ok(())
-    }
-
-    /// A unique key refused a write: it waits until its collection is drained, with everything later of its document.
-    fn park(&mut self, lane: usize, pending: Pending) -> Result<()> {
-        let address = pending.address;
-        self.counts.parked += 1;
-        let later = self.lanes.get_mut(lane).map(|lane| lane.take(&address)).unwrap_or_default();
-        let mut waiting = VecDeque::from([pending]);
-        for pending in &mut waiting {
-            self.parked_bytes += pending.detach();
-            self.tracker.park(&pending.acks, true)?;
-        }
-        for mut next in later {
-            self.settle_count(address.0)?;
-            self.parked_bytes += next.detach();
-            self.tracker.park(&next.acks, true)?;
-            if let Some(apart) = absorb_last(&mut waiting, next) {
-                waiting.push_back(apart);
-            }
-        }
-        self.parked.insert(address, waiting);
-        self.after_parking(address)?;
-        let scope = Scope::Collection(address.0);
-        let exists = self
-            .fences
-            .iter()
-            .any(|f| matches!(f.purpose, Purpose::Settle) && f.scope == scope && f.phase == Phase::Draining);
-        if self.passed_mark && !exists {
-            self.raise(scope, Purpose::Settle);
-        }
-        Ok(())
-    }
-
-    fn park_again(&mut self, pending: Pending) {
-        self.parked.entry(pending.address).or_default().push_back(pending);
-    }
-
     /// Starts what can be started: flushes of idle lanes, and barriers whose scope is drained.
     ///
     /// # Errors
@@ -569,82 +356,6 @@ impl Core {
             self.fire(at)?;
         }
         Ok(())
-    }
-
-    fn fire(&mut self, at: usize) -> Result<()> {
-        let Some(fence) = self.fences.get(at) else {
-            return Ok(());
-        };
-        let (id, scope, phase) = (fence.id, fence.scope, fence.phase);
-        if self.is_blocked(at) || !self.drained(scope) || matches!(phase, Phase::Settling | Phase::Fired) {
-            return Ok(());
-        }
-        if phase == Phase::Draining {
-            let settling = self.take_parked(scope);
-            if !settling.is_empty() {
-                let writes = settling.iter().map(|pending| pending.write.clone()).collect();
-                if let Some(fence) = self.fences.get_mut(at) {
-                    fence.settling = settling;
-                    fence.phase = Phase::Settling;
-                }
-                self.commands.push(Command::Settle { fence: id, writes });
-                return Ok(());
-            }
-        }
-        self.fire_own(at)
-    }
-
-    /// Whether another barrier goes first. The mark waits for all others and for every change of the overlap; the
-    /// others wait for those that came before them.
-    fn is_blocked(&self, at: usize) -> bool {
-        let Some(fence) = self.fences.get(at) else { return true };
-        let until = self.options.overlap_until.ts();
-        match fence.purpose {
-            Purpose::Mark => {
-                self.fences.len() > 1 || self.held.changes.iter().any(|(_, change)| change.time.ts() <= until)
-            }
-            Purpose::Ddl { .. } | Purpose::Settle => {
-                let mut earlier = self.fences.iter().take(at);
-                earlier.any(|other| !matches!(other.purpose, Purpose::Mark) && other.scope.intersects(fence.scope))
-            }
-        }
-    }
-
-    fn fire_own(&mut self, at: usize) -> Result<()> {
-        let until = self.options.overlap_until.ts();
-        let Some(fence) = self.fences.get_mut(at) else {
-            return Ok(());
-        };
-        fence.phase = Phase::Fired;
-        let id = fence.id;
-        match &mut fence.purpose {
-            Purpose::Ddl { change, .. } => {
-                let change = change.take().ok_or_else(|| bug("a DDL was fired twice".into()))?;
-                let overlap = change.time.ts() <= until;
-                self.commands.push(Command::Ddl { fence: id, change, overlap });
-            }
-            Purpose::Mark => self.commands.push(Command::Mark { fence: id }),
-            // Everything parked was settled with an earlier barrier: nothing is left to do.
-            Purpose::Settle => {
-                self.lower(id)?;
-                self.release()?;
-                return self.pump();
-            }
-        }
-        Ok(())
-    }
-
-    fn take_parked(&mut self, scope: Scope) -> Vec<Pending> {
-        let mut addresses: Vec<_> = self.parked.keys().filter(|address| scope.covers(address.0)).copied().collect();
-        addresses.sort_unstable();
-        addresses.iter().filter_map(|address| self.parked.remove(address)).flatten().collect()
-    }
-
-    fn drained(&self, scope: Scope) -> bool {
-        match scope {
-            Scope::Collection(namespace) => self.outstanding.get(namespace.index()).is_none_or(|count| *count == 0),
-            Scope::Cluster => self.outstanding_all == 0,
-        }
     }
 
     fn settle_count(&mut self, namespace: NamespaceId) -> Result<()> {
@@ -669,14 +380,6 @@ impl Core {
             kind,
             format!("write to {} at {} for {key}: {why}", self.namespaces.name(namespace), write.time),
         )
-    }
-}
-
-/// Merges into the last waiting write; gives the write back when it must stand alone.
-fn absorb_last(waiting: &mut VecDeque<Pending>, pending: Pending) -> Option<Pending> {
-    match waiting.back_mut() {
-        Some(last) => last.absorb(pending),
-        None => Some(pending),
     }
 }
 

@@ -1,4 +1,7 @@
 //! Files and configurations that must not load, each with its own message.
+//!
+//! An operator meets these messages before anything runs, so their text is tested and not only the refusal. No batch is
+//! ever sent here.
 
 use oplogue_engine::error::Kind;
 use oplogue_plugin_runtime::{Chain, ChainOptions, OnError, PluginSpec};

@@ -1,4 +1,7 @@
 //! DDL through the chain: renames of both names, the filter's border, databases of which a part passes.
+//!
+//! The chain maps a command's names itself, so these rules are the runtime's and not a plugin's. Nothing is executed
+//! here: the sink's tests do that.
 
 use bson::doc;
 use oplogue_engine::error::Kind;

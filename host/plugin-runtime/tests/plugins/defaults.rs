@@ -1,4 +1,7 @@
 //! The default plugins as the committed files, one by one and as the chain that a MongoShake configuration becomes.
+//!
+//! The committed files are what a release ships, so they are tested and not a fresh build. Rules inside one plugin are
+//! tested beside its source; here is only what the host makes of them.
 
 use bson::doc;
 use oplogue_engine::model::{Ddl, Operation};

@@ -1,4 +1,7 @@
 //! Batches made by hand, plugin files, and surgery on plugin files.
+//!
+//! It is here so that a test reads as what goes in and what comes out. It asserts nothing of its own about the runtime;
+//! what it cannot do is a panic.
 
 use std::path::PathBuf;
 use std::sync::Arc;

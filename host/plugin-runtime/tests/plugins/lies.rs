@@ -1,4 +1,7 @@
 //! Answers that do not fit the batch: refused as a whole, with what is wrong, and the entries unharmed.
+//!
+//! The host trusts no number that comes from a guest, and each test here is one number that is wrong. The guest's own
+//! faults (traps, loops, memory) are in `traps`, never here.
 
 use bson::doc;
 use oplogue_engine::model::Operation;

@@ -1,4 +1,7 @@
 //! The example `mask-field`: one rule for the full copy, inserts, replacements and both forms of updates.
+//!
+//! It is the plugin that authors copy from, so what it promises is held by tests. It is never a default plugin; those
+//! are in `defaults`.
 
 use bson::{Document, doc};
 use oplogue_engine::model::Operation;

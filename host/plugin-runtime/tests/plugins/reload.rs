@@ -1,4 +1,7 @@
 //! New versions while batches run: swapped between two batches, refused with a reason, rolled back when they fault.
+//!
+//! A file is replaced as an operator does it, by a rename, because that is what the watcher must see whole. A test here
+//! never expects a swap after a given time: it sends batches until the swap shows.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

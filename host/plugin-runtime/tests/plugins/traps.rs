@@ -1,4 +1,7 @@
 //! Traps, endless loops and eaten memory: the batch is searched, the policy meets one entry, the rest goes on.
+//!
+//! A guest's fault must cost the one entry that causes it, so the poison stands in the middle of a hundred good ones.
+//! Answers that arrive but are wrong are in `lies`, never here.
 
 use std::time::Duration;
 

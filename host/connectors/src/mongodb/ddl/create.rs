@@ -1,4 +1,7 @@
 //! `create`: collections, capped and clustered ones, views, time-series, with the options of the source.
+//!
+//! It stands apart from the other commands since it alone takes the options of a collection over, without those that a
+//! server reports but does not take back. It never empties a collection that stands under the name already.
 
 use oplogue_engine::error::Result;
 use oplogue_engine::model::raw::{self, Elements, Malformed};

@@ -1,4 +1,6 @@
 //! A plugin that uses a capability: it counts entries in the host's metrics.
+//!
+//! It is here because a grant is only proven by a guest that imports what was granted. It never changes an entry.
 
 #![cfg(target_arch = "wasm32")]
 

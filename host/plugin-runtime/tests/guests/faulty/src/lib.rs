@@ -1,5 +1,7 @@
-//! A plugin that lies, loops, traps or eats memory, as its configuration says. Written against the generated bindings,
-//! since the SDK does not let an author lie.
+//! A plugin that lies, loops, traps or eats memory, as its configuration says.
+//!
+//! Written against the generated bindings, since the SDK does not let an author lie. It never misbehaves on its own:
+//! without a configuration it changes nothing.
 
 #![cfg(target_arch = "wasm32")]
 
@@ -75,80 +77,33 @@ fn bodies(batch: &Batch) -> Vec<&[u8]> {
     (0..batch.op.len()).map(|at| bson::split_first(slice(at)).1).collect()
 }
 
+/// `{_id: 666}`.
+const OTHER_ID: [u8; 14] = [14, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 154, 2, 0, 0, 0];
+
+/// `{_id: 1, d: {<cut>}}`.
+const CUT: [u8; 23] = [23, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 1, 0, 0, 0, 3, b'd', 0, 6, 0, 0, 0, 0x10, 0, 0];
+
 impl world::exports::oplogue::plugin::transform::Guest for Component {
     fn process(batch: Batch) -> Result<Edits, Failure> {
-        let count = batch.op.len();
         let bodies = bodies(&batch);
         let poison = bodies.iter().position(|body| bson::find(body, "poison").is_some());
+        let mode = setting("process");
+        fail(&mode, poison)?;
         let mut edits = Edits {
-            verdict: vec![0; count],
+            verdict: vec![0; batch.op.len()],
             arg: Vec::new(),
             ns: Vec::new(),
             namespaces: Vec::new(),
             out: Vec::new(),
             notes: Vec::new(),
         };
-        // {_id: 666}
-        let other_id = [14, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 154, 2, 0, 0, 0];
-        match (setting("process").as_str(), poison) {
-            ("trap-on-poison", Some(_)) => panic!("poison found"),
-            ("loop-on-poison", Some(_)) => spin(),
-            ("hog-on-poison", Some(_)) => hog(),
-            ("refuse-poison", Some(at)) => return Err(failure("poison refused", Some(at as u32), None)),
-            ("trap-always", _) => panic!("process gave up"),
-            ("loop-always", _) => spin(),
-            ("long-verdict", _) => edits.verdict.push(0),
-            ("long-arg", _) => edits.arg = vec![0; count + 2],
-            ("unknown-verdict", _) => edits.verdict[0] = 9,
-            ("park", _) => edits.verdict[0] = 4,
+        lie_in_columns(&mode, &mut edits);
+        lie_in_bodies(&mode, &batch, &mut edits);
+        match (mode.as_str(), poison) {
             ("dead-letter", Some(at)) => {
                 edits.verdict[at] = 5;
-                edits.arg = vec![0; count];
+                edits.arg = vec![0; batch.op.len()];
                 edits.notes.push("it is poison".to_owned());
-            }
-            ("namespace-out-of-range", _) => {
-                edits.verdict[0] = 0x10;
-                edits.ns = vec![3; count];
-                edits.namespaces.push("a.b".to_owned());
-            }
-            ("bad-namespace", _) => edits.namespaces.push("nodot".to_owned()),
-            ("move", _) => {
-                edits.verdict = vec![0x10; count];
-                edits.ns = vec![0; count];
-                edits.namespaces.push("moved.here".to_owned());
-            }
-            ("no-body", _) => edits.verdict[0] = 2,
-            ("body-too-long", _) => {
-                edits.verdict[0] = 2;
-                edits.out = vec![200, 0, 0, 0, 0];
-            }
-            ("body-left-over", _) => edits.out = vec![5, 0, 0, 0, 0],
-            ("malformed-body", _) => {
-                edits.verdict[0] = 2;
-                edits.out = vec![8, 0, 0, 0, 0x99, b'x', 0, 0];
-            }
-            ("malformed-nested", _) => {
-                edits.verdict[0] = 2;
-                // {_id: 1, d: {<cut>}}
-                edits.out =
-                    vec![23, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 1, 0, 0, 0, 3, b'd', 0, 6, 0, 0, 0, 0x10, 0, 0];
-            }
-            ("changes-id", _) => {
-                edits.verdict[0] = 2;
-                edits.out = other_id.to_vec();
-            }
-            ("replaces-delete", _) => {
-                if let Some(at) = batch.op.iter().position(|op| *op == 5) {
-                    edits.verdict[at] = 2;
-                    edits.out = other_id.to_vec();
-                }
-            }
-            ("refuse-batch", _) => return Err(failure("not this batch", None, None)),
-            ("retry-once", _) => {
-                CALLS.set(CALLS.get() + 1);
-                if CALLS.get() == 1 {
-                    return Err(failure("not yet", None, Some(1)));
-                }
             }
             ("copy", _) => {
                 for (at, body) in bodies.iter().enumerate().filter(|(_, body)| !body.is_empty()) {
@@ -159,6 +114,69 @@ impl world::exports::oplogue::plugin::transform::Guest for Component {
             _ => {}
         }
         Ok(edits)
+    }
+}
+
+/// The faults that leave no answer, and the refusals.
+fn fail(mode: &str, poison: Option<usize>) -> Result<(), Failure> {
+    match (mode, poison) {
+        ("trap-on-poison", Some(_)) => panic!("poison found"),
+        ("loop-on-poison", Some(_)) => spin(),
+        ("hog-on-poison", Some(_)) => hog(),
+        ("refuse-poison", Some(at)) => Err(failure("poison refused", Some(at as u32), None)),
+        ("trap-always", _) => panic!("process gave up"),
+        ("loop-always", _) => spin(),
+        ("refuse-batch", _) => Err(failure("not this batch", None, None)),
+        ("retry-once", _) => {
+            CALLS.set(CALLS.get() + 1);
+            if CALLS.get() == 1 { Err(failure("not yet", None, Some(1))) } else { Ok(()) }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Wrong lengths, verdicts and names.
+fn lie_in_columns(mode: &str, edits: &mut Edits) {
+    let count = edits.verdict.len();
+    match mode {
+        "long-verdict" => edits.verdict.push(0),
+        "long-arg" => edits.arg = vec![0; count + 2],
+        "unknown-verdict" => edits.verdict[0] = 9,
+        "park" => edits.verdict[0] = 4,
+        "namespace-out-of-range" => {
+            edits.verdict[0] = 0x10;
+            edits.ns = vec![3; count];
+            edits.namespaces.push("a.b".to_owned());
+        }
+        "bad-namespace" => edits.namespaces.push("nodot".to_owned()),
+        "move" => {
+            edits.verdict = vec![0x10; count];
+            edits.ns = vec![0; count];
+            edits.namespaces.push("moved.here".to_owned());
+        }
+        _ => {}
+    }
+}
+
+/// New bodies that are missing, cut, left over, or of another document.
+fn lie_in_bodies(mode: &str, batch: &Batch, edits: &mut Edits) {
+    let mut replace = |at: usize, body: &[u8]| {
+        edits.verdict[at] = 2;
+        edits.out = body.to_vec();
+    };
+    match mode {
+        "no-body" => replace(0, &[]),
+        "body-too-long" => replace(0, &[200, 0, 0, 0, 0]),
+        "body-left-over" => edits.out = vec![5, 0, 0, 0, 0],
+        "malformed-body" => replace(0, &[8, 0, 0, 0, 0x99, b'x', 0, 0]),
+        "malformed-nested" => replace(0, &CUT),
+        "changes-id" => replace(0, &OTHER_ID),
+        "replaces-delete" => {
+            if let Some(at) = batch.op.iter().position(|op| *op == 5) {
+                replace(at, &OTHER_ID);
+            }
+        }
+        _ => {}
     }
 }
 
