@@ -2,8 +2,9 @@
 //!
 //! Absolute numbers say more about the machine than about the program, so each scenario measures two ceilings in
 //! the same run: a bare bulk loader for the copy, a native secondary for the catch-up. The ceiling is measured
-//! before and after (A/A), and the difference between the two is the noise to read the rest with. The optimised
-//! build is measured; nothing here is a test, and no number fails anything.
+//! before and after (A/A), and the difference between the two is the noise to read the rest with. Plugins are measured
+//! beside native code that does the same. The optimised build is measured; nothing here is a test, and no number
+//! fails anything.
 
 use std::path::Path;
 
@@ -16,6 +17,7 @@ mod copy;
 mod follow;
 mod latency;
 mod loader;
+mod plugins;
 mod table;
 mod usage;
 mod writes;
@@ -56,6 +58,8 @@ enum Scenario {
     Hot,
     /// From source commit to visible on the target
     Latency,
+    /// Routes, envelopes and bodies, in WebAssembly and natively; needs no server
+    Plugins,
 }
 
 impl Options {
@@ -66,10 +70,17 @@ impl Options {
 
 /// Measures.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    servers::ensure(DEFAULT_VERSION)?;
-    console::title("build");
-    let program = demo::build(!options.debug)?;
-    tokio::runtime::Runtime::new()?.block_on(Box::pin(measure(options, &program)))
+    if options.only != Some(Scenario::Plugins) {
+        servers::ensure(DEFAULT_VERSION)?;
+        console::title("build");
+        let program = demo::build(!options.debug)?;
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(measure(options, &program)))?;
+    }
+    if options.wants(Scenario::Plugins) {
+        console::title("plugins, each kind of work beside native code");
+        plugins::run(options.debug)?;
+    }
+    Ok(())
 }
 
 async fn measure(options: &Options, program: &Path) -> Result<()> {
