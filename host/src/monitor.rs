@@ -2,8 +2,8 @@
 //!
 //! MongoShake serves the copy on `full_sync.http_port` and incremental on `incr_sync.http_port`; here both ports answer
 //! every path, so a script never asks the wrong one. It listens on loopback unless the operator says otherwise, since
-//! nothing is protected by a password. It reads counters and status and never touches the data path; the one path that
-//! would steer, `POST /sentinel/options`, refuses.
+//! nothing is protected by a password. It reads counters and status and never touches the data path; the one thing that
+//! it can steer is whether the source is read (`POST /sentinel/options`).
 
 pub mod conf;
 pub mod page;

@@ -19,6 +19,7 @@ mod http;
 
 pub use config::PipelineConfig;
 pub use http::get as http_get;
+pub use http::post as http_post;
 
 /// The line users of MongoShake look for at the hand-over.
 pub const HAND_OVER: &str = "finish full sync, start incr sync";

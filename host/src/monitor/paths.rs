@@ -6,6 +6,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use oplogue_engine::metrics::families::CONTENT_TYPE;
@@ -28,7 +29,7 @@ pub const PATHS: &[(&str, &str)] = &[
     ("/executor", "statements by kind"),
     ("/persist", "stage of the fetcher"),
     ("/conf", "the configuration, secrets masked"),
-    ("/sentinel", "run-time options (read only for now)"),
+    ("/sentinel", "run-time options"),
 ];
 
 pub(super) async fn list() -> Json<Value> {
@@ -115,12 +116,39 @@ pub(super) async fn conf(State(run): State<Monitored>) -> Json<Value> {
     Json(run.conf)
 }
 
-pub(super) async fn sentinel() -> Json<Value> {
-    Json(json!({ "Pause": false, "TPS": 0, "Shutdown": false }))
+pub(super) async fn sentinel(State(run): State<Monitored>) -> Json<Value> {
+    Json(json!({ "Pause": run.status.is_paused() }))
 }
 
-pub(super) async fn sentinel_options() -> (StatusCode, Json<Value>) {
-    let text = "run-time options cannot be changed yet: set the key in the configuration and start again; \
-                to pause or stop, send SIGTERM, the run goes on from its checkpoint";
-    (StatusCode::NOT_IMPLEMENTED, Json(json!({ "error": text })))
+/// MongoShake's options of incremental that are not built: they are named, so that nobody waits for an effect.
+const NOT_BUILT: [&str; 6] = ["OplogDump", "DuplicatedDump", "TPS", "TargetDelay", "ExitPoint", "Shutdown"];
+
+/// Sets run-time options: all of the body or nothing.
+pub(super) async fn sentinel_options(
+    State(run): State<Monitored>,
+    body: Result<Json<serde_json::Map<String, Value>>, JsonRejection>,
+) -> (StatusCode, Json<Value>) {
+    let refuse = |code, text: String| (code, Json(json!({ "error": text })));
+    let Ok(Json(options)) = body else {
+        let text = "the body must be a JSON object with content-type application/json, such as {\"Pause\": true}";
+        return refuse(StatusCode::BAD_REQUEST, text.to_owned());
+    };
+    for (name, value) in &options {
+        if NOT_BUILT.contains(&name.as_str()) {
+            let text =
+                format!("{name} cannot be changed at run time: set its key in the configuration and start again");
+            return refuse(StatusCode::NOT_IMPLEMENTED, text);
+        }
+        if name != "Pause" {
+            return refuse(StatusCode::BAD_REQUEST, format!("unknown option {name}; known: Pause"));
+        }
+        if !value.is_boolean() {
+            return refuse(StatusCode::BAD_REQUEST, format!("Pause must be true or false, not {value}"));
+        }
+    }
+    if let Some(pause) = options.get("Pause").and_then(Value::as_bool) {
+        tracing::info!(pause, "reading the source is paused or resumed on request");
+        run.status.set_paused(pause);
+    }
+    (StatusCode::OK, sentinel(State(run)).await)
 }

@@ -44,13 +44,19 @@ fn monitored() -> Monitored {
 
 /// One request against a fresh server: status code, head and body.
 async fn ask(run: &Monitored, method: &str, path: &str) -> (u16, String, String) {
+    send(run, method, path, "").await
+}
+
+async fn send(run: &Monitored, method: &str, path: &str, body: &str) -> (u16, String, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let mut tasks = oplogue_engine::supervise::Supervisor::new(&stop);
     tasks.spawn("status server", serve(listener, run.clone(), stop.clone()));
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+    let length = body.len();
+    let request =
+        format!("{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -196,8 +202,23 @@ async fn every_listed_path_answers_and_is_documented() {
         assert!(manual.contains(&format!("`{path}`")), "docs/OPERATIONS.md lacks {path}");
     }
     assert_eq!(ask(&run, "GET", "/nothing").await.0, 404);
-    let (code, _, body) = ask(&run, "POST", "/sentinel/options").await;
-    assert_eq!(code, 501, "{body}");
+}
+
+#[tokio::test]
+async fn reading_is_paused_and_resumed_and_nothing_else_is_taken() {
+    let run = monitored();
+    let post = |body: &'static str| {
+        let run = run.clone();
+        async move { send(&run, "POST", "/sentinel/options", body).await.0 }
+    };
+    assert_eq!(post(r#"{"Pause": true}"#).await, 200);
+    assert!(run.status.is_paused());
+    assert_eq!(post(r#"{"Pause": false, "TPS": 5}"#).await, 501);
+    assert_eq!(post(r#"{"Pause": false, "Paus": true}"#).await, 400);
+    assert_eq!(post("no json").await, 400);
+    assert!(run.status.is_paused(), "a refused request changes nothing");
+    assert_eq!(post(r#"{"Pause": false}"#).await, 200);
+    assert!(!run.status.is_paused());
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Catching up on the same oplog: the collector against a native secondary of the source.
 //!
-//! Both are held while the writes happen, the secondary by the server's own fail point, the collector by SIGSTOP,
+//! Both are held while the writes happen, the secondary by the server's own fail point, the collector by its `Pause`,
 //! so neither is measured while the source is busy with them. Then one after the other is let go. Rounds
 //! alternate, and the secondary's own spread is the noise. The secondary writes a journal and an oplog of its own,
 //! as the target of the collector does.
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use bson::{Document, Timestamp, doc};
 use mongodb::Client;
-use oplogue_tests::collector::{Collector, HAND_OVER, PipelineConfig};
+use oplogue_tests::collector::{Collector, HAND_OVER, PipelineConfig, http_post};
 use oplogue_tests::compare::Comparison;
 use oplogue_tests::servers::{Options as SetOptions, ReplicaSet};
 
@@ -31,8 +31,8 @@ pub(super) async fn run(options: &super::Options, program: &Path, collections: u
     let (source, target) = tokio::join!(ReplicaSet::start(source), ReplicaSet::start(target));
     let (source, target) = (source?, target?);
     let mut writer = Writer::start(&source.client(), collections).await?;
-    let collector = started(program, &source, &target).await?;
-    let mut race = Race { source, target, collector, serial: 0 };
+    let (collector, port) = started(program, &source, &target).await?;
+    let mut race = Race { source, target, collector, port, serial: 0 };
     race.pass_sentinel().await?;
     let mut rows = Vec::new();
     for round in 1..=options.rounds {
@@ -49,24 +49,32 @@ pub(super) async fn run(options: &super::Options, program: &Path, collections: u
 }
 
 /// Starts a collector in `sync_mode = all` and waits for the hand-over.
-pub(super) async fn started(program: &Path, source: &ReplicaSet, target: &ReplicaSet) -> Result<Collector> {
+pub(super) async fn started(program: &Path, source: &ReplicaSet, target: &ReplicaSet) -> Result<(Collector, u16)> {
     let config = PipelineConfig::between(source, target)?;
+    let port = config.incr_port().context("the status server has a port")?;
     let mut collector = Collector::start_program(program, &config)?;
     collector.wait_log(HAND_OVER, PATIENCE).await?;
-    Ok(collector)
+    Ok((collector, port))
 }
 
 struct Race {
     source: ReplicaSet,
     target: ReplicaSet,
     collector: Collector,
+    /// The collector's status server.
+    port: u16,
     serial: i64,
 }
 
 impl Race {
     async fn hold(&self) -> Result<()> {
         self.source.fail_point(SECONDARY, "stopReplProducer", "alwaysOn", doc! {}).await?;
-        self.collector.signal("STOP")
+        self.pause(true).await
+    }
+
+    async fn pause(&self, pause: bool) -> Result<()> {
+        let body = format!("{{\"Pause\": {pause}}}");
+        http_post(self.port, "/sentinel/options", &body).await.map(|_| ())
     }
 
     async fn write_sentinel(&mut self) -> Result<()> {
@@ -124,7 +132,7 @@ impl Race {
         let pid = self.collector.pid().context("the collector runs")?;
         let earlier = usage::of(pid)?;
         let started = Instant::now();
-        self.collector.signal("CONT")?;
+        self.pause(false).await?;
         self.wait_sentinel().await?;
         let took = started.elapsed();
         let used = usage::of(pid)?.since(earlier);

@@ -22,7 +22,7 @@ pub(super) async fn run(options: &super::Options, program: &Path) -> Result<()> 
     let (source, target) = (source?, target?);
     let load = LoadOptions { rate: Some(1_000.0), unique_swaps: false, ..LoadOptions::default() };
     Load::prepare(&source.client(), &load, 50).await?;
-    let _collector = follow::started(program, &source, &target).await?;
+    let (_collector, _port) = follow::started(program, &source, &target).await?;
     let alone = probe(&source, &target, options.latency_writes, "alone").await?;
     report("one write at a time", alone);
     let running = Load::start(&source.client(), &load);

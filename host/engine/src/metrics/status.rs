@@ -8,6 +8,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 use super::copy::{CopyNow, CopyProgress};
 use super::labels::{Label, SyncStage};
 use super::positions::{Positions, PositionsNow};
@@ -32,6 +34,7 @@ struct Shared {
     copy: CopyProgress,
     budget: OnceLock<Budget>,
     facts: RwLock<Facts>,
+    paused: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -88,6 +91,7 @@ impl Status {
                 copy: CopyProgress::new(clock.clone()),
                 budget: OnceLock::new(),
                 facts: RwLock::default(),
+                paused: watch::Sender::new(false),
                 clock,
             }),
         }
@@ -162,6 +166,23 @@ impl Status {
     #[must_use]
     pub fn copy(&self) -> &CopyProgress {
         &self.shared.copy
+    }
+
+    /// Stops or resumes reading the source (MongoShake's `Pause`). What was read goes on to the target.
+    pub fn set_paused(&self, paused: bool) {
+        self.shared.paused.send_replace(paused);
+    }
+
+    /// Whether reading is paused.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        *self.shared.paused.borrow()
+    }
+
+    /// Returns at once unless reading is paused, and else when it is resumed.
+    pub async fn wait_while_paused(&self) {
+        // The sender lives as long as this handle, so the wait cannot fail.
+        let _resumed = self.shared.paused.subscribe().wait_for(|paused| !*paused).await.is_ok();
     }
 
     /// The clock of this run.

@@ -59,6 +59,13 @@ impl Reader {
     async fn run(mut self, out: mpsc::Sender<ChangeBatch>, stop: CancellationToken) -> Result<()> {
         self.metrics.source.opens.inc();
         loop {
+            if self.status.is_paused() {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = self.status.wait_while_paused() => {}
+                }
+            }
             self.ask_newest().await?;
             let next = tokio::select! {
                 biased;
