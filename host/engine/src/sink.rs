@@ -139,12 +139,15 @@ pub trait Sink: Send + Sync {
 #[async_trait]
 pub trait CopyTarget: Send + Sync {
     /// Makes `target` ready to take the documents of a source collection: drops or keeps what is there, creates it
-    /// with the source's options, and records the identity pair.
-    async fn prepare(&self, plan: &crate::source::CollectionPlan, target: NamespaceId) -> Result<()>;
+    /// with the source's options, and records the identity pair. Returns a time of the target not before that.
+    async fn prepare(&self, plan: &crate::source::CollectionPlan, target: NamespaceId) -> Result<Option<OpTime>>;
+
+    /// Empties a collection that was prepared in this run: what it took in came from another source collection.
+    async fn prepare_again(&self, plan: &crate::source::CollectionPlan, target: NamespaceId) -> Result<Option<OpTime>>;
 
     /// Inserts raw documents (slices of a reply). Duplicates are replaced.
     async fn insert(&self, target: NamespaceId, documents: &[Bytes]) -> Result<Option<OpTime>>;
 
     /// Builds these indexes (raw specifications of the source).
-    async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<()>;
+    async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>>;
 }

@@ -93,6 +93,10 @@ pub trait SnapshotReader: Send + Sync {
     /// Splits one collection into ranges of about `partition_bytes`.
     async fn partition(&self, plan: &CollectionPlan, partition_bytes: u64) -> Result<Vec<Partition>>;
 
+    /// The name that a planned collection has now: another one after a rename, none after a drop. Reads go by name, so
+    /// what was read is the planned collection only if it still has the name that was read.
+    async fn place(&self, plan: &CollectionPlan) -> Result<Option<Namespace>>;
+
     /// Opens a cursor over a partition: majority reads not older than `after`.
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>>;
 

@@ -14,7 +14,7 @@ use oplogue_connectors::mongodb::oplog::OplogSource;
 use oplogue_connectors::mongodb::sink::MongoSink;
 use oplogue_engine::error::{Kind, Result};
 use oplogue_engine::full_sync::Plan;
-use oplogue_engine::full_sync::copy::is_unique;
+use oplogue_engine::full_sync::copy::waits_for_mark;
 use oplogue_engine::model::{NamespaceId, Namespaces, OpTime};
 use oplogue_engine::pipeline::AtMark;
 use oplogue_engine::plugin::PluginChain;
@@ -71,7 +71,7 @@ impl UniqueAtMark {
         let mut all = Vec::new();
         for collection in plan.collections.iter().filter(|c| c.has_documents()) {
             let specs = self.reader.indexes(&collection.plan.namespace).await?;
-            let unique: Vec<_> = specs.into_iter().filter(|spec| is_unique(spec)).collect();
+            let unique: Vec<_> = specs.into_iter().filter(|spec| waits_for_mark(spec)).collect();
             if !unique.is_empty() {
                 all.push((collection.target, unique));
             }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bson::RawDocumentBuf;
 use bytes::Bytes;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::key::selector;
@@ -17,8 +18,9 @@ use oplogue_engine::source::CollectionPlan;
 
 use super::command::{self, Concern, Manner, Statement, StatementError, Verb};
 use super::ddl::{Executor, create_command};
-use super::identity::{CollectionInfo, Standing};
+use super::identity::{Shape, Standing};
 use super::sink::MongoSink;
+use super::writer::RawWriter;
 use super::{classify, sink};
 
 /// The settings of `full_sync.*` that concern writing.
@@ -32,6 +34,17 @@ pub struct CopyOptions {
     pub documents_max: usize,
     /// Write with majority concern.
     pub majority: bool,
+}
+
+/// What stands on the target where a collection is to be copied to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Occupant {
+    None,
+    /// An earlier run of this copy made it of the same source collection.
+    Ours,
+    /// It is this job's, or it holds nothing, but it is not what is to be copied: it is made anew.
+    Remade,
+    Foreign,
 }
 
 /// Writes the full copy through a sink's connection and identity map.
@@ -68,10 +81,60 @@ impl MongoCopyTarget {
         Concern::of(self.options.majority)
     }
 
-    /// Whether an earlier run of this copy made what stands there.
-    fn is_ours(&self, plan: &CollectionPlan, name: &Namespace) -> bool {
-        let own = |uuid| matches!(self.sink.catalogue.standing(name, uuid), Standing::Own(_));
-        self.options.resumed && plan.uuid.is_some_and(own)
+    /// What stands under the name that a collection is to have.
+    async fn occupant(&self, plan: &CollectionPlan, name: &Namespace) -> Result<Occupant> {
+        let catalogue = &self.sink.catalogue;
+        let Some(info) = catalogue.refresh(name).await? else { return Ok(Occupant::None) };
+        if !self.options.resumed {
+            return Ok(Occupant::Foreign);
+        }
+        let place = if info.shape == Shape::TimeSeries { buckets_of(name) } else { name.clone() };
+        let info = if place == *name { Some(info) } else { catalogue.refresh(&place).await? };
+        let own = |uuid| matches!(catalogue.standing(&place, uuid), Standing::Own(_));
+        if plan.uuid.is_some_and(own) {
+            return Ok(Occupant::Ours);
+        }
+        // An earlier run of this copy was killed between making a collection and recording it, or the source moved the
+        // collection that was copied to here. A view holds no data.
+        let claimed = info.and_then(|info| info.uuid).is_some_and(|uuid| catalogue.is_claimed(uuid));
+        let is_view = info.is_some_and(|info| info.shape == Shape::View);
+        let remade = claimed || is_view || self.is_empty(name).await?;
+        Ok(if remade { Occupant::Remade } else { Occupant::Foreign })
+    }
+
+    async fn is_empty(&self, name: &Namespace) -> Result<bool> {
+        let collection = self.sink.client.database(name.database()).collection::<RawDocumentBuf>(name.collection());
+        let found = collection.find_one(bson::doc! {}).await;
+        found.map(|found| found.is_none()).map_err(|e| classify::error(Side::Sink, &format!("look into {name}"), e))
+    }
+
+    /// Drops what an earlier run of this copy made of a collection that the source renamed meanwhile: it is copied
+    /// under its new name. Done before the new pair is recorded, since nobody would know the old one after that.
+    async fn drop_misplaced(&self, plan: &CollectionPlan, name: &Namespace) -> Result<()> {
+        let Some(uuid) = plan.uuid else { return Ok(()) };
+        let place = self.sink.catalogue.place_of(uuid).filter(|place| *place != stored_in(name, plan));
+        if let Some(place) = place {
+            tracing::info!(namespace = %place, now = %name, "dropped: the source renamed this collection during the copy");
+            self.executor(plan).drop_now(&place).await?;
+        }
+        Ok(())
+    }
+
+    async fn make(&self, plan: &CollectionPlan, name: &Namespace) -> Result<Option<OpTime>> {
+        let executor = self.executor(plan);
+        let command = create_command(name, &plan.options, self.concern())?;
+        let time = executor.run(name.database(), "create", name, command, &[]).await?;
+        executor.adopt(&stored_in(name, plan)).await?;
+        self.sink.catalogue.refresh(name).await?;
+        Ok(time)
+    }
+
+    /// A time not before anything that the target has done so far.
+    async fn now(&self, plan: &CollectionPlan) -> Result<Option<OpTime>> {
+        let mut w = RawWriter::with_capacity(32);
+        w.int("ping", 1);
+        let answer = self.executor(plan).try_run("admin", w).await?;
+        answer.map_err(|e| classify::error(Side::Sink, "ask the target for its time", e))
     }
 
     async fn insert_chunk(&self, place: &Namespace, target: NamespaceId, chunk: &[Bytes]) -> Result<Option<OpTime>> {
@@ -154,29 +217,34 @@ impl LiteralKeys {
 
 #[async_trait]
 impl CopyTarget for MongoCopyTarget {
-    async fn prepare(&self, plan: &CollectionPlan, target: NamespaceId) -> Result<()> {
+    async fn prepare(&self, plan: &CollectionPlan, target: NamespaceId) -> Result<Option<OpTime>> {
         self.sink.target().await?;
         let name = self.sink.namespaces.name(target);
-        let executor = self.executor(plan);
-        let present: Option<CollectionInfo> = self.sink.catalogue.refresh(&name).await?;
-        if present.is_some() {
-            if self.is_ours(plan, &name) {
-                return Ok(());
+        if self.options.resumed {
+            self.drop_misplaced(plan, &name).await?;
+        }
+        match self.occupant(plan, &name).await? {
+            Occupant::None => {}
+            Occupant::Ours => return self.now(plan).await,
+            Occupant::Remade => drop(self.executor(plan).drop_now(&name).await?),
+            Occupant::Foreign if self.options.collection_exist_drop => {
+                self.executor(plan).drop_now(&name).await?;
             }
-            if !self.options.collection_exist_drop {
+            Occupant::Foreign => {
                 let text = format!(
                     "{name} stands on the target already and full_sync.collection_exist_drop is false: \
                      drop it, or set the key to true"
                 );
                 return Err(Error::new(Side::Sink, Kind::Misconfigured, text));
             }
-            executor.drop_now(&name).await?;
         }
-        let command = create_command(&name, &plan.options, self.concern())?;
-        executor.run(name.database(), "create", &name, command, &[]).await?;
-        executor.adopt(&stored_in(&name, plan)).await?;
-        self.sink.catalogue.refresh(&name).await?;
-        Ok(())
+        self.make(plan, &name).await
+    }
+
+    async fn prepare_again(&self, plan: &CollectionPlan, target: NamespaceId) -> Result<Option<OpTime>> {
+        let name = self.sink.namespaces.name(target);
+        self.executor(plan).drop_now(&name).await?;
+        self.make(plan, &name).await
     }
 
     async fn insert(&self, target: NamespaceId, documents: &[Bytes]) -> Result<Option<OpTime>> {
@@ -188,7 +256,7 @@ impl CopyTarget for MongoCopyTarget {
         Ok(time)
     }
 
-    async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<()> {
+    async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
         let name = self.sink.namespaces.name(target);
         let specs: Vec<&Bytes> = specs.iter().collect();
         self.sink.build_indexes(&name, &specs, self.concern()).await
@@ -198,7 +266,11 @@ impl CopyTarget for MongoCopyTarget {
 /// Where the documents of a collection are, which is what has the UUID.
 fn stored_in(name: &Namespace, plan: &CollectionPlan) -> Namespace {
     if plan.kind == "timeseries" {
-        return Namespace::of(name.database(), &format!("system.buckets.{}", name.collection()));
+        return buckets_of(name);
     }
     name.clone()
+}
+
+fn buckets_of(name: &Namespace) -> Namespace {
+    Namespace::of(name.database(), &format!("system.buckets.{}", name.collection()))
 }

@@ -194,6 +194,13 @@ impl Catalogue {
         state.collections.values().any(|info| info.uuid == Some(*target))
     }
 
+    /// Where the target collection that `source` became stands now, as far as the catalogue was read.
+    pub(crate) fn place_of(&self, source: CollectionUuid) -> Option<Namespace> {
+        let state = self.read();
+        let target = state.target_of.get(&source)?;
+        state.collections.iter().find(|(_, info)| info.uuid == Some(*target)).map(|(name, _)| name.clone())
+    }
+
     /// Whether some source collection became the target collection `target`.
     pub(crate) fn is_claimed(&self, target: CollectionUuid) -> bool {
         self.read().source_of.contains_key(&target)

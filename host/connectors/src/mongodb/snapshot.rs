@@ -86,6 +86,10 @@ impl SnapshotReader for SnapshotSource {
         split::partition(self, plan, partition_bytes).await
     }
 
+    async fn place(&self, plan: &CollectionPlan) -> Result<Option<Namespace>> {
+        catalogue::place(self, plan).await
+    }
+
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
         let read = cursor::Read {
             client: self.client.clone(),

@@ -6,7 +6,9 @@
 //! knows a driver.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -15,16 +17,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Plan, PlannedCollection};
 use crate::budget::Permit;
-use crate::error::Result;
+use crate::error::{Action, Error, Kind, Result, Side};
 use crate::metrics::{CollectionProgress, Metrics, Status};
 use crate::model::raw::{self, Elements, kind};
-use crate::model::{Change, ChangeBatch, NamespaceId, Namespaces, OpTime, Operation, Position};
+use crate::model::{Change, ChangeBatch, Namespace, NamespaceId, Namespaces, OpTime, Operation, Position};
 use crate::plugin::{ChainWorker, PluginChain};
+use crate::retry::Backoff;
 use crate::sink::CopyTarget;
-use crate::source::{Partition, ScanOrder, SnapshotReader};
+use crate::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader};
 use crate::supervise::{Supervisor, off_thread};
 
-/// Which indexes the copy builds, and when (`full_sync.create_index`). Unique ones always wait for the overlap mark.
+/// How often in a row a partition's cursor may fail before the copy does.
+const TRIES: u32 = 5;
+
+/// Which indexes the copy builds, and when (`full_sync.create_index`). Unique ones and those that
+/// let documents expire always wait for the overlap mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexTiming {
     None,
@@ -52,7 +59,7 @@ pub struct CopySummary {
     pub bytes: u64,
     /// The newest operation time on the target.
     pub target_time: Option<OpTime>,
-    /// Unique indexes that wait for the overlap mark.
+    /// Indexes that wait for the overlap mark, see [`waits_for_mark`].
     pub unique_indexes_waiting: u64,
 }
 
@@ -76,13 +83,15 @@ struct Task {
     target: NamespaceId,
     partition: Partition,
     progress: Arc<CollectionProgress>,
-    open: Arc<std::sync::atomic::AtomicUsize>,
+    open: Arc<AtomicUsize>,
 }
 
 struct Shared {
     run: FullSync,
     tasks: Mutex<VecDeque<Task>>,
     summary: Mutex<CopySummary>,
+    /// A plugin sent documents of one collection to the place of another.
+    rerouted: AtomicBool,
 }
 
 impl FullSync {
@@ -94,19 +103,24 @@ impl FullSync {
         let plan = Plan::make(&*self.reader, &self.chain, &self.namespaces).await?;
         tracing::info!(collections = plan.collections.len(), left_out = plan.left_out.len(), "full sync is planned");
         let mut tasks = VecDeque::new();
+        let mut newest = None;
         for collection in &plan.collections {
-            self.target.prepare(&collection.plan, collection.target).await?;
+            newest = self.target.prepare(&collection.plan, collection.target).await?.max(newest);
         }
         if self.options.indexes == IndexTiming::BeforeData {
-            self.build_indexes(&plan).await?;
+            newest = self.build_indexes(&plan).await?.time.max(newest);
         }
         for collection in plan.collections.iter().filter(|c| c.has_documents()) {
-            tasks.extend(self.split(collection).await?);
+            let CollectionPlan { namespace, documents, bytes, .. } = &collection.plan;
+            let progress = self.status.copy().plan(namespace.as_str(), *documents, *bytes);
+            tasks.extend(self.split(collection, progress).await?);
         }
         let timing = self.options.indexes;
         let readers = self.options.readers.clamp(1, tasks.len().max(1));
-        let summary = CopySummary { collections: plan.collections.len() as u64, ..CopySummary::default() };
-        let shared = Arc::new(Shared { run: self, tasks: Mutex::new(tasks), summary: Mutex::new(summary) });
+        let collections = plan.collections.len() as u64;
+        let summary = CopySummary { collections, target_time: newest, ..CopySummary::default() };
+        let (tasks, summary) = (Mutex::new(tasks), Mutex::new(summary));
+        let shared = Arc::new(Shared { run: self, tasks, summary, rerouted: AtomicBool::new(false) });
         let mut readers_running = Supervisor::new(stop);
         for _ in 0..readers {
             readers_running.spawn("copy reader", Arc::clone(&shared).read_all(readers_running.token()));
@@ -117,23 +131,22 @@ impl FullSync {
         if stop.is_cancelled() {
             return Ok(None);
         }
-        let waiting = match timing {
+        let built = match timing {
             IndexTiming::AfterData => shared.run.build_indexes(&plan).await?,
-            IndexTiming::BeforeData => shared.run.count_unique(&plan).await?,
-            IndexTiming::None => 0,
+            IndexTiming::BeforeData => Built { waiting: shared.run.count_waiting(&plan).await?, time: None },
+            IndexTiming::None => Built::default(),
         };
         shared.run.status.copy().end();
         let mut summary = shared.summary.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        summary.unique_indexes_waiting = waiting;
+        summary.unique_indexes_waiting = built.waiting;
+        summary.target_time = summary.target_time.max(built.time);
         Ok(Some(summary))
     }
 
-    async fn split(&self, collection: &PlannedCollection) -> Result<Vec<Task>> {
-        let plan = &collection.plan;
+    async fn split(&self, collection: &PlannedCollection, progress: Arc<CollectionProgress>) -> Result<Vec<Task>> {
         let target = collection.stored_in(&self.namespaces);
-        let progress = self.status.copy().plan(plan.namespace.as_str(), plan.documents, plan.bytes);
-        let partitions = self.reader.partition(plan, self.options.partition_bytes).await?;
-        let open = Arc::new(std::sync::atomic::AtomicUsize::new(partitions.len()));
+        let partitions = self.reader.partition(&collection.plan, self.options.partition_bytes).await?;
+        let open = Arc::new(AtomicUsize::new(partitions.len()));
         let collection = Arc::new(collection.clone());
         Ok(partitions
             .into_iter()
@@ -147,40 +160,72 @@ impl FullSync {
             .collect())
     }
 
-    /// Builds the indexes that can stand on a fuzzy copy; returns how many unique ones wait for the mark.
-    async fn build_indexes(&self, plan: &Plan) -> Result<u64> {
+    /// Builds the indexes that can stand on a fuzzy copy.
+    async fn build_indexes(&self, plan: &Plan) -> Result<Built> {
+        let mut built = Built::default();
+        for collection in plan.collections.iter().filter(|c| c.has_documents()) {
+            let part = self.build_indexes_of(collection).await?;
+            built = Built { waiting: built.waiting + part.waiting, time: part.time.max(built.time) };
+        }
+        Ok(built)
+    }
+
+    async fn build_indexes_of(&self, collection: &PlannedCollection) -> Result<Built> {
+        let specs = self.indexes(collection).await?;
+        let (waiting, plain): (Vec<_>, Vec<_>) = specs.into_iter().partition(|spec| waits_for_mark(spec));
+        let mut built = Built { waiting: waiting.len() as u64, time: None };
+        if !plain.is_empty() {
+            built.time = self.target.create_indexes(collection.target, &plain).await?;
+        }
+        Ok(built)
+    }
+
+    async fn count_waiting(&self, plan: &Plan) -> Result<u64> {
         let mut waiting = 0;
         for collection in plan.collections.iter().filter(|c| c.has_documents()) {
-            let specs = self.reader.indexes(&collection.plan.namespace).await?;
-            let (unique, plain): (Vec<_>, Vec<_>) = specs.into_iter().partition(|spec| is_unique(spec));
-            waiting += unique.len() as u64;
-            if !plain.is_empty() {
-                self.target.create_indexes(collection.target, &plain).await?;
-            }
+            waiting += self.indexes(collection).await?.iter().filter(|spec| waits_for_mark(spec)).count() as u64;
         }
         Ok(waiting)
     }
 
-    async fn count_unique(&self, plan: &Plan) -> Result<u64> {
-        let mut waiting = 0;
-        for collection in plan.collections.iter().filter(|c| c.has_documents()) {
-            let specs = self.reader.indexes(&collection.plan.namespace).await?;
-            waiting += specs.iter().filter(|spec| is_unique(spec)).count() as u64;
+    /// The indexes of a planned collection, under whatever name it has now; none once it is dropped.
+    async fn indexes(&self, collection: &PlannedCollection) -> Result<Vec<Bytes>> {
+        let Some(name) = self.reader.place(&collection.plan).await? else { return Ok(Vec::new()) };
+        let specs = self.reader.indexes(&name).await?;
+        match self.reader.place(&collection.plan).await? {
+            None => Ok(Vec::new()),
+            Some(still) if still == name => Ok(specs),
+            Some(_) => Err(moved(&name)),
         }
-        Ok(waiting)
     }
 }
 
-/// Whether an index specification is of a unique index other than `_id`.
+/// What became of the indexes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Built {
+    /// Those that wait for the overlap mark.
+    waiting: u64,
+    /// When the last one was built, in the target's time.
+    time: Option<OpTime>,
+}
+
+fn moved(name: &Namespace) -> Error {
+    let text = format!("copy {name}: the source renamed it meanwhile; what is to be copied is listed again");
+    Error::new(Side::Source, Kind::CursorLost, text)
+}
+
+/// Whether an index cannot stand before the overlap mark. A unique one may not hold on a fuzzy copy. One that lets
+/// documents expire would delete those whose life an update prolongs that is still to be replayed.
 #[must_use]
-pub fn is_unique(spec: &[u8]) -> bool {
+pub fn waits_for_mark(spec: &[u8]) -> bool {
     let truthy = |name| {
         raw::find(spec, name).ok().flatten().is_some_and(|e| match e.kind {
             kind::BOOLEAN | kind::INT32 | kind::INT64 | kind::DOUBLE => e.value.iter().any(|byte| *byte != 0),
             _ => false,
         })
     };
-    truthy("unique") || truthy("prepareUnique")
+    let expires = raw::find(spec, "expireAfterSeconds").ok().flatten().is_some();
+    expires || truthy("unique") || truthy("prepareUnique")
 }
 
 impl Shared {
@@ -198,11 +243,42 @@ impl Shared {
                 Some(back) => worker = back,
                 None => return Ok(()),
             }
-            if task.open.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1 {
-                task.progress.finish();
-                tracing::info!(namespace = %task.partition.namespace, "collection is copied");
+            if task.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+                self.collection_read(&task).await?;
             }
         }
+        Ok(())
+    }
+
+    /// The last partition of a collection is read. Cursors are opened by name, so after a rename they may have read
+    /// another collection, or nothing: then the collection is copied again from the name it has now. One that was
+    /// dropped meanwhile is done: its drop is replayed, and so is every document of a successor.
+    async fn collection_read(&self, task: &Task) -> Result<()> {
+        let planned = &*task.collection;
+        let from = &planned.plan.namespace;
+        let now = self.run.reader.place(&planned.plan).await?;
+        let Some(name) = now.filter(|name| name != from) else {
+            task.progress.finish();
+            tracing::info!(namespace = %from, "collection is copied");
+            return Ok(());
+        };
+        if self.rerouted.load(Ordering::SeqCst) {
+            // What others sent to its place would be lost with it.
+            return Err(moved(from));
+        }
+        tracing::info!(namespace = %from, now = %name, "the source renamed this collection; it is copied again");
+        let plan = CollectionPlan { namespace: name, ..planned.plan.clone() };
+        let again = PlannedCollection { plan, ..planned.clone() };
+        let mut newest = self.run.target.prepare_again(&again.plan, again.target).await?;
+        if self.run.options.indexes == IndexTiming::BeforeData {
+            newest = self.run.build_indexes_of(&again).await?.time.max(newest);
+        }
+        {
+            let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
+            summary.target_time = summary.target_time.max(newest);
+        }
+        let tasks = self.run.split(&again, Arc::clone(&task.progress)).await?;
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
         Ok(())
     }
 
@@ -221,13 +297,14 @@ impl Shared {
             ScanOrder::Natural => 1,
         };
         let mut at_end = false;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !at_end || !inserts.is_empty() {
             let may_read = !at_end && inserts.len() < inserts_max;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
                 Some(done) = inserts.next(), if !inserts.is_empty() => done?,
-                reply = cursor.next(), if may_read => match reply? {
+                reply = next_reply(&mut *cursor, &mut backoff), if may_read => match reply? {
                     None => at_end = true,
                     Some((documents, permit)) => {
                         let (batch, back) = self.through_chain(task, documents, permit, worker).await?;
@@ -273,6 +350,9 @@ impl Shared {
             }
         }
         let count = (documents.len() + elsewhere.len()) as u64;
+        if !elsewhere.is_empty() {
+            self.rerouted.store(true, Ordering::SeqCst);
+        }
         let mut newest = None;
         if !documents.is_empty() {
             newest = self.run.target.insert(task.target, &documents).await?;
@@ -291,6 +371,24 @@ impl Shared {
         summary.target_time = summary.target_time.max(newest);
         drop(batch.permit);
         Ok(())
+    }
+}
+
+/// The next reply; after a passing fault the cursor goes on behind what it returned last.
+async fn next_reply(cursor: &mut dyn SnapshotCursor, backoff: &mut Backoff) -> Result<Option<(Bytes, Permit)>> {
+    loop {
+        match cursor.next().await {
+            Err(error) if error.action() == Action::Rewind && backoff.tries() < TRIES => {
+                let pause = backoff.pause();
+                tracing::info!(%error, pause_ms = pause.as_millis(), "the copy reads again");
+                tokio::time::sleep(pause).await;
+            }
+            Err(error) => return Err(error),
+            Ok(reply) => {
+                backoff.reset();
+                return Ok(reply);
+            }
+        }
     }
 }
 

@@ -114,29 +114,33 @@ impl MongoSink {
         name: &Namespace,
         specs: &[&Bytes],
         concern: Concern,
-    ) -> Result<()> {
+    ) -> Result<Option<OpTime>> {
         let executor = Executor::new(self, None, false, concern);
         let present = self.catalogue.refresh(name).await?;
         let wanted = index_specs(specs)?;
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let w = index_command(name, present, &wanted, concern, false)?;
-        if executor.try_run(name.database(), w).await?.is_ok() {
-            return Ok(());
+        if let Ok(time) = executor.try_run(name.database(), w).await? {
+            return Ok(time);
         }
+        let mut time = None;
         let mut failed: Vec<(Kind, String)> = Vec::new();
         for spec in wanted {
             let w = index_command(name, present, &[spec], concern, true)?;
-            if let Err(e) = executor.try_run(name.database(), w).await? {
-                let index = index_name(spec).unwrap_or_default();
-                let doing = format!("build index {}", String::from_utf8_lossy(&index));
-                let error = classify::error(Side::Sink, &doing, e);
-                failed.push((error.kind(), error.to_string()));
+            match executor.try_run(name.database(), w).await? {
+                Ok(at) => time = at.max(time),
+                Err(e) => {
+                    let index = index_name(spec).unwrap_or_default();
+                    let doing = format!("build index {}", String::from_utf8_lossy(&index));
+                    let error = classify::error(Side::Sink, &doing, e);
+                    failed.push((error.kind(), error.to_string()));
+                }
             }
         }
         match failed.first() {
-            None => Ok(()),
+            None => Ok(time),
             Some((kind, _)) => {
                 let all: Vec<&str> = failed.iter().map(|(_, text)| text.as_str()).collect();
                 Err(Error::new(Side::Sink, *kind, format!("build indexes of {name}: {}", all.join("; "))))

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, doc, rawdoc};
+use bson::{Bson, RawDocumentBuf, doc, rawdoc};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oplogue_engine::error::{Kind, Result, Side};
@@ -55,8 +55,33 @@ struct Entry {
 }
 
 async fn of_database(source: &SnapshotSource, database: &str) -> Result<Vec<CollectionPlan>> {
+    let mut entries = list(source, database, rawdoc! {}).await?;
+    let buckets: HashMap<String, CollectionUuid> =
+        entries.iter().filter_map(|entry| Some((entry.name.strip_prefix(BUCKETS)?.to_owned(), entry.uuid?))).collect();
+    entries.retain(|entry| entry.name == "system.js" || !entry.name.starts_with("system."));
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries.into_iter().map(|entry| entry.plan(database, &buckets)).collect())
+}
+
+/// The name that a planned collection has now. A rename within the database keeps the UUID; one across databases makes
+/// a new collection, whose documents are all in the oplog.
+pub(super) async fn place(source: &SnapshotSource, plan: &CollectionPlan) -> Result<Option<Namespace>> {
+    let (Some(stored), Some(uuid)) = (stored_in(plan), plan.uuid) else {
+        return Ok(Some(plan.namespace.clone()));
+    };
+    let database = stored.database();
+    let same = list(source, database, rawdoc! { "name": stored.collection() }).await?;
+    if same.iter().any(|entry| entry.uuid == Some(uuid)) {
+        return Ok(Some(plan.namespace.clone()));
+    }
+    let all = list(source, database, rawdoc! {}).await?;
+    let found = all.into_iter().find(|entry| entry.uuid == Some(uuid));
+    Ok(found.map(|entry| Namespace::of(database, entry.name.strip_prefix(BUCKETS).unwrap_or(&entry.name))))
+}
+
+async fn list(source: &SnapshotSource, database: &str, filter: RawDocumentBuf) -> Result<Vec<Entry>> {
     let doing = format!("list the collections of {database} (needs `listCollections`)");
-    let command = rawdoc! { "listCollections": 1, "cursor": {} };
+    let command = rawdoc! { "listCollections": 1, "filter": filter, "cursor": {} };
     let cursor = source.cursor(database, command).await.map_err(|e| classify::error(Side::Source, &doing, e))?;
     let mut entries = Vec::new();
     reply::drain(Side::Source, &doing, cursor, |bytes| {
@@ -64,11 +89,7 @@ async fn of_database(source: &SnapshotSource, database: &str) -> Result<Vec<Coll
         Ok(())
     })
     .await?;
-    let buckets: HashMap<String, CollectionUuid> =
-        entries.iter().filter_map(|entry| Some((entry.name.strip_prefix(BUCKETS)?.to_owned(), entry.uuid?))).collect();
-    entries.retain(|entry| entry.name == "system.js" || !entry.name.starts_with("system."));
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries.into_iter().map(|entry| entry.plan(database, &buckets)).collect())
+    Ok(entries)
 }
 
 impl Entry {
