@@ -195,7 +195,7 @@ impl Job {
             }
             None => Position::Oplog(source.newest().await?),
         };
-        let sink = self.sink();
+        let sink = self.sink(Stage::FullSync);
         let before = sink.durability().await?;
         self.hooks.status.recovered();
         self.save(Stage::FullSync, &position).await?;
@@ -238,7 +238,7 @@ impl Job {
     /// `sync_mode = full` ends after the copy, so unique indexes are built on what it copied. On a source that was
     /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
     async fn finish_indexes(&self) -> Result<()> {
-        let sink = self.sink();
+        let sink = self.sink(Stage::CatchUp);
         let unique = self.unique_at_mark(&sink, Stage::CatchUp);
         unique.build().await.map_err(|e| {
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
@@ -278,7 +278,7 @@ impl Job {
         let overlap_until = if applied.ts() > newest.ts() { applied } else { newest };
         source.open(position).await?;
         let decoder = Decoder::new(Arc::clone(&self.namespaces), self.decode_options(), position.time());
-        let sink = self.sink();
+        let sink = self.sink(stage);
         sink.load().await?;
         let reader = self.reader();
         let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
@@ -376,7 +376,7 @@ impl Job {
         Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget))
     }
 
-    fn sink(&self) -> Arc<MongoSink> {
+    fn sink(&self, stage: Stage) -> Arc<MongoSink> {
         let options = SinkOptions {
             insert_on_dup_update: self.config.incr.insert_on_dup_update,
             missing_document: match self.config.incr.missing_document {
@@ -387,6 +387,7 @@ impl Job {
             },
             ddl_ignored: !self.config.filter.ddl_enable,
             majority: self.config.incr.majority_enable,
+            after_copy: stage == Stage::CatchUp,
         };
         let sink = MongoSink::new(
             self.servers.target.clone(),

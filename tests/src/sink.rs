@@ -6,6 +6,7 @@
 mod copy;
 mod ddl;
 mod flush;
+mod full_copy;
 mod patch_oracle;
 mod settle;
 mod support;

@@ -21,7 +21,7 @@ use rand::{Rng as _, SeedableRng as _};
 use super::support::{Bench, now, oplog};
 
 /// The changes of database `src` since `since`.
-async fn changes(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
+pub(super) async fn changes(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
     let entries = oplog(&bench.source, since, doc! { "ns": { "$regex": "^src[.]" } }).await;
     let mut array = bson::RawArrayBuf::new();
     entries.into_iter().for_each(|entry| array.push(entry));
@@ -33,7 +33,7 @@ async fn changes(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
 }
 
 /// Applies changes one by one, as the pipeline does.
-async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
+pub(super) async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
     bench.sink.load().await.unwrap();
     for change in changes {
         if change.ddl.is_some() {
@@ -54,21 +54,21 @@ async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
     }
 }
 
-async fn assert_equal(bench: &Bench, what: &str) {
+pub(super) async fn assert_equal(bench: &Bench, what: &str) {
     let comparison = Comparison::new(bench.source.clone(), bench.client.clone());
     let found = comparison.run().await.unwrap();
     assert!(found.is_empty(), "{what}: {}", compare::report(&found));
 }
 
 /// An empty source and an empty target, with a sink between them.
-async fn start() -> (ReplicaSet, ReplicaSet, Bench) {
+pub(super) async fn start() -> (ReplicaSet, ReplicaSet, Bench) {
     let (source, target) = tokio::join!(ReplicaSet::single(), ReplicaSet::single());
     let (source, target) = (source.unwrap(), target.unwrap());
     let bench = Bench::over(source.client(), target.client(), SinkOptions::default(), Arc::default());
     (source, target, bench)
 }
 
-async fn run(bench: &Bench, commands: &[Document]) {
+pub(super) async fn run(bench: &Bench, commands: &[Document]) {
     for command in commands {
         let rename = command.contains_key("renameCollection");
         let db = bench.source.database(if rename { "admin" } else { "src" });
@@ -76,11 +76,11 @@ async fn run(bench: &Bench, commands: &[Document]) {
     }
 }
 
-fn rename(from: &str, to: &str, drop_target: bool) -> Document {
+pub(super) fn rename(from: &str, to: &str, drop_target: bool) -> Document {
     doc! { "renameCollection": format!("src.{from}"), "to": format!("src.{to}"), "dropTarget": drop_target }
 }
 
-fn insert(into: &str, ids: std::ops::Range<i32>) -> Document {
+pub(super) fn insert(into: &str, ids: std::ops::Range<i32>) -> Document {
     let documents: Vec<Document> = ids.map(|id| doc! { "_id": id, "in": into }).collect();
     doc! { "insert": into, "documents": documents }
 }

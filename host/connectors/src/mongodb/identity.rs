@@ -194,13 +194,6 @@ impl Catalogue {
         state.collections.values().any(|info| info.uuid == Some(*target))
     }
 
-    /// Where the target collection that `source` became stands now, as far as the catalogue was read.
-    pub(crate) fn place_of(&self, source: CollectionUuid) -> Option<Namespace> {
-        let state = self.read();
-        let target = state.target_of.get(&source)?;
-        state.collections.iter().find(|(_, info)| info.uuid == Some(*target)).map(|(name, _)| name.clone())
-    }
-
     /// Whether some source collection became the target collection `target`.
     pub(crate) fn is_claimed(&self, target: CollectionUuid) -> bool {
         self.read().source_of.contains_key(&target)
@@ -296,6 +289,13 @@ impl Catalogue {
         found.map_or(Whereabouts::Gone, |(name, _)| Whereabouts::At(name.clone()))
     }
 
+    /// Whether `name` holds the copy of a source collection other than `source`.
+    pub(crate) fn is_of_another(&self, name: &Namespace, source: CollectionUuid) -> bool {
+        let state = self.read();
+        let standing = state.collections.get(name).and_then(|info| info.uuid);
+        standing.and_then(|uuid| state.source_of.get(&uuid)).is_some_and(|claimed_by| *claimed_by != source)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -339,7 +339,7 @@ fn entry(database: &str, listed: &Document) -> Option<(Namespace, CollectionInfo
     ))
 }
 
-fn uuid(value: &Bson) -> Option<CollectionUuid> {
+pub(crate) fn uuid(value: &Bson) -> Option<CollectionUuid> {
     let Bson::Binary(binary) = value else {
         return None;
     };

@@ -59,8 +59,14 @@ impl MongoSink {
             }
         }
         let mut report = FlushReport::default();
-        for (namespace, group) in groups {
+        for (namespace, all) in groups {
             let name = self.namespaces.name(namespace);
+            let mut group = Vec::with_capacity(all.len());
+            for (index, write) in all {
+                if !self.superseded(&name, write).await? {
+                    group.push((index, write));
+                }
+            }
             let part = self.settle_namespace(&name, &group).await.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
             report.operation_time = part.operation_time.max(report.operation_time);

@@ -29,10 +29,12 @@ mod future;
 mod mend;
 mod namespace;
 mod plan;
+mod predecessor;
 
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
 pub(super) use mend::shown_id;
+use predecessor::Predecessors;
 
 /// Namespaces of one flush that are written at the same time.
 const NAMESPACES_AT_ONCE: usize = 8;
@@ -63,6 +65,9 @@ pub struct SinkOptions {
     pub ddl_ignored: bool,
     /// Write with majority concern. Durability does not depend on it.
     pub majority: bool,
+    /// What is replayed in overlap is older than a copy: the stage of catching up. A write of a collection that the
+    /// copy never saw is then one of a predecessor, and must not reach what the copy put under its name.
+    pub after_copy: bool,
 }
 
 /// Writes to one MongoDB target. Shared by all lanes.
@@ -75,6 +80,7 @@ pub struct MongoSink {
     pub(super) counters: Counters,
     pub(super) postponed: tokio::sync::Mutex<Vec<(NamespaceId, bytes::Bytes)>>,
     future: FromFuture,
+    pub(super) predecessors: Predecessors,
     ready: OnceCell<Target>,
 }
 
@@ -109,6 +115,7 @@ impl MongoSink {
             counters: Counters::default(),
             postponed: tokio::sync::Mutex::default(),
             future: FromFuture::default(),
+            predecessors: Predecessors::default(),
             ready: OnceCell::new(),
         }
     }

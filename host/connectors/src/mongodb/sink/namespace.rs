@@ -42,6 +42,10 @@ impl MongoSink {
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
+            if self.superseded(&place.name, write).await? {
+                count(&self.counters.superseded, 1);
+                continue;
+            }
             let overlap = self.is_overlap(write);
             match plan(write, self.form(overlap))? {
                 Plan::One(statement) => {
