@@ -105,7 +105,12 @@ fn index(collection: &str, field: &str) -> Document {
 }
 
 /// Replays everything since `since` into what a copy left behind, as a run that catches up does.
-async fn catch_up(bench: &Bench, since: bson::Timestamp, options: SinkOptions, keep: impl Fn(&Change) -> bool) -> Bench {
+async fn catch_up(
+    bench: &Bench,
+    since: bson::Timestamp,
+    options: SinkOptions,
+    keep: impl Fn(&Change) -> bool,
+) -> Bench {
     let store = Arc::clone(&bench.store);
     let later = Bench::over(bench.source.clone(), bench.client.clone(), options, store);
     let all: Vec<Change> = changes(&later, since).await.into_iter().filter(keep).collect();
@@ -212,4 +217,70 @@ async fn writes_of_a_successor_reach_the_copied_collection_when_ddl_is_ignored()
     let options = SinkOptions { ddl_ignored: true, ..CATCH_UP };
     let later = catch_up(&bench, since, options, |change| change.ddl.is_none()).await;
     assert_eq!(later.documents("src.x").await.len(), 4);
+}
+
+fn expiring(collection: &str, seconds: i32) -> Document {
+    doc! { "createIndexes": collection, "indexes": [{ "key": { "at": 1 }, "name": "ttl", "expireAfterSeconds": seconds }] }
+}
+
+#[tokio::test]
+async fn an_index_that_lets_documents_expire_waits_for_the_mark() {
+    let (_source, _target, bench) = start().await;
+    run(&bench, &[insert("x", 0..3), expiring("x", 1_000_000)]).await;
+    let since = now(&bench.source).await;
+    let summary = copy(&bench, OPTIONS, op_time(since), &[]).await.unwrap();
+    assert_eq!(summary.unique_indexes_waiting, 1);
+    let names = bench.client.database("src").collection::<Document>("x").list_index_names().await.unwrap();
+    assert_eq!(names, ["_id_"]);
+}
+
+/// What waits for the mark goes where its collection goes.
+#[tokio::test]
+async fn a_waiting_index_is_dropped_renamed_and_changed_with_its_collection() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    let change = doc! { "collMod": "z", "index": { "name": "ttl", "expireAfterSeconds": 2_000_000 } };
+    for name in ["x", "y", "z"] {
+        run(&bench, &[doc! { "create": name }, expiring(name, 1_000_000)]).await;
+    }
+    run(&bench, &[doc! { "drop": "x" }, insert("x", 0..2), rename("y", "y2", false), change]).await;
+    let later = catch_up(&bench, since, CATCH_UP, |_| true).await;
+    let names = bench.client.database("src").collection::<Document>("y2").list_index_names().await.unwrap();
+    assert_eq!(names, ["_id_"], "it waits");
+    later.sink.build_postponed_indexes().await.unwrap();
+    assert_equal(&later, "after the mark").await;
+}
+
+/// The target's own clock removed the document before the update came that prolongs its life.
+#[tokio::test]
+async fn an_update_of_an_expired_document_reads_it_from_the_source() {
+    for expires in [true, false] {
+        let (_source, _target, bench) = start().await;
+        let create = if expires {
+            expiring("x", 1_000_000)
+        } else {
+            doc! { "create": "x" }
+        };
+        run(&bench, &[insert("x", 0..3), create]).await;
+        let since = now(&bench.source).await;
+        copy(&bench, OPTIONS, op_time(since), &[]).await.unwrap();
+        let things = bench.client.database("src").collection::<Document>("x");
+        if expires {
+            let options = mongodb::options::IndexOptions::builder()
+                .name("ttl".to_owned())
+                .expire_after(std::time::Duration::from_secs(1_000_000))
+                .build();
+            let index = mongodb::IndexModel::builder().keys(doc! { "at": 1 }).options(options).build();
+            things.create_index(index).await.unwrap();
+        }
+        let prolong = doc! { "q": { "_id": 1 }, "u": { "$set": { "at": bson::DateTime::now() } } };
+        run(&bench, &[doc! { "update": "x", "updates": [prolong] }]).await;
+        things.delete_one(doc! { "_id": 1 }).await.unwrap();
+        let later = catch_up(&bench, since, CATCH_UP, |_| true).await;
+        assert_eq!(later.sink.counts().refetched, u64::from(expires));
+        assert_eq!(later.documents("src.x").await.len(), if expires { 3 } else { 2 });
+        if expires {
+            assert_equal(&later, "after the replay").await;
+        }
+    }
 }

@@ -183,6 +183,7 @@ impl Executor<'_> {
         let mut w = self.command("drop", visible(name));
         command::write_concern(&mut w, self.concern);
         let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
+        self.forget_all_postponed(name).await;
         self.sink.catalogue.refresh(name).await?;
         Ok(time)
     }
@@ -222,9 +223,12 @@ impl Executor<'_> {
         let mut w = self.command("collMod", visible(name));
         w.splice(options);
         command::write_concern(&mut w, self.concern);
+        self.modify_postponed(name, options).await?;
         let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
         let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND] } else { &[] };
-        self.run(name.database(), doing, name, w, tolerated).await
+        let time = self.run(name.database(), doing, name, w, tolerated).await?;
+        self.sink.catalogue.forget_expiring(name);
+        Ok(time)
     }
 
     /// The conversion gives the collection a new UUID, which is recorded in place of the old one.

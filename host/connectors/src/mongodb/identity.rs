@@ -79,6 +79,8 @@ struct State {
     collections: HashMap<Namespace, CollectionInfo>,
     target_of: HashMap<CollectionUuid, CollectionUuid>,
     source_of: HashMap<CollectionUuid, CollectionUuid>,
+    /// Whether a collection has an index that lets documents expire, as far as anybody asked.
+    expiring: HashMap<Namespace, bool>,
     /// Source collections that were dropped, and when.
     retired: HashMap<CollectionUuid, OpTime>,
     /// Unknown source collections that were looked at once.
@@ -139,6 +141,7 @@ impl Catalogue {
         let listed = self.list(database, Document::new()).await?;
         let mut state = self.write();
         state.collections.retain(|name, _| name.database() != database);
+        state.expiring.retain(|name, _| name.database() != database);
         state.collections.extend(listed.iter().cloned());
         Ok(listed)
     }
@@ -148,11 +151,37 @@ impl Catalogue {
         let listed = self.list(name.database(), doc! { "name": name.collection() }).await?;
         let found = listed.into_iter().next().map(|(_, info)| info);
         let mut state = self.write();
+        state.expiring.remove(name);
         match found {
             Some(info) => state.collections.insert(name.clone(), info),
             None => state.collections.remove(name),
         };
         Ok(found)
+    }
+
+    /// Whether the target removes documents of a collection by itself. Asked once, until a DDL concerns the name.
+    pub(crate) async fn expires(&self, name: &Namespace) -> Result<bool> {
+        if let Some(known) = self.read().expiring.get(name) {
+            return Ok(*known);
+        }
+        let failed = |e| classify::error(Side::Sink, &format!("list the indexes of {name} (needs `listIndexes`)"), e);
+        let command = doc! { "listIndexes": name.collection() };
+        let expires = match self.client.database(name.database()).run_cursor_command(command).await {
+            Ok(cursor) => {
+                let listed: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
+                listed.iter().any(|index| index.contains_key("expireAfterSeconds"))
+            }
+            // NamespaceNotFound, CommandNotSupportedOnView.
+            Err(e) if matches!(classify::code(&e), Some(26 | 166)) => false,
+            Err(e) => return Err(failed(e)),
+        };
+        self.write().expiring.insert(name.clone(), expires);
+        Ok(expires)
+    }
+
+    /// Forgets whether a collection's documents expire: its indexes changed.
+    pub(crate) fn forget_expiring(&self, name: &Namespace) {
+        self.write().expiring.remove(name);
     }
 
     async fn list(&self, database: &str, filter: Document) -> Result<Vec<(Namespace, CollectionInfo)>> {

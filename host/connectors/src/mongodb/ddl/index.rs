@@ -1,14 +1,15 @@
 //! `createIndexes` and `dropIndexes`.
 //!
-//! A specification goes over as the source has it, without the namespace that old servers put in. Unique indexes
-//! that cannot stand yet, because the collection is in overlap, are kept for the overlap mark.
+//! A specification goes over as the source has it, without the namespace that old servers put in. What cannot stand
+//! yet, because the collection is in overlap, is kept for the overlap mark: unique indexes that do not hold, and those
+//! that would let documents expire whose life is still to be prolonged.
 
 use bytes::Bytes;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 
-use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped};
+use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
 use crate::mongodb::command::Concern;
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
@@ -33,12 +34,17 @@ impl Executor<'_> {
         }
         let mut time = None;
         for spec in specs {
+            if self.overlap && expires(spec)? {
+                self.postpone(&name, target, spec).await;
+                continue;
+            }
             let w = index_command(&name, present, &[spec], self.concern, false)?;
             match self.try_run(name.database(), w).await? {
                 Ok(at) => time = at.max(time),
                 Err(e) => time = self.index_refused(&name, target, present, spec, e).await?.max(time),
             }
         }
+        self.sink.catalogue.forget_expiring(&name);
         if present.is_none() {
             self.adopt(&name).await?;
         }
@@ -59,9 +65,7 @@ impl Executor<'_> {
                 Ok(skipped("createIndexes", name))
             }
             Some(DUPLICATE_KEY) if self.overlap => {
-                tracing::info!(namespace = %name, "a unique index waits for the end of the overlap");
-                self.sink.postponed.lock().await.push((target, spec.clone()));
-                self.postponed.store(true, std::sync::atomic::Ordering::Relaxed);
+                self.postpone(name, target, spec).await;
                 Ok(None)
             }
             // Options of other versions.
@@ -71,6 +75,46 @@ impl Executor<'_> {
             }
             _ => Err(classify::error(Side::Sink, &format!("run createIndexes on {name}"), e)),
         }
+    }
+
+    /// Leaves an index to the overlap mark.
+    async fn postpone(&self, name: &Namespace, target: NamespaceId, spec: &Bytes) {
+        tracing::info!(namespace = %name, "an index waits for the end of the overlap");
+        self.sink.postponed.lock().await.push((target, spec.clone()));
+        self.postponed.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// What waits for the mark goes with its collection.
+    pub(super) async fn forget_all_postponed(&self, name: &Namespace) {
+        let namespaces = &self.sink.namespaces;
+        self.sink.postponed.lock().await.retain(|(id, _)| {
+            visible(&namespaces.name(*id)) != visible(name) || namespaces.name(*id).database() != name.database()
+        });
+    }
+
+    /// What waits for the mark gets its collection's new name.
+    pub(super) async fn move_postponed(&self, from: &Namespace, to: &Namespace) {
+        self.forget_all_postponed(to).await;
+        let namespaces = &self.sink.namespaces;
+        let to = namespaces.intern(to.as_str());
+        for (id, _) in self.sink.postponed.lock().await.iter_mut() {
+            if namespaces.name(*id) == *from {
+                *id = to;
+            }
+        }
+    }
+
+    /// A `collMod` of an index that waits for the mark changes what is built there.
+    pub(super) async fn modify_postponed(&self, name: &Namespace, options: &[u8]) -> Result<()> {
+        let Some(change) = raw::find(options, "index")?.filter(|index| index.kind == kind::DOCUMENT) else {
+            return Ok(());
+        };
+        for (id, spec) in self.sink.postponed.lock().await.iter_mut() {
+            if self.sink.namespaces.name(*id) == *name && is_meant(change.value, spec)? {
+                *spec = modified(spec, change.value)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn drop_index(&self, name: &Namespace, index: &str) -> Result<Option<OpTime>> {
@@ -115,6 +159,12 @@ impl MongoSink {
         specs: &[&Bytes],
         concern: Concern,
     ) -> Result<Option<OpTime>> {
+        let built = self.build_all(name, specs, concern).await;
+        self.catalogue.forget_expiring(name);
+        built
+    }
+
+    async fn build_all(&self, name: &Namespace, specs: &[&Bytes], concern: Concern) -> Result<Option<OpTime>> {
         let executor = Executor::new(self, None, false, concern);
         let present = self.catalogue.refresh(name).await?;
         let wanted = index_specs(specs)?;
@@ -147,6 +197,49 @@ impl MongoSink {
             }
         }
     }
+}
+
+/// Whether documents expire by this index.
+fn expires(spec: &[u8]) -> Result<bool, Malformed> {
+    Ok(raw::find(spec, "expireAfterSeconds")?.is_some())
+}
+
+/// Whether a `collMod`'s `index`, by name or by keys, is the one of `spec`.
+fn is_meant(change: &[u8], spec: &[u8]) -> Result<bool, Malformed> {
+    for (given, own) in [("name", "name"), ("keyPattern", "key")] {
+        if let Some(given) = raw::find(change, given)? {
+            return Ok(raw::find(spec, own)?.is_some_and(|own| own.value == given.value));
+        }
+    }
+    Ok(false)
+}
+
+/// `spec` with the options of a `collMod`'s `index` in place of its own.
+fn modified(spec: &[u8], change: &[u8]) -> Result<Bytes, Malformed> {
+    let mut w = RawWriter::with_capacity(spec.len() + change.len());
+    for option in Elements::new(spec)? {
+        let option = option?;
+        if find(change, option.name)?.is_none_or(|_| option.name == b"name") {
+            w.element(&option);
+        }
+    }
+    for option in Elements::new(change)? {
+        let option = option?;
+        if !matches!(option.name, b"name" | b"keyPattern") {
+            w.element(&option);
+        }
+    }
+    Ok(Bytes::from(w.finish()))
+}
+
+fn find<'a>(document: &'a [u8], name: &[u8]) -> Result<Option<raw::Element<'a>>, Malformed> {
+    for element in Elements::new(document)? {
+        let element = element?;
+        if element.name == name {
+            return Ok(Some(element));
+        }
+    }
+    Ok(None)
 }
 
 /// The specifications to build: all but the `_id` index and the one of a clustered collection.

@@ -55,6 +55,7 @@ impl Executor<'_> {
         command::write_concern(&mut w, self.concern);
         let doing = "renameCollection (needs `renameCollectionSameDB`, and `readWriteAnyDatabase` across databases)";
         let time = self.run("admin", doing, from, w, &[]).await?;
+        self.move_postponed(from, to).await;
         self.sink.catalogue.refresh(from).await?;
         Ok(time)
     }

@@ -107,7 +107,7 @@ impl MongoSink {
         let mut outcome = command::send(&self.client, &place.name, &[statement], manner).await?;
         Ok(match outcome.errors.pop() {
             Some((_, error)) => Err(Trouble::Error(error)),
-            None if outcome.matched == 0 && !overlap && !statement.may_miss() => Err(Trouble::Missing),
+            None if outcome.matched == 0 && self.must_match(place, statement, overlap).await? => Err(Trouble::Missing),
             None => Ok(outcome.operation_time),
         })
     }
@@ -129,8 +129,12 @@ impl MongoSink {
         Ok(Next::Done(FlushReport::default()))
     }
 
-    /// An update, outside of overlap, whose document the target does not have.
+    /// An update whose document the target does not have: outside of overlap, or in a collection whose documents
+    /// expire. In overlap the source alone knows, whatever the settings.
     async fn missing<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
+        if item.overlap {
+            return self.refetch(place, item.index, item.write).await;
+        }
         self.counters.one_missing();
         match self.options.missing_document {
             MissingDocument::Ignore => Ok(Next::Done(FlushReport::default())),

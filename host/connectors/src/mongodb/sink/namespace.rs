@@ -114,6 +114,12 @@ impl MongoSink {
         }
     }
 
+    /// Whether a document that a statement does not find is one too few. In overlap it was deleted later, unless the
+    /// target removes documents by itself: then the update may have been the one that prolonged its life.
+    pub(super) async fn must_match(&self, place: &Place, statement: &Statement<'_>, overlap: bool) -> Result<bool> {
+        Ok(!statement.may_miss() && (!overlap || self.catalogue.expires(&place.name).await?))
+    }
+
     /// Sends statements of one verb; returns those in trouble.
     async fn send_group<'i, 'a>(
         &self,
@@ -128,11 +134,12 @@ impl MongoSink {
         let found = outcome.matched + outcome.errors.len() as u64;
         if found < items.len() as u64 {
             let broken: Vec<usize> = outcome.errors.iter().map(|(at, _)| *at).collect();
-            let asked = items
-                .iter()
-                .enumerate()
-                .filter(|(at, item)| broken.binary_search(at).is_err() && !item.overlap && !item.statement.may_miss());
-            let asked: Vec<&'i Item<'a>> = asked.map(|(_, item)| *item).collect();
+            let mut asked: Vec<&'i Item<'a>> = Vec::new();
+            for (at, item) in items.iter().enumerate() {
+                if broken.binary_search(&at).is_err() && self.must_match(place, &item.statement, item.overlap).await? {
+                    asked.push(item);
+                }
+            }
             troubles.extend(self.absent(place, asked).await?.into_iter().map(|item| (item, Trouble::Missing)));
         }
         for (at, error) in outcome.errors {

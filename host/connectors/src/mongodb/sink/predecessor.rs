@@ -52,7 +52,9 @@ impl MongoSink {
         let command = doc! { "listCollections": 1, "filter": { "name": name.collection() } };
         let cursor = client.database(name.database()).run_cursor_command(command).await.map_err(failed)?;
         let listed: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
-        let of = |entry: &Document| entry.get_document("info").ok().and_then(|info| info.get("uuid").and_then(identity::uuid));
+        let of = |entry: &Document| {
+            entry.get_document("info").ok().and_then(|info| info.get("uuid").and_then(identity::uuid))
+        };
         let answer = listed.first().and_then(of) == Some(uuid);
         if !answer {
             tracing::info!(namespace = %name, "writes of a predecessor of the copied collection are left out");
