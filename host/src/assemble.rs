@@ -36,7 +36,7 @@ use oplogue_plugin_runtime::Chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use index_build::UniqueAtMark;
+use index_build::{IndexesAtMark, Parts};
 use servers::Servers;
 use start::{Begin, decide};
 
@@ -239,14 +239,14 @@ impl Job {
     /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
     async fn finish_indexes(&self) -> Result<()> {
         let sink = self.sink(Stage::CatchUp);
-        let unique = self.unique_at_mark(&sink, Stage::CatchUp);
-        unique.build().await.map_err(|e| {
+        let waiting = self.indexes_at_mark(&sink, Stage::CatchUp);
+        waiting.build().await.map_err(|e| {
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
         })
     }
 
-    fn unique_at_mark(&self, sink: &Arc<MongoSink>, stage: Stage) -> UniqueAtMark {
-        UniqueAtMark {
+    fn indexes_at_mark(&self, sink: &Arc<MongoSink>, stage: Stage) -> IndexesAtMark {
+        IndexesAtMark::new(Parts {
             needed: stage == Stage::CatchUp && self.config.full_sync.create_index != CreateIndex::None,
             reader: self.reader(),
             chain: self.chain(),
@@ -254,7 +254,7 @@ impl Job {
             target: self.copy_target(sink, true),
             sink: Arc::clone(sink),
             source: self.oplog(),
-        }
+        })
     }
 
     /// Incremental from `position` until its end.
@@ -282,7 +282,7 @@ impl Job {
         sink.load().await?;
         let reader = self.reader();
         let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
-        let at_mark = self.unique_at_mark(&sink, stage);
+        let at_mark = self.indexes_at_mark(&sink, stage);
         tracing::info!(from = %position, %overlap_until, "incremental starts");
         Ok(Incremental {
             source: Box::new(source),

@@ -8,6 +8,7 @@ mod crash;
 mod ddl;
 mod failover;
 mod filters;
+mod indexes;
 mod modes;
 mod rig;
 mod swap;

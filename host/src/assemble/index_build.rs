@@ -1,11 +1,14 @@
-//! What waits for the overlap mark: unique indexes, which cannot stand on a fuzzy copy.
+//! What waits for the overlap mark: indexes that cannot stand on a fuzzy copy (unique ones, and those that let documents
+//! expire).
 //!
 //! When everything up to the newest source position of the start is applied and nothing is in flight, the target is a
-//! state that the source once had, so its unique indexes hold. If an index was created on the source after that
-//! moment, the target's state may still violate it: then overlap goes on to the source's newest position and the
-//! build is tried again there. Nothing is dropped and no conflict is decided here.
+//! state that the source once had, so an index that the source had at that moment holds. The source can only be asked
+//! for its indexes of now. So at the first mark they are listed, and overlap goes on to a position read after that; what
+//! was listed before that position and is still listed after it stood there at it, and is built. An index that comes or
+//! goes in between is the business of its own entry in the oplog. Nothing is dropped and no conflict is decided here.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,14 +18,23 @@ use oplogue_connectors::mongodb::sink::MongoSink;
 use oplogue_engine::error::{Kind, Result};
 use oplogue_engine::full_sync::Plan;
 use oplogue_engine::full_sync::copy::waits_for_mark;
-use oplogue_engine::model::{NamespaceId, Namespaces, OpTime};
+use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime};
 use oplogue_engine::pipeline::AtMark;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::CopyTarget as _;
 use oplogue_engine::source::{SnapshotReader, Source as _};
 
-/// Builds the unique indexes of the copied collections when the overlap ends.
-pub(super) struct UniqueAtMark {
+/// How often in a row indexes may not hold before that is a fault: a document on the target is in their way then.
+const ROUNDS: u32 = 5;
+
+/// A source collection, told by UUID since names change, and its place on the target.
+type Place = (Option<CollectionUuid>, NamespaceId);
+
+/// The indexes that wait.
+type Waiting = HashMap<Place, Vec<Bytes>>;
+
+/// What the builder is made of.
+pub(super) struct Parts {
     /// Whether a copy left any to build.
     pub(super) needed: bool,
     pub(super) reader: Arc<dyn SnapshotReader>,
@@ -33,49 +45,102 @@ pub(super) struct UniqueAtMark {
     pub(super) source: OplogSource,
 }
 
+/// Builds the waiting indexes of the copied collections when the overlap ends.
+pub(super) struct IndexesAtMark {
+    parts: Parts,
+    progress: Mutex<Progress>,
+}
+
+/// What the marks so far have brought.
+#[derive(Debug, Default)]
+struct Progress {
+    /// What the source had at the last mark.
+    listed: Option<Waiting>,
+    failures: u32,
+}
+
 #[async_trait]
-impl AtMark for UniqueAtMark {
+impl AtMark for IndexesAtMark {
     async fn reached(&self) -> Result<Option<OpTime>> {
-        match self.build().await {
+        let before = self.progress().listed.take();
+        let now = self.waiting().await?;
+        let first = Waiting::new();
+        let built = self.build_both(before.as_ref().unwrap_or(&first), &now).await;
+        // A collection that has another name than before may have either at this mark.
+        let listed_before = |at: &Place| before.as_ref().is_some_and(|before| !is_moved(at, before));
+        let settled = now.keys().all(listed_before);
+        match built {
+            Ok(()) if settled => return Ok(None),
             Ok(()) => {}
-            Err(error) if error.kind() == Kind::Conflict => {
-                tracing::info!(%error, "a unique index does not hold yet: overlap goes on");
-                return self.source.newest().await.map(Some);
+            Err(error) if !matches!(error.kind(), Kind::Conflict | Kind::CannotApply) => return Err(error),
+            Err(error) => {
+                let mut progress = self.progress();
+                progress.failures += 1;
+                if progress.failures >= ROUNDS {
+                    return Err(error);
+                }
+                tracing::info!(%error, "an index does not hold yet: overlap goes on");
             }
-            Err(error) => return Err(error),
         }
-        Ok(None)
+        self.progress().listed = Some(now);
+        // Only now: what was listed stood before that position.
+        self.parts.source.newest().await.map(Some)
     }
 }
 
-impl UniqueAtMark {
-    /// Builds them now.
+impl IndexesAtMark {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self { parts, progress: Mutex::default() }
+    }
+
+    /// Builds what the source has now. Only right when nobody writes to the source.
     ///
     /// # Errors
     /// `Conflict` when one does not hold.
     pub(super) async fn build(&self) -> Result<()> {
-        self.sink.build_postponed_indexes().await?;
-        if !self.needed {
-            return Ok(());
-        }
-        for (target, specs) in self.unique_of_source().await? {
-            self.target.create_indexes(target, &specs).await?;
-            let namespace = self.namespaces.name(target);
-            tracing::info!(%namespace, indexes = specs.len(), "unique indexes are built");
+        let now = self.waiting().await?;
+        self.build_both(&now, &now).await
+    }
+
+    /// Builds what was listed before and is listed now.
+    async fn build_both(&self, before: &Waiting, now: &Waiting) -> Result<()> {
+        self.parts.sink.build_postponed_indexes().await?;
+        for (place, specs) in now {
+            let known = before.get(place).map(Vec::as_slice).unwrap_or_default();
+            let specs: Vec<Bytes> = specs.iter().filter(|spec| known.contains(spec)).cloned().collect();
+            if !specs.is_empty() {
+                self.parts.target.create_indexes(place.1, &specs).await?;
+                let namespace = self.parts.namespaces.name(place.1);
+                tracing::info!(%namespace, indexes = specs.len(), "indexes that waited are built");
+            }
         }
         Ok(())
     }
 
-    async fn unique_of_source(&self) -> Result<Vec<(NamespaceId, Vec<Bytes>)>> {
-        let plan = Plan::make(&*self.reader, &self.chain, &self.namespaces).await?;
-        let mut all = Vec::new();
+    /// The indexes of the source, as it is now, that had to wait.
+    async fn waiting(&self) -> Result<Waiting> {
+        let mut all = Waiting::new();
+        if !self.parts.needed {
+            return Ok(all);
+        }
+        let Parts { reader, chain, namespaces, .. } = &self.parts;
+        let plan = Plan::make(&**reader, chain, namespaces).await?;
         for collection in plan.collections.iter().filter(|c| c.has_documents()) {
-            let specs = self.reader.indexes(&collection.plan.namespace).await?;
-            let unique: Vec<_> = specs.into_iter().filter(|spec| waits_for_mark(spec)).collect();
-            if !unique.is_empty() {
-                all.push((collection.target, unique));
+            let specs = reader.indexes(&collection.plan.namespace).await?;
+            let specs: Vec<_> = specs.into_iter().filter(|spec| waits_for_mark(spec)).collect();
+            if !specs.is_empty() {
+                all.insert((collection.plan.uuid, collection.target), specs);
             }
         }
         Ok(all)
     }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a collection was listed before, but under another name.
+fn is_moved(place: &Place, before: &Waiting) -> bool {
+    !before.contains_key(place) && place.0.is_some() && before.keys().any(|(uuid, _)| *uuid == place.0)
 }

@@ -256,11 +256,7 @@ async fn a_waiting_index_is_dropped_renamed_and_changed_with_its_collection() {
 async fn an_update_of_an_expired_document_reads_it_from_the_source() {
     for expires in [true, false] {
         let (_source, _target, bench) = start().await;
-        let create = if expires {
-            expiring("x", 1_000_000)
-        } else {
-            doc! { "create": "x" }
-        };
+        let create = if expires { expiring("x", 1_000_000) } else { index("x", "plain") };
         run(&bench, &[insert("x", 0..3), create]).await;
         let since = now(&bench.source).await;
         copy(&bench, OPTIONS, op_time(since), &[]).await.unwrap();
