@@ -65,8 +65,8 @@ impl SnapshotReader for Meddling {
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
         let commands = std::mem::take(&mut *self.meanwhile.lock().unwrap());
         for command in commands {
-            let rename = command.contains_key("renameCollection");
-            let database = self.client.database(if rename { "admin" } else { "src" });
+            let of_server = ["renameCollection", "configureFailPoint"].iter().any(|name| command.contains_key(name));
+            let database = self.client.database(if of_server { "admin" } else { "src" });
             database.run_command(command).await.unwrap();
         }
         self.inner.open(partition, after).await
@@ -145,6 +145,22 @@ async fn a_collection_that_is_dropped_in_the_copy_does_not_stop_it() {
     copy(&bench, OPTIONS, op_time(since), &[doc! { "drop": "x" }, insert("x", 20..30)]).await.unwrap();
     catch_up(&bench, since, CATCH_UP, |_| true).await;
     assert_equal(&bench, "after the replay").await;
+}
+
+/// A fault that passes costs a pause and not the copy; one that does not ends it.
+#[tokio::test]
+async fn a_passing_fault_of_the_source_does_not_end_the_copy() {
+    let (_source, _target, bench) = start().await;
+    run(&bench, &[insert("x", 0..50)]).await;
+    let since = now(&bench.source).await;
+    let failing = |mode: bson::Bson| {
+        doc! { "configureFailPoint": "failCommand", "mode": mode, "data": { "failCommands": ["find"], "errorCode": 91 } }
+    };
+    copy(&bench, OPTIONS, op_time(since), &[failing(doc! { "times": 3 }.into())]).await.unwrap();
+    assert_equal(&bench, "after the copy").await;
+    let again = bench.restarted();
+    let failed = copy(&again, RESUMED, op_time(since), &[failing("alwaysOn".into())]).await.unwrap_err();
+    assert_eq!(failed.kind(), Kind::FailedOver);
 }
 
 /// A copy was killed; the source renames and swaps before the next one begins.

@@ -160,7 +160,7 @@ impl MongoSink {
     }
 
     /// The image of a document that is only updated: what the target has, with the updates over it. One that the
-    /// target does not have is read from the source, outside of overlap.
+    /// target does not have is read from the source, outside of overlap or where documents expire.
     async fn compute(
         &self,
         session: &mut ClientSession,
@@ -184,7 +184,7 @@ impl MongoSink {
         let command = command::raw(w.finish())?;
         let cursor = database.run_raw_cursor_command(command).session(&mut *session).await.map_err(Broken::Driver)?;
         let found = first(cursor, session).await.map_err(Broken::Driver)?;
-        if found.is_none() && !image.last().overlap {
+        if found.is_none() && (!image.last().overlap || self.catalogue.expires(name).await?) {
             return Ok(self.fetch(image.last()).await?);
         }
         Ok(found)
