@@ -10,12 +10,14 @@ use async_trait::async_trait;
 use bson::{Document, doc};
 use bytes::Bytes;
 use mongodb::Client;
+use oplogue_connectors::mongodb::client::ConnectMode;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
+use oplogue_connectors::mongodb::topology;
 use oplogue_engine::budget::Budget;
 use oplogue_engine::clock::Clock;
-use oplogue_engine::error::{Kind, Result};
+use oplogue_engine::error::{Kind, Result, Side};
 use oplogue_engine::full_sync::{CopySummary, FullSync, FullSyncOptions, IndexTiming};
 use oplogue_engine::metrics::{Metrics, Status};
 use oplogue_engine::model::{Change, Namespace, OpTime};
@@ -81,7 +83,10 @@ async fn copy(bench: &Bench, options: CopyOptions, after: OpTime, meanwhile: &[D
     let budget = Budget::new(64 << 20);
     let inner = SnapshotSource::new(bench.source.clone(), SnapshotOptions::default(), budget);
     let reader = Meddling { inner, client: bench.source.clone(), meanwhile: Mutex::new(meanwhile.to_vec()) };
-    bench.sink.load().await.unwrap();
+    // As the job does: DDL before this is in what is listed.
+    let criteria = ConnectMode::Primary.criteria();
+    let newest = topology::last_write(Side::Source, &bench.source, &criteria).await.unwrap().majority;
+    bench.sink.catalogue_read_at(newest).await.unwrap();
     let copy = FullSync {
         reader: Arc::new(reader),
         target: Arc::new(MongoCopyTarget::new(Arc::clone(&bench.sink), options)),
