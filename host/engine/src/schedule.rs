@@ -7,6 +7,8 @@
 pub mod coalesce;
 pub mod lane;
 pub mod scope;
+pub mod spread;
 
 pub use lane::{Lane, Pending};
 pub use scope::Scope;
+pub use spread::Spread;

@@ -17,7 +17,7 @@ use crate::model::key::selector;
 use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::{Acks, Address};
-use crate::schedule::{Lane, Pending, Scope};
+use crate::schedule::{Lane, Pending, Scope, Spread};
 use crate::sink::{FlushReport, Refusal, Write};
 
 pub use fence::FenceId;
@@ -65,9 +65,10 @@ pub struct Core {
     options: CoreOptions,
     lanes: Vec<Lane>,
     tracker: AckTracker,
-    /// Writes that are pending or in flight, by target namespace.
-    outstanding: Vec<usize>,
-    outstanding_all: usize,
+    /// Which lanes a collection uses, and how much of it is pending or in flight.
+    spread: Spread,
+    /// A collection that would gain from more lanes.
+    crowded: Option<NamespaceId>,
     fences: Vec<Fence>,
     held: Held,
     parked: HashMap<Address, VecDeque<Pending>>,
@@ -85,14 +86,15 @@ impl Core {
     /// A core with nothing in it.
     #[must_use]
     pub fn new(namespaces: Arc<Namespaces>, options: CoreOptions) -> Self {
-        let lanes = (0..options.lanes.max(1)).map(|_| Lane::default()).collect();
+        let lane_count = options.lanes.max(1);
+        let lanes = (0..lane_count).map(|_| Lane::default()).collect();
         Self {
             namespaces,
             options,
             lanes,
             tracker: AckTracker::default(),
-            outstanding: Vec::new(),
-            outstanding_all: 0,
+            spread: Spread::new(lane_count),
+            crowded: None,
             fences: Vec::new(),
             held: Held::default(),
             parked: HashMap::new(),
@@ -304,28 +306,13 @@ impl Core {
 
     fn enqueue(&mut self, pending: Pending) {
         let address = pending.address;
-        let lane = self.lane_of(address);
         let keep_order = self.options.single_lane.contains(&address.0);
+        let lane = self.spread.lane(address, keep_order);
         if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending, keep_order)) {
             self.counts.coalesced += 1;
-        } else {
-            let at = address.0.index();
-            if self.outstanding.len() <= at {
-                self.outstanding.resize(at + 1, 0);
-            }
-            if let Some(count) = self.outstanding.get_mut(at) {
-                *count += 1;
-            }
-            self.outstanding_all += 1;
+        } else if self.spread.enter(address.0) && !keep_order {
+            self.crowded = Some(address.0);
         }
-    }
-
-    fn lane_of(&self, (namespace, document): Address) -> usize {
-        let salt = namespace.index() as u64 + 1;
-        if self.options.single_lane.contains(&namespace) {
-            return (salt as usize) % self.lanes.len();
-        }
-        document.lane(salt, self.lanes.len())
     }
 
     /// A collection created now may be one that must keep its order as a whole.
@@ -352,6 +339,12 @@ impl Core {
                 self.commands.push(Command::Flush { lane: number, writes });
             }
         }
+        // Drained, a collection gets a share of the lanes that fits what is active now.
+        if let Some(namespace) = self.crowded.take()
+            && self.fences.is_empty()
+        {
+            self.raise(Scope::Collection(namespace), Purpose::Settle);
+        }
         for at in 0..self.fences.len() {
             self.fire(at)?;
         }
@@ -359,10 +352,7 @@ impl Core {
     }
 
     fn settle_count(&mut self, namespace: NamespaceId) -> Result<()> {
-        let count = self.outstanding.get_mut(namespace.index()).filter(|count| **count > 0);
-        *count.ok_or_else(|| bug("more writes came back than went out".into()))? -= 1;
-        self.outstanding_all -= 1;
-        Ok(())
+        if self.spread.leave(namespace) { Ok(()) } else { Err(bug("more writes came back than went out".into())) }
     }
 
     fn acknowledge(&mut self, acks: &Acks) -> Result<()> {

@@ -187,8 +187,8 @@ impl Core {
 
     fn drained(&self, scope: Scope) -> bool {
         match scope {
-            Scope::Collection(namespace) => self.outstanding.get(namespace.index()).is_none_or(|count| *count == 0),
-            Scope::Cluster => self.outstanding_all == 0,
+            Scope::Collection(namespace) => self.spread.is_drained(namespace),
+            Scope::Cluster => self.spread.is_empty(),
         }
     }
 }
