@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 pub(super) const KEYS: &[KeySpec] = &[
     key("monitor.listen", Ip, "127.0.0.1", Oplogue, Supported,
         "Address on which the status ports listen. There is no authentication: keep it on loopback or inside a trusted network."),
-    key("limits.memory_bytes", Size(SizeUnit::Bytes, 16 * MIB, 1 << 40), "96MB", Oplogue, Supported,
+    key("limits.memory_bytes", Size(SizeUnit::Bytes, 16 * MIB, 1 << 40), "64MB", Oplogue, Supported,
         "Memory for data on its way from the source to the target."),
     key("limits.guest_memory_bytes", Size(SizeUnit::Bytes, MIB, 4096 * MIB), "64MB", Oplogue, Supported,
         "Memory of one instance of a plugin."),
