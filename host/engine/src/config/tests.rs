@@ -38,7 +38,7 @@ fn defaults_are_the_guides() {
     assert_eq!(config.checkpoint.interval, Duration::from_secs(5));
     assert_eq!(config.full_sync.create_index, CreateIndex::Foreground);
     assert_eq!(config.incr.workers, 8);
-    assert_eq!(config.limits.memory_bytes, 96 << 20);
+    assert_eq!(config.limits.memory_bytes, 64 << 20);
     assert_eq!(config.log.file, None);
     assert_eq!(chain(&config), ["namespace-filter", "ddl-filter"]);
 }
