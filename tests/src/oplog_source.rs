@@ -5,6 +5,7 @@
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::Client;
+use mongodb::options::{Acknowledgment, WriteConcern};
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource, date_start};
 use oplogue_connectors::mongodb::{privileges, topology};
@@ -50,10 +51,16 @@ async fn read_until(source: &mut OplogSource, id: i32) -> Vec<Document> {
     }
 }
 
+/// Inserts with majority concern, so that `newest` has reached the last one afterwards.
 async fn insert(client: &Client, ids: impl IntoIterator<Item = i32>) {
+    insert_acknowledged(client, ids, Acknowledgment::Majority).await;
+}
+
+async fn insert_acknowledged(client: &Client, ids: impl IntoIterator<Item = i32>, by: Acknowledgment) {
     let things = client.database("shop").collection::<Document>("things");
+    let concern = WriteConcern::builder().w(by).build();
     for id in ids {
-        things.insert_one(doc! { "_id": id }).await.unwrap();
+        things.insert_one(doc! { "_id": id }).write_concern(concern.clone()).await.unwrap();
     }
 }
 
@@ -187,7 +194,8 @@ pub(crate) async fn kill_cursors(client: &Client, database: &str, collection: &s
 #[tokio::test]
 async fn secondaries_and_lone_members_are_read_too() {
     let set = ReplicaSet::start(Options::default().with_members(3)).await.unwrap();
-    insert(&set.client(), [1]).await;
+    // A member that has written nothing yet cannot say how far it is.
+    insert_acknowledged(&set.client(), [1], Acknowledgment::Nodes(3)).await;
     let secondary = set.secondary().await.unwrap();
     let modes = [
         (set.uri(), ConnectMode::SecondaryPreferred),
