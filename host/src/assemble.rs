@@ -43,8 +43,9 @@ use start::{Begin, decide};
 /// A collection larger than this is copied in several `_id` ranges.
 const PARTITION_BYTES: u64 = 64 << 20;
 
-/// How often a document of the full copy is in memory while it is on its way.
-const COPIES_OF_A_DOCUMENT: usize = 3;
+/// How often a document of the full copy is in memory while it is on its way, with what the allocator keeps of
+/// buffers of that size (measured: 140 MB of memory for 21 MB of replies).
+const COPIES_OF_A_DOCUMENT: usize = 5;
 
 /// Bytes that open transactions may hold in memory before the run stops.
 const TRANSACTION_BYTES_MAX: usize = 512 << 20;
@@ -371,7 +372,7 @@ impl Job {
             skip_databases: vec![self.config.checkpoint.db.clone(), self.config.conflict_db()],
             ..SnapshotOptions::default()
         };
-        // A document of the copy is held three times on its way: in the reply, in the command, in the driver's message.
+        // A document of the copy is held on its way in the reply, in the command and in the driver's message.
         let budget = Budget::new(self.config.limits.memory_bytes / COPIES_OF_A_DOCUMENT);
         Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget))
     }
