@@ -9,6 +9,7 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, RawDocumentBuf, doc};
 use bytes::Bytes;
 use mongodb::Client;
+use mongodb::options::{Acknowledgment, WriteConcern};
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::topology;
@@ -60,8 +61,11 @@ impl Copy {
         rest(self.open(partition).await.as_mut()).await
     }
 
+    /// Inserts with majority concern: the reader sees nothing else.
     async fn insert(&self, collection: &str, documents: Vec<Document>) {
-        self.set.client().database("shop").collection(collection).insert_many(documents).await.unwrap();
+        let concern = WriteConcern::builder().w(Acknowledgment::Majority).build();
+        let collection = self.set.client().database("shop").collection(collection);
+        collection.insert_many(documents).write_concern(concern).await.unwrap();
     }
 }
 
