@@ -10,3 +10,4 @@ mod full_copy;
 mod patch_oracle;
 mod settle;
 mod support;
+mod together;

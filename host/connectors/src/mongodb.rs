@@ -8,6 +8,7 @@ pub mod classify;
 pub mod client;
 pub mod privileges;
 pub mod topology;
+mod transaction;
 
 pub mod oplog;
 pub mod reply;

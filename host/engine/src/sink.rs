@@ -75,7 +75,7 @@ pub enum Refusal {
 }
 
 /// What became of a flush. Statements without a refusal are accepted.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct FlushReport {
     /// (index into the flushed writes, reason), ascending.
     pub refused: Vec<(usize, Refusal)>,

@@ -94,7 +94,7 @@ impl<'a> Statement<'a> {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         const SYNTAX: usize = 96;
         SYNTAX
             + match self {

@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use bson::Document;
 use bytes::Bytes;
 use mongodb::ClientSession;
-use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
-use mongodb::options::{Acknowledgment, WriteConcern};
+use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::{FlushReport, Write};
 
-use super::command::{self, Concern, Manner, Statement, StatementError};
+use super::command::{self, Manner, Statement, StatementError};
 use super::sink::{MongoSink, refusal};
+use super::transaction::{self, Broken, Committed};
 use super::writer::RawWriter;
 use super::{classify, patch};
 
@@ -36,18 +36,6 @@ enum Try {
     Collides(usize, StatementError),
     /// The server broke the transaction off; it can be tried again.
     Again(DriverError),
-}
-
-/// An error inside a transaction.
-enum Broken {
-    Driver(DriverError),
-    Other(Error),
-}
-
-impl From<Error> for Broken {
-    fn from(e: Error) -> Self {
-        Self::Other(e)
-    }
 }
 
 impl MongoSink {
@@ -100,30 +88,23 @@ impl MongoSink {
     }
 
     async fn settle_once(&self, name: &Namespace, images: &[Image<'_>]) -> Result<Try> {
-        let target = self.target().await?;
-        let manner = Manner { concern: Concern::OfTransaction, ..self.manner(target) };
-        let majority = self.manner(target).concern == Concern::Majority;
-        let failed = |e| classify::error(Side::Sink, "start a transaction", e);
-        let mut session = self.client.start_session().await.map_err(failed)?;
-        let concern = if majority { Acknowledgment::Majority } else { Acknowledgment::Nodes(1) };
-        let concern = WriteConcern::builder().w(concern).build();
-        session.start_transaction().write_concern(concern).await.map_err(failed)?;
+        let manner = self.manner(self.target().await?);
+        let mut session = transaction::begin(&self.client, manner).await?;
         match self.rewrite(&mut session, name, images, manner).await {
-            Ok(None) => commit(session).await,
+            Ok(None) => Ok(match transaction::commit(session).await? {
+                Committed::At(time) => Try::Settled(time),
+                Committed::Again(e) => Try::Again(e),
+            }),
             Ok(Some((at, error))) => {
-                abort(session).await;
+                transaction::abort(session).await;
                 Ok(Try::Collides(at, error))
             }
-            Err(Broken::Driver(e)) => {
-                abort(session).await;
-                if e.contains_label(TRANSIENT_TRANSACTION_ERROR) {
-                    return Ok(Try::Again(e));
+            Err(broken) => {
+                transaction::abort(session).await;
+                match broken {
+                    Broken::Driver(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => Ok(Try::Again(e)),
+                    broken => Err(broken.into_error("settle unique keys in a transaction")),
                 }
-                Err(classify::error(Side::Sink, "settle unique keys in a transaction", e))
-            }
-            Err(Broken::Other(e)) => {
-                abort(session).await;
-                Err(e)
             }
         }
     }
@@ -199,27 +180,8 @@ impl MongoSink {
         manner: Manner,
     ) -> Result<Option<(usize, StatementError)>, Broken> {
         let all: Vec<&Statement<'_>> = statements.iter().collect();
-        let mut rest = all.as_slice();
-        let mut offset = 0;
-        while let Some(first) = rest.first() {
-            let (command, taken) = command::build(name.collection(), first.verb(), rest, manner);
-            let database = self.client.database(name.database());
-            let reply = database.run_raw_command(command::raw(command)?).session(&mut *session).await;
-            let outcome = match reply {
-                Ok(reply) => command::read(name, &reply)?,
-                Err(e) => match command::whole_error(&e) {
-                    // In a transaction some servers report a statement's error as the command's own.
-                    Some(error) if taken == 1 => return Ok(Some((offset, error))),
-                    _ => return Err(Broken::Driver(e)),
-                },
-            };
-            if let Some((at, error)) = outcome.errors.into_iter().next() {
-                return Ok(Some((offset + at, error)));
-            }
-            offset += taken;
-            rest = rest.get(taken..).unwrap_or_default();
-        }
-        Ok(None)
+        let outcome = transaction::send(&self.client, session, name, &all, manner).await?;
+        Ok(outcome.errors.into_iter().next())
     }
 }
 
@@ -233,28 +195,4 @@ async fn first(
         found = Some(Bytes::copy_from_slice(cursor.current().as_bytes()));
     }
     Ok(found)
-}
-
-async fn commit(mut session: ClientSession) -> Result<Try> {
-    for _ in 0..TRIES {
-        match session.commit_transaction().await {
-            Ok(()) => {
-                let time = session.operation_time();
-                return Ok(Try::Settled(time.map(|ts| OpTime::new(ts.time, ts.increment, -1))));
-            }
-            Err(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => return Ok(Try::Again(e)),
-            Err(e) if e.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => {
-                tracing::debug!(error = %e, "the commit is asked for again");
-            }
-            Err(e) => return Err(classify::error(Side::Sink, "commit a transaction", e)),
-        }
-    }
-    Err(Error::new(Side::Sink, Kind::Unavailable, "commit a transaction: its outcome stays unknown"))
-}
-
-/// Gives a transaction up. The server forgets it by itself when this fails.
-async fn abort(mut session: ClientSession) {
-    if let Err(e) = session.abort_transaction().await {
-        tracing::debug!(error = %e, "a transaction could not be aborted; it ends by itself");
-    }
 }

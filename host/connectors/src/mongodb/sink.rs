@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use super::command::{Concern, Manner};
 use super::identity::{Catalogue, Whereabouts};
 use super::privileges::{Need, Privileges};
-use super::{classify, topology};
+use super::{classify, topology, transaction};
 
 mod counters;
 mod cure;
@@ -30,11 +30,13 @@ mod mend;
 mod namespace;
 mod plan;
 mod predecessor;
+mod together;
 
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
 pub(super) use mend::shown_id;
 use predecessor::Predecessors;
+use together::Together;
 
 /// Namespaces of one flush that are written at the same time.
 const NAMESPACES_AT_ONCE: usize = 8;
@@ -81,6 +83,7 @@ pub struct MongoSink {
     pub(super) postponed: tokio::sync::Mutex<Vec<(NamespaceId, bytes::Bytes)>>,
     future: FromFuture,
     pub(super) predecessors: Predecessors,
+    together: Together,
     ready: OnceCell<Target>,
 }
 
@@ -89,7 +92,7 @@ pub struct MongoSink {
 pub(super) struct Target {
     pub(super) bypass_validation: bool,
     /// A `mongos` reports no majority time of its own, so it is always written with majority concern.
-    is_mongos: bool,
+    pub(super) is_mongos: bool,
     /// Majority concern means something.
     pub(super) is_replicated: bool,
 }
@@ -116,6 +119,7 @@ impl MongoSink {
             postponed: tokio::sync::Mutex::default(),
             future: FromFuture::default(),
             predecessors: Predecessors::default(),
+            together: Together::default(),
             ready: OnceCell::new(),
         }
     }
@@ -183,6 +187,7 @@ impl MongoSink {
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
         self.catalogue.load().await?;
+        transaction::end_leftovers(&self.client).await;
         Ok(Target {
             bypass_validation: privileges.allows(&bypass()),
             is_mongos: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
@@ -218,11 +223,14 @@ impl Sink for MongoSink {
                 groups.entry(destination).or_default().push((index, write));
             }
         }
-        // All of them are awaited even when one fails, so that nothing is in flight when the pipeline rewinds.
-        let mut flushes = Vec::with_capacity(groups.len());
+        let mut prepared = Vec::with_capacity(groups.len());
         for (namespace, group) in &groups {
-            flushes.push(self.write_namespace(*namespace, group, target).boxed());
+            prepared.push(self.prepare(*namespace, group, target).await?);
         }
+        let sent = self.write_together(&prepared, target).await?;
+        // All of them are awaited even when one fails, so that nothing is in flight when the pipeline rewinds.
+        let flushes = prepared.iter().zip(sent).map(|(part, sent)| self.write_prepared(part, sent).boxed());
+        let flushes: Vec<_> = flushes.collect();
         let parts: Vec<Result<FlushReport>> =
             stream::iter(flushes).buffer_unordered(NAMESPACES_AT_ONCE).collect().await;
         let mut report = FlushReport::default();

@@ -17,6 +17,8 @@ pub struct Counters {
     pub(crate) conflicts: AtomicU64,
     pub(crate) repeated: AtomicU64,
     pub(crate) superseded: AtomicU64,
+    pub(crate) together: AtomicU64,
+    pub(crate) rolled_back: AtomicU64,
     /// The process's series, when somebody watches.
     pub(crate) series: Option<Metrics>,
 }
@@ -38,6 +40,10 @@ pub struct SinkCounts {
     pub repeated: u64,
     /// Writes, in overlap, of collections that a later DDL dropped already.
     pub superseded: u64,
+    /// Flushes written in one transaction.
+    pub together: u64,
+    /// Such transactions that came to nothing: their statements went apart.
+    pub rolled_back: u64,
 }
 
 impl Counters {
@@ -72,6 +78,8 @@ impl Counters {
             conflicts: get(&self.conflicts),
             repeated: get(&self.repeated),
             superseded: get(&self.superseded),
+            together: get(&self.together),
+            rolled_back: get(&self.rolled_back),
         }
     }
 }

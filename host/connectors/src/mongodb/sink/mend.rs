@@ -187,7 +187,7 @@ impl MongoSink {
         place: &Place,
         index: usize,
         write: &Write,
-        plan: Plan<'_>,
+        plan: &Plan<'_>,
         overlap: bool,
     ) -> Result<FlushReport> {
         let mut report = FlushReport::default();
@@ -198,10 +198,10 @@ impl MongoSink {
             return Ok(report);
         };
         for statement in steps {
-            match self.send_one(place, &statement, overlap).await? {
+            match self.send_one(place, statement, overlap).await? {
                 Ok(time) => merge(&mut report, done(time)),
                 Err(trouble) => {
-                    let item = Item { index, write, statement, overlap };
+                    let item = Item { index, write, statement: statement.clone(), overlap };
                     merge(&mut report, self.mend(place, &item, trouble).await?);
                     if !report.refused.is_empty() {
                         break;

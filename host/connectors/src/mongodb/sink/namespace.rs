@@ -13,7 +13,7 @@ use super::counters::count;
 use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
 use super::{MissingDocument, MongoSink, Target, merge};
-use crate::mongodb::command::{self, Statement};
+use crate::mongodb::command::{self, Outcome, Statement};
 
 /// A planned write: its place in the flush, and what it becomes.
 pub(super) struct Item<'a> {
@@ -30,13 +30,39 @@ pub(super) struct Place {
     pub(super) target: Target,
 }
 
+/// What a write of its own becomes: everything that cannot share a command.
+pub(super) struct Apart<'a> {
+    index: usize,
+    write: &'a Write,
+    plan: Plan<'a>,
+    overlap: bool,
+}
+
+/// One namespace's part of a flush, planned.
+pub(super) struct Prepared<'a> {
+    pub(super) namespace: NamespaceId,
+    pub(super) place: Place,
+    /// Statements go in the order of the flush.
+    pub(super) ordered: bool,
+    pub(super) items: Vec<Item<'a>>,
+    apart: Vec<Apart<'a>>,
+    writes: &'a [(usize, &'a Write)],
+}
+
+/// What came of the statements of one namespace, and those still in trouble.
+pub(super) struct Sent<'i, 'a> {
+    pub(super) report: FlushReport,
+    pub(super) troubles: Vec<(&'i Item<'a>, Trouble)>,
+}
+
 impl MongoSink {
-    pub(super) async fn write_namespace(
+    /// Plans the writes of one namespace; sends nothing.
+    pub(super) async fn prepare<'a>(
         &self,
         namespace: NamespaceId,
-        writes: &[(usize, &Write)],
+        writes: &'a [(usize, &'a Write)],
         target: Target,
-    ) -> Result<FlushReport> {
+    ) -> Result<Prepared<'a>> {
         let place = Place { name: self.namespaces.name(namespace), target };
         let ordered = self.catalogue.info(&place.name).is_some_and(|info| info.is_ordered());
         let mut items = Vec::with_capacity(writes.len());
@@ -53,37 +79,57 @@ impl MongoSink {
                     items.push(Item { index: *index, write, statement, overlap });
                 }
                 Plan::Nothing => {}
-                other @ (Plan::Steps(_) | Plan::Refetch) => apart.push((*index, *write, other, overlap)),
+                plan @ (Plan::Steps(_) | Plan::Refetch) => apart.push(Apart { index: *index, write, plan, overlap }),
             }
         }
-        let mut report = FlushReport::default();
-        let mut troubles = Vec::new();
-        if ordered {
+        Ok(Prepared { namespace, place, ordered, items, apart, writes })
+    }
+
+    /// Brings one namespace's part to its end. `sent` is what came of its statements where they went together with
+    /// other namespaces'; they are sent here otherwise.
+    pub(super) async fn write_prepared<'i, 'a>(
+        &self,
+        prepared: &'i Prepared<'a>,
+        sent: Option<Sent<'i, 'a>>,
+    ) -> Result<FlushReport> {
+        let place = &prepared.place;
+        let Sent { mut report, troubles } = match sent {
+            Some(sent) => sent,
+            None => self.send_apart(prepared).await?,
+        };
+        // Only now: a statement that collided may have waited for room that a neighbour was about to make.
+        for (item, trouble) in troubles {
+            merge(&mut report, self.mend(place, item, trouble).await?);
+        }
+        if !self.options.ddl_ignored {
+            self.meet_collections(&place.name, prepared.writes).await?;
+        }
+        for Apart { index, write, plan, overlap } in &prepared.apart {
+            merge(&mut report, self.write_apart(place, *index, write, plan, *overlap).await?);
+        }
+        Ok(report)
+    }
+
+    /// Sends the statements of one namespace in commands of their own.
+    async fn send_apart<'i, 'a>(&self, prepared: &'i Prepared<'a>) -> Result<Sent<'i, 'a>> {
+        let Prepared { place, items, .. } = prepared;
+        let mut all = Sent { report: FlushReport::default(), troubles: Vec::new() };
+        if prepared.ordered {
             for run in items.chunk_by(|a, b| a.statement.verb() == b.statement.verb()) {
-                let (part, met) = self.send_group(&place, run.iter().collect()).await?;
-                merge(&mut report, part);
-                for (item, trouble) in met {
-                    merge(&mut report, self.mend(&place, item, trouble).await?);
+                let sent = self.send_group(place, run.iter().collect()).await?;
+                merge(&mut all.report, sent.report);
+                for (item, trouble) in sent.troubles {
+                    merge(&mut all.report, self.mend(place, item, trouble).await?);
                 }
             }
         } else {
-            for sent in join_all(by_verb(&items).map(|group| self.send_group(&place, group))).await {
-                let (part, met) = sent?;
-                merge(&mut report, part);
-                troubles.extend(met);
+            for sent in join_all(by_verb(items).map(|group| self.send_group(place, group))).await {
+                let sent = sent?;
+                merge(&mut all.report, sent.report);
+                all.troubles.extend(sent.troubles);
             }
         }
-        // Only now: a statement that collided may have waited for room that a neighbour was about to make.
-        for (item, trouble) in troubles {
-            merge(&mut report, self.mend(&place, item, trouble).await?);
-        }
-        if !self.options.ddl_ignored {
-            self.meet_collections(&place.name, writes).await?;
-        }
-        for (index, write, plan, overlap) in apart {
-            merge(&mut report, self.write_apart(&place, index, write, plan, overlap).await?);
-        }
-        Ok(report)
+        Ok(all)
     }
 
     /// Learns source collections that nothing introduced, so that a later DDL and a replay can tell them apart.
@@ -121,15 +167,21 @@ impl MongoSink {
     }
 
     /// Sends statements of one verb; returns those in trouble.
-    async fn send_group<'i, 'a>(
-        &self,
-        place: &Place,
-        items: Vec<&'i Item<'a>>,
-    ) -> Result<(FlushReport, Vec<(&'i Item<'a>, Trouble)>)> {
+    async fn send_group<'i, 'a>(&self, place: &Place, items: Vec<&'i Item<'a>>) -> Result<Sent<'i, 'a>> {
         let statements: Vec<&Statement<'_>> = items.iter().map(|item| &item.statement).collect();
         let manner = self.manner(place.target);
         let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
         let report = FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() };
+        Ok(Sent { report, troubles: self.troubles(place, &items, outcome).await? })
+    }
+
+    /// The statements of one verb that did not do what they should, by what the server said of them.
+    pub(super) async fn troubles<'i, 'a>(
+        &self,
+        place: &Place,
+        items: &[&'i Item<'a>],
+        outcome: Outcome,
+    ) -> Result<Vec<(&'i Item<'a>, Trouble)>> {
         let mut troubles = Vec::new();
         let found = outcome.matched + outcome.errors.len() as u64;
         if found < items.len() as u64 {
@@ -147,12 +199,12 @@ impl MongoSink {
                 troubles.push((*item, Trouble::Error(error)));
             }
         }
-        Ok((report, troubles))
+        Ok(troubles)
     }
 }
 
 /// The items of each verb that occurs.
-fn by_verb<'i, 'a>(items: &'i [Item<'a>]) -> impl Iterator<Item = Vec<&'i Item<'a>>> {
+pub(super) fn by_verb<'i, 'a>(items: &'i [Item<'a>]) -> impl Iterator<Item = Vec<&'i Item<'a>>> {
     let mut groups: [Vec<&'i Item<'a>>; 3] = Default::default();
     for item in items {
         if let Some(group) = groups.get_mut(item.statement.verb() as usize) {

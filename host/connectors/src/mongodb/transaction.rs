@@ -1,0 +1,186 @@
+//! Transactions on the target: begun, filled with statements, committed or given up.
+//!
+//! Two users share this: settling, which needs all or nothing, and the sink's flushes, which become cheaper for the
+//! server in one transaction. A statement that fails ends the server's transaction, so whoever fills one learns of
+//! the first failure only. Nothing here decides what a failure means, and nothing is tried again except a commit whose
+//! outcome the server could not say.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, Uuid, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
+use mongodb::options::{Acknowledgment, WriteConcern};
+use mongodb::{Client, ClientSession};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{Namespace, OpTime};
+
+use super::classify;
+use super::command::{self, Concern, Manner, Outcome, Statement};
+
+/// How often a commit of unknown outcome is asked for again.
+const COMMIT_TRIES: usize = 8;
+
+/// How long the look for transactions of an earlier run may take.
+const LEFTOVERS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// An error inside a transaction.
+pub(super) enum Broken {
+    Driver(DriverError),
+    Other(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(e: Error) -> Self {
+        Self::Other(e)
+    }
+}
+
+impl Broken {
+    /// Whether the server answered that it will not do it, so that nothing of the transaction is written. An answer
+    /// of a server that is no primary any more says less: it is an error, and so is silence.
+    pub(super) fn rolled_back(self) -> Result<(), Self> {
+        let kind = match &self {
+            Self::Driver(e) => classify::code(e).map(|_| classify::kind(Side::Sink, e)),
+            Self::Other(e) => Some(e.kind()).filter(|kind| *kind == Kind::Conflict),
+        };
+        match kind {
+            Some(kind) if kind != Kind::FailedOver => Ok(()),
+            Some(_) | None => Err(self),
+        }
+    }
+
+    pub(super) fn into_error(self, doing: &str) -> Error {
+        match self {
+            Self::Driver(e) => classify::error(Side::Sink, doing, e),
+            Self::Other(e) => e,
+        }
+    }
+}
+
+/// What a commit came to.
+pub(super) enum Committed {
+    At(Option<OpTime>),
+    /// The server broke the transaction off: nothing of it was written.
+    Again(DriverError),
+}
+
+/// Begins a transaction that commits with the concern of `manner`.
+pub(super) async fn begin(client: &Client, manner: Manner) -> Result<ClientSession> {
+    let failed = |e| classify::error(Side::Sink, "start a transaction", e);
+    let mut session = client.start_session().causal_consistency(false).await.map_err(failed)?;
+    let concern = match manner.concern {
+        Concern::Majority => Acknowledgment::Majority,
+        Concern::One | Concern::OfTransaction => Acknowledgment::Nodes(1),
+    };
+    let concern = WriteConcern::builder().w(concern).build();
+    session.start_transaction().write_concern(concern).await.map_err(failed)?;
+    Ok(session)
+}
+
+/// Sends statements of one verb inside a transaction, in as few commands as their size allows. Ends behind the first
+/// command with an error, which has ended the transaction as well.
+pub(super) async fn send(
+    client: &Client,
+    session: &mut ClientSession,
+    name: &Namespace,
+    statements: &[&Statement<'_>],
+    manner: Manner,
+) -> Result<Outcome, Broken> {
+    let manner = Manner { concern: Concern::OfTransaction, ..manner };
+    let mut total = Outcome::default();
+    let mut rest = statements;
+    let mut offset = 0;
+    while let Some(first) = rest.first() {
+        let (command, taken) = command::build(name.collection(), first.verb(), rest, manner);
+        let database = client.database(name.database());
+        let outcome = match database.run_raw_command(command::raw(command)?).session(&mut *session).await {
+            Ok(reply) => command::read(name, &reply)?,
+            Err(e) => match command::whole_error(&e) {
+                // In a transaction some servers report a statement's error as the command's own.
+                Some(error) if taken == 1 => Outcome { errors: vec![(0, error)], ..Outcome::default() },
+                _ => return Err(Broken::Driver(e)),
+            },
+        };
+        total.matched += outcome.matched;
+        if let Some((at, error)) = outcome.errors.into_iter().next() {
+            total.errors.push((offset + at, error));
+            return Ok(total);
+        }
+        offset += taken;
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    Ok(total)
+}
+
+/// Commits.
+///
+/// # Errors
+/// `Unavailable` when the outcome stays unknown.
+pub(super) async fn commit(mut session: ClientSession) -> Result<Committed> {
+    for _ in 0..COMMIT_TRIES {
+        match session.commit_transaction().await {
+            Ok(()) => {
+                let time = session.operation_time();
+                return Ok(Committed::At(time.map(|ts| OpTime::new(ts.time, ts.increment, -1))));
+            }
+            Err(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => return Ok(Committed::Again(e)),
+            Err(e) if e.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => {
+                tracing::debug!(error = %e, "the commit is asked for again");
+            }
+            Err(e) => return Err(classify::error(Side::Sink, "commit a transaction", e)),
+        }
+    }
+    Err(Error::new(Side::Sink, Kind::Unavailable, "commit a transaction: its outcome stays unknown"))
+}
+
+/// Gives a transaction up. The server forgets it by itself when this fails.
+pub(super) async fn abort(mut session: ClientSession) {
+    if let Err(e) = session.abort_transaction().await {
+        tracing::debug!(error = %e, "a transaction could not be aborted; it ends by itself");
+    }
+}
+
+/// Ends transactions that an earlier run left open. A killed process cannot give its own up, and until the server does
+/// (`transactionLifetimeLimitSeconds`, a minute) every write of their documents waits. Only sessions of the same user
+/// and application are looked at, for which no privilege is needed. Failing is no fault: the minute is waited out.
+pub(super) async fn end_leftovers(client: &Client) {
+    match tokio::time::timeout(LEFTOVERS_PATIENCE, end_open(client)).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(ended)) => tracing::info!(transactions = ended, "transactions of an earlier run were ended"),
+        Ok(Err(e)) => {
+            let error = classify::error(Side::Sink, "end transactions of an earlier run", e);
+            tracing::warn!(%error, "writes may wait until the target gives those up by itself");
+        }
+        Err(_) => tracing::warn!("the target does not say which transactions an earlier run left open"),
+    }
+}
+
+async fn end_open(client: &Client) -> std::result::Result<usize, DriverError> {
+    let admin = client.database("admin");
+    let ours = Uuid::new().to_string();
+    let found: Vec<Document> = admin
+        .aggregate([
+            doc! { "$currentOp": { "allUsers": false, "idleSessions": true } },
+            doc! { "$project": { "appName": 1, "lsid.id": 1, "command.comment": 1, "transaction.parameters": 1 } },
+        ])
+        .comment(ours.clone())
+        .await?
+        .try_collect()
+        .await?;
+    // This very command is among them, and says by which name the server knows this application.
+    let asked = |op: &&Document| {
+        op.get_document("command").is_ok_and(|c| c.get_str("comment").is_ok_and(|comment| comment == ours))
+    };
+    let Some(name) = found.iter().find(asked).and_then(|op| op.get("appName")) else { return Ok(0) };
+    let open: Vec<Bson> = found
+        .iter()
+        .filter(|op| op.get("appName") == Some(name) && op.contains_key("transaction"))
+        .filter_map(|op| op.get_document("lsid").ok().cloned().map(Bson::Document))
+        .collect();
+    let ended = open.len();
+    if ended > 0 {
+        admin.run_command(doc! { "killSessions": open }).await?;
+    }
+    Ok(ended)
+}
