@@ -69,6 +69,6 @@ impl Copy<'_> {
     fn row(&self, name: &str, took: std::time::Duration, used: usage::Usage) -> Row {
         let bytes = u64::from(self.options.documents) * self.options.document_bytes as u64;
         let name = name.to_owned();
-        Row { name, items: self.options.documents, took, bytes: Some(bytes), usage: Some(used) }
+        Row { name, items: self.options.documents, took, bytes: Some(bytes), usage: Some(used), target: None }
     }
 }

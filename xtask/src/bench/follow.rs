@@ -125,18 +125,22 @@ impl Race {
         }
         let used = usage::Usage { peak_mb: None, ..usage::of(pid)?.since(earlier) };
         let name = format!("native secondary, round {round}");
-        Ok(Row { name, items, took: started.elapsed(), bytes: None, usage: Some(used) })
+        // The secondary is both at once: what reads, and the server that is written to.
+        let took = started.elapsed();
+        Ok(Row { name, items, took, bytes: None, usage: Some(used), target: Some(used) })
     }
 
     async fn collector(&self, items: u32, round: u32) -> Result<Row> {
         let pid = self.collector.pid().context("the collector runs")?;
-        let earlier = usage::of(pid)?;
+        let target = self.target.pid(0).context("the target runs")?;
+        let (earlier, target_earlier) = (usage::of(pid)?, usage::of(target)?);
         let started = Instant::now();
         self.pause(false).await?;
         self.wait_sentinel().await?;
         let took = started.elapsed();
         let used = usage::of(pid)?.since(earlier);
-        Ok(Row { name: format!("oplogue, round {round}"), items, took, bytes: None, usage: Some(used) })
+        let target = Some(usage::of(target)?.since(target_earlier));
+        Ok(Row { name: format!("oplogue, round {round}"), items, took, bytes: None, usage: Some(used), target })
     }
 }
 

@@ -103,7 +103,9 @@ impl MongoSink {
                 transaction::abort(session).await;
                 match broken {
                     Broken::Driver(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => Ok(Try::Again(e)),
-                    broken => Err(broken.into_error("settle unique keys in a transaction")),
+                    broken @ (Broken::Driver(_) | Broken::Other(_)) => {
+                        Err(broken.into_error("settle unique keys in a transaction"))
+                    }
                 }
             }
         }

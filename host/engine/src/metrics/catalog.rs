@@ -104,6 +104,10 @@ catalog! {
         "Updates whose document was not on the target";
     SINK_REFETCHED = Counter "oplogue_sink_refetched_documents_total" []
         "Whole documents read again from the source for an update that could not be applied as it stood";
+    SINK_TRANSACTIONS = Counter "oplogue_sink_transactions_total" []
+        "Flushes written in one transaction of the target";
+    SINK_TRANSACTIONS_ROLLED_BACK = Counter "oplogue_sink_rolled_back_transactions_total" []
+        "Such transactions that the target rolled back: their statements were written apart at once";
     SINK_FLUSH_SECONDS = Histogram "oplogue_sink_flush_seconds" []
         "Time of one flush, from sending to the last reply";
     SINK_DDL_EXECUTED = Counter "oplogue_sink_executed_ddl_total" []

@@ -131,6 +131,8 @@ pub struct SinkMetrics {
     pub conflicts: Counter,
     pub missing: Counter,
     pub refetched: Counter,
+    pub transactions: Counter,
+    pub transactions_rolled_back: Counter,
     /// Observe seconds.
     pub flush_seconds: Histogram,
     pub ddl_executed: Counter,
@@ -312,6 +314,8 @@ fn sink(to: &mut Registrar) -> SinkMetrics {
         conflicts: to.counter(catalog::SINK_CONFLICTS),
         missing: to.counter(catalog::SINK_MISSING),
         refetched: to.counter(catalog::SINK_REFETCHED),
+        transactions: to.counter(catalog::SINK_TRANSACTIONS),
+        transactions_rolled_back: to.counter(catalog::SINK_TRANSACTIONS_ROLLED_BACK),
         // 0.25 ms to 16 s: a local round trip to a target that is about to be called lost.
         flush_seconds: to.histogram(catalog::SINK_FLUSH_SECONDS, exponential_buckets(0.000_25, 2.0, 17)),
         ddl_executed: to.counter(catalog::SINK_DDL_EXECUTED),

@@ -68,6 +68,14 @@ impl Counters {
         });
     }
 
+    pub(crate) fn one_transaction(&self, committed: bool) {
+        count(if committed { &self.together } else { &self.rolled_back }, 1);
+        self.series.iter().for_each(|series| {
+            let counter = if committed { &series.sink.transactions } else { &series.sink.transactions_rolled_back };
+            counter.inc();
+        });
+    }
+
     pub(crate) fn read(&self) -> SinkCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SinkCounts {

@@ -14,7 +14,6 @@ use oplogue_engine::error::Result;
 use oplogue_engine::model::{Namespace, NamespaceId};
 use oplogue_engine::sink::FlushReport;
 
-use super::counters::count;
 use super::namespace::{Item, Prepared, Sent, by_verb};
 use super::{MongoSink, Target};
 use crate::mongodb::command::{Manner, Outcome, Statement};
@@ -102,12 +101,12 @@ impl MongoSink {
         let (report, outcomes) = match self.transact(&parts, target).await? {
             Transacted::Written(report, outcomes) => (report, outcomes),
             Transacted::RolledBack(reason) => {
-                count(&self.counters.rolled_back, 1);
+                self.counters.one_transaction(false);
                 reason.into_iter().for_each(|namespace| self.together.failed(namespace));
                 return Ok(sent);
             }
         };
-        count(&self.counters.together, 1);
+        self.counters.one_transaction(true);
         for (part, outcomes) in parts.iter().zip(outcomes) {
             self.together.succeeded(part.prepared.namespace);
             let mut troubles = Vec::new();
