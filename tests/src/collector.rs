@@ -28,7 +28,6 @@ pub const HAND_OVER: &str = "finish full sync, start incr sync";
 #[derive(Debug)]
 pub struct Collector {
     program: PathBuf,
-    config: PathBuf,
     process: Option<Guarded>,
     port: Option<u16>,
     arguments: Vec<String>,
@@ -57,6 +56,20 @@ impl Collector {
         Ok(collector)
     }
 
+    /// Writes MongoShake's `key = value` form and runs `oplogue -conf=collector.conf -verbose` on it, as MongoShake's
+    /// guide does. The log file of the configuration lies in [`Self::dir`]; [`Self::log`] is what goes to the screen.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_conf(conf: &str) -> Result<Self> {
+        let scratch = Scratch::new("collector")?;
+        std::fs::write(scratch.path().join("collector.conf"), conf).context("write collector.conf")?;
+        let arguments = ["-conf=collector.conf", "-verbose"].map(str::to_owned).to_vec();
+        let mut collector = Self { program: program()?, process: None, port: None, arguments, scratch };
+        collector.run()?;
+        Ok(collector)
+    }
+
     /// The same with another program, such as a release build.
     ///
     /// # Errors
@@ -72,8 +85,8 @@ impl Collector {
         let scratch = Scratch::new("collector")?;
         let config = scratch.path().join("collector.toml");
         std::fs::write(&config, toml).context("write the collector's configuration")?;
-        let arguments = Vec::new();
-        Ok(Self { program: program()?, config, process: None, port, arguments, scratch })
+        let arguments = vec!["run".to_owned(), "-c".to_owned(), config.to_string_lossy().into_owned()];
+        Ok(Self { program: program()?, process: None, port, arguments, scratch })
     }
 
     /// Starts the collector (again) with the same configuration; its log goes on in the same file.
@@ -84,8 +97,7 @@ impl Collector {
         anyhow::ensure!(self.process.is_none(), "the collector runs already");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).context("open the log")?;
         let mut command = Command::new(&self.program);
-        command.arg("run").arg("-c").arg(&self.config).args(&self.arguments);
-        command.current_dir(self.scratch.path()).env("NO_COLOR", "1");
+        command.args(&self.arguments).current_dir(self.scratch.path()).env("NO_COLOR", "1");
         command.stdout(Stdio::from(duplicate(&log)?)).stderr(Stdio::from(log));
         self.process = Some(Guarded::spawn(&mut command)?);
         Ok(())

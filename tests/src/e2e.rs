@@ -6,9 +6,11 @@
 
 mod crash;
 mod ddl;
+mod delay;
 mod failover;
 mod filters;
 mod indexes;
 mod modes;
+mod mongoshake;
 mod rig;
 mod swap;

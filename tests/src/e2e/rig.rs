@@ -56,14 +56,20 @@ impl Rig {
     }
 
     /// Waits for equality and stops the collector; `allowed` are texts that warnings of this test may contain.
-    pub(super) async fn finish(
+    pub(super) async fn finish(&self, comparison: Comparison, collector: Collector, allowed: &[&str]) -> Result<()> {
+        self.finish_at(comparison, SENTINEL, collector, allowed).await
+    }
+
+    /// The same where the last document goes elsewhere.
+    pub(super) async fn finish_at(
         &self,
         comparison: Comparison,
+        sentinel: &str,
         mut collector: Collector,
         allowed: &[&str],
     ) -> Result<()> {
         let seed = self.load.seed;
-        let equal = comparison.wait(SENTINEL, PATIENCE).await;
+        let equal = comparison.wait(sentinel, PATIENCE).await;
         equal.with_context(|| format!("seed {seed}; the log ends with:\n{}", collector.log_end()))?;
         let status = collector.terminate(PATIENCE).await?;
         anyhow::ensure!(status.success(), "seed {seed}; exit {status}:\n{}", collector.log_end());
