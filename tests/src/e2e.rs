@@ -10,5 +10,6 @@ mod failover;
 mod filters;
 mod indexes;
 mod modes;
+mod network;
 mod rig;
 mod swap;
