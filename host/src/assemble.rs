@@ -112,10 +112,11 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     hooks.status.set_generations(chain.generations());
 
     // The store, whose lease makes this instance the only one that moves the position.
-    let store: Arc<dyn CheckpointStore> = Arc::new(MongoStore::new(&servers.store, store_options(&config, &servers)));
+    let store = Arc::new(MongoStore::new(&servers.store, store_options(&config, &servers)));
     let found = store.acquire().await?;
+    let lease = store.lease_identity().await?;
 
-    let job = Job { config, hooks, servers, namespaces, budget, chain, store };
+    let job = Job { config, hooks, servers, namespaces, budget, chain, store, lease };
     let mut at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
             Some(position) if job.config.sync_mode != checked::SyncMode::Full => (position, Stage::CatchUp),
@@ -162,6 +163,8 @@ struct Job {
     budget: Budget,
     chain: Arc<Chain>,
     store: Arc<dyn CheckpointStore>,
+    /// Names this job's connections to the target.
+    lease: String,
 }
 
 impl Job {
@@ -196,7 +199,7 @@ impl Job {
             }
             None => Position::Oplog(source.newest().await?),
         };
-        let sink = self.sink(Stage::FullSync);
+        let sink = self.sink(Stage::FullSync).await?;
         let before = sink.durability().await?;
         self.hooks.status.recovered();
         self.save(Stage::FullSync, &position).await?;
@@ -239,7 +242,7 @@ impl Job {
     /// `sync_mode = full` ends after the copy, so unique indexes are built on what it copied. On a source that was
     /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
     async fn finish_indexes(&self) -> Result<()> {
-        let sink = self.sink(Stage::CatchUp);
+        let sink = self.sink(Stage::CatchUp).await?;
         let waiting = self.indexes_at_mark(&sink, Stage::CatchUp);
         waiting.build().await.map_err(|e| {
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
@@ -273,13 +276,13 @@ impl Job {
     /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
         let mut source = self.oplog();
+        let sink = self.sink(stage).await?;
         // A new primary's majority may be behind what the former one had delivered: that was applied too.
         let applied = self.hooks.status.positions().now().read;
         let newest = source.newest().await?;
         let overlap_until = if applied.ts() > newest.ts() { applied } else { newest };
         source.open(position).await?;
         let decoder = Decoder::new(Arc::clone(&self.namespaces), self.decode_options(), position.time());
-        let sink = self.sink(stage);
         sink.load().await?;
         let reader = self.reader();
         let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
@@ -377,7 +380,13 @@ impl Job {
         Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget))
     }
 
-    fn sink(&self, stage: Stage) -> Arc<MongoSink> {
+    /// A sink whose writes no write of an earlier run can overtake.
+    async fn sink(&self, stage: Stage) -> Result<Arc<MongoSink>> {
+        let client = tokio::select! {
+            biased;
+            () = self.hooks.stop.cancelled() => return Err(Error::new(Side::Sink, Kind::Unavailable, "asked to stop")),
+            client = self.servers.writer(&self.lease) => client?,
+        };
         let options = SinkOptions {
             insert_on_dup_update: self.config.incr.insert_on_dup_update,
             missing_document: match self.config.incr.missing_document {
@@ -391,13 +400,13 @@ impl Job {
             after_copy: stage == Stage::CatchUp,
         };
         let sink = MongoSink::new(
-            self.servers.target.clone(),
+            client,
             Some(self.servers.source.clone()),
             Arc::clone(&self.store),
             Arc::clone(&self.namespaces),
             options,
         );
-        Arc::new(sink.measured_by(self.hooks.metrics.clone()))
+        Ok(Arc::new(sink.measured_by(self.hooks.metrics.clone())))
     }
 
     fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {

@@ -12,5 +12,6 @@ mod filters;
 mod indexes;
 mod modes;
 mod mongoshake;
+mod network;
 mod rig;
 mod swap;

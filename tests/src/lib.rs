@@ -8,6 +8,8 @@ pub mod paths;
 
 pub mod child;
 
+pub mod proxy;
+
 pub mod servers;
 
 pub mod compare;

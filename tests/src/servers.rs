@@ -13,6 +13,7 @@ use mongodb::Client;
 use mongodb::options::{ClientOptions, WriteConcern};
 
 use crate::paths::Scratch;
+use crate::proxy::Proxy;
 
 mod member;
 mod options;
@@ -50,10 +51,16 @@ impl ReplicaSet {
         }
         for member in &mut members {
             member.wait_up(READY_WITHIN).await?;
+            if options.proxied {
+                member.proxy = Some(Proxy::start(member.port).await?);
+            }
         }
         let first = members.first().context("a set has at least one member")?;
         initiate(&options, first, &members).await?;
-        let client = connect(&uri(&options, &members, options.root())).await?;
+        // The harness itself does not go through a proxy where one member is the whole set.
+        let alone = options.proxied && members.len() == 1;
+        let own = if alone { direct_uri(first, options.root()) } else { uri(&options, &members, options.root()) };
+        let client = connect(&own).await?;
         let set = Self { options, members, client, scratch };
         set.primary().await?;
         set.wait_secondaries().await?;
@@ -116,6 +123,15 @@ impl ReplicaSet {
     #[must_use]
     pub fn port(&self, member: usize) -> u16 {
         self.members.get(member).map_or(0, |member| member.port)
+    }
+
+    /// The proxy before a member; only where the set was started behind proxies.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn proxy(&self, member: usize) -> Result<&Proxy> {
+        let found = self.members.get(member).and_then(|member| member.proxy.as_ref());
+        found.context("the set was not started behind proxies")
     }
 
     /// The process id of a member; none while it is killed.
@@ -302,7 +318,7 @@ pub async fn connect(uri: &str) -> Result<Client> {
 }
 
 fn uri(options: &Options, members: &[Member], login: Option<(&str, &str)>) -> String {
-    let hosts: Vec<String> = members.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
+    let hosts: Vec<String> = members.iter().map(|member| format!("127.0.0.1:{}", member.known_port())).collect();
     format!("mongodb://{}{}/?replicaSet={}{}", credentials(login), hosts.join(","), options.name, source(login))
 }
 

@@ -4,6 +4,7 @@
 //! address, then the readers, the writers and the store. Documents pass through as raw bytes; the driver's typed
 //! documents appear only where a reply is small.
 
+pub mod alone;
 pub mod classify;
 pub mod client;
 pub mod privileges;

@@ -60,6 +60,13 @@ pub trait CheckpointStore: Send + Sync {
     /// `Fenced` when another instance holds the lease.
     async fn save(&self, checkpoint: &Checkpoint) -> Result<()>;
 
+    /// Succeeds while nobody else has taken the lease. It may rely on an answer that is some seconds old, but asks
+    /// again after a longer silence, such as a pause of the whole process. Called before every flush.
+    ///
+    /// # Errors
+    /// `Fenced` when another instance holds the lease.
+    async fn still_held(&self) -> Result<()>;
+
     /// All identity pairs.
     async fn identities(&self) -> Result<Vec<Identity>>;
 

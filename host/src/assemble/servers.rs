@@ -4,8 +4,10 @@
 //! one is said in words. This module starts nothing that runs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mongodb::Client;
+use oplogue_connectors::mongodb::alone::{self, WriterName};
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
 use oplogue_connectors::mongodb::topology;
@@ -16,16 +18,22 @@ use oplogue_engine::model::Namespaces;
 use oplogue_engine::plugin::PluginChain as _;
 use oplogue_engine::supervise::off_thread;
 use oplogue_plugin_runtime::{Chain, ChainOptions, Limits, OnError, PluginSource, PluginSpec};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 /// Connections that a client keeps to one server at most, beyond one for each lane.
 const POOL_SPARE: u32 = 16;
 
+/// How long the former run's client may take to close its connections.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+
 /// Source, target and checkpoint store of a run.
 pub(super) struct Servers {
     pub(super) source: Client,
-    pub(super) target: Client,
+    /// How the target is reached; each run has a client of its own.
+    target: (String, ConnectOptions),
+    /// The client of the run that is on, closed before the next one.
+    writing: Mutex<Option<Client>>,
     pub(super) store: Client,
     /// Name of the source's replica set.
     pub(super) replica_set: String,
@@ -51,7 +59,9 @@ impl Servers {
         let source_options = options(mode, &config.source_root_ca_file);
         let source = connect(Side::Source, &uri.resolve()?, &source_options).await?;
         let target_options = options(ConnectMode::Primary, &config.target_root_ca_file);
-        let target = connect(Side::Sink, &config.target.resolve()?, &target_options).await?;
+        let target = (config.target.resolve()?, target_options);
+        // Refused here if it is wrong; a connection is made by the first run.
+        drop(connect(Side::Sink, &target.0, &target.1).await?);
         let store = if config.checkpoint.url == *uri {
             source.clone()
         } else {
@@ -66,7 +76,23 @@ impl Servers {
             "source is there"
         );
         Self::check_privileges(&source, mode).await?;
-        Ok(Self { source, target, store, replica_set: found.replica_set, mode })
+        Ok(Self { source, target, writing: Mutex::default(), store, replica_set: found.replica_set, mode })
+    }
+
+    /// A client to write through, when nothing of an earlier run can reach the target any more.
+    pub(super) async fn writer(&self, lease: &str) -> Result<Client> {
+        let former = self.writing.lock().await.take();
+        if let Some(former) = former {
+            // What it still has on its way is the server's to finish or to drop.
+            tokio::time::timeout(CLOSE_WAIT, former.shutdown().immediate(true)).await.ok();
+        }
+        let name = WriterName::new(lease);
+        let (uri, options) = &self.target;
+        let client =
+            connect(Side::Sink, uri, &ConnectOptions { writer: Some(name.clone()), ..options.clone() }).await?;
+        *self.writing.lock().await = Some(client.clone());
+        alone::wait_until_alone(&client, &name).await?;
+        Ok(client)
     }
 
     async fn check_privileges(source: &Client, mode: ConnectMode) -> Result<()> {

@@ -29,9 +29,12 @@ impl Rig {
     }
 
     pub(super) async fn with_members(source: usize, target: usize) -> Result<Self> {
-        let source = ReplicaSet::start(Options::guide_source().with_members(source));
-        let target = ReplicaSet::start(Options::guide_target().with_members(target));
-        let (source, target) = tokio::join!(source, target);
+        let source = Options::guide_source().with_members(source);
+        Self::of(source, Options::guide_target().with_members(target)).await
+    }
+
+    pub(super) async fn of(source: Options, target: Options) -> Result<Self> {
+        let (source, target) = tokio::join!(ReplicaSet::start(source), ReplicaSet::start(target));
         // Enough writers to overlap, few enough to leave the collector a core.
         let load = LoadOptions { workers: 3, rate: Some(1_500.0), ..LoadOptions::default() };
         Ok(Self { source: source?, target: target?, load })

@@ -15,10 +15,14 @@ use anyhow::{Context as _, Result};
 use super::Options;
 use crate::child::Guarded;
 use crate::paths;
+use crate::proxy::Proxy;
 
 #[derive(Debug)]
 pub(super) struct Member {
+    /// Where the process listens.
     pub(super) port: u16,
+    /// What stands before it, and is what the set's configuration names.
+    pub(super) proxy: Option<Proxy>,
     dir: PathBuf,
     process: Option<Guarded>,
 }
@@ -26,7 +30,7 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn start(options: &Options, dir: PathBuf, key: Option<&Path>) -> Result<Self> {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let mut member = Self { port: free_port()?, dir, process: None };
+        let mut member = Self { port: free_port()?, proxy: None, dir, process: None };
         member.restart(options, key)?;
         Ok(member)
     }
@@ -37,6 +41,11 @@ impl Member {
         command.args(self.arguments(options, key)).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Guarded::spawn(&mut command)?);
         Ok(())
+    }
+
+    /// The port that the set's configuration and connection strings name.
+    pub(super) fn known_port(&self) -> u16 {
+        self.proxy.as_ref().map_or(self.port, Proxy::port)
     }
 
     pub(super) fn pid(&self) -> Option<u32> {

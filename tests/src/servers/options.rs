@@ -40,6 +40,8 @@ pub struct Options {
     pub oplog_mb: Option<u32>,
     /// WiredTiger's cache in GB.
     pub cache_gb: f32,
+    /// A proxy stands before every member; only its port is known to clients of the set ([`crate::proxy`]).
+    pub proxied: bool,
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
             arguments: Vec::new(),
             oplog_mb: None,
             cache_gb: 0.25,
+            proxied: false,
         }
     }
 }
@@ -83,6 +86,12 @@ impl Options {
         Self { members, ..self }
     }
 
+    /// The same set behind proxies.
+    #[must_use]
+    pub fn behind_proxies(self) -> Self {
+        Self { proxied: true, ..self }
+    }
+
     pub(super) fn root(&self) -> Option<(&'static str, &'static str)> {
         (!self.users.is_empty()).then_some(ROOT)
     }
@@ -110,7 +119,7 @@ impl Options {
             .map(|(number, member)| {
                 let weight = i32::from(number < voting);
                 let id = i32::try_from(number).unwrap_or_default();
-                let host = format!("127.0.0.1:{}", member.port);
+                let host = format!("127.0.0.1:{}", member.known_port());
                 Bson::Document(doc! { "_id": id, "host": host, "priority": weight, "votes": weight })
             })
             .collect();

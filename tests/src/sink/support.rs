@@ -33,6 +33,10 @@ impl CheckpointStore for MemoryStore {
         Ok(())
     }
 
+    async fn still_held(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn identities(&self) -> Result<Vec<Identity>> {
         Ok(self.pairs.lock().unwrap().iter().map(|(a, b)| (*a, *b)).collect())
     }

@@ -11,6 +11,7 @@ use mongodb::Client;
 use mongodb::options::{ClientOptions, Compressor, ReadPreference, SelectionCriteria, ServerAddress, Tls, TlsOptions};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 
+use super::alone::WriterName;
 use super::classify;
 
 /// The name that the server's log and `currentOp` show.
@@ -57,11 +58,19 @@ pub struct ConnectOptions {
     pub pool_max: Option<u32>,
     /// How long a command waits for a suitable server, unless the string says `serverSelectionTimeoutMS`.
     pub selection_timeout: Duration,
+    /// The run that writes through this client, for its successors to see.
+    pub writer: Option<WriterName>,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { mode: ConnectMode::Primary, ca_file: None, pool_max: None, selection_timeout: Duration::from_secs(20) }
+        Self {
+            mode: ConnectMode::Primary,
+            ca_file: None,
+            pool_max: None,
+            selection_timeout: Duration::from_secs(20),
+            writer: None,
+        }
     }
 }
 
@@ -83,6 +92,7 @@ fn apply(side: Side, parsed: &mut ClientOptions, options: &ConnectOptions) -> Re
     parsed.app_name.get_or_insert_with(|| APP_NAME.to_owned());
     parsed.server_selection_timeout.get_or_insert(options.selection_timeout);
     parsed.connect_timeout.get_or_insert(Duration::from_secs(10));
+    parsed.driver_info = options.writer.as_ref().map(WriterName::driver_info);
     if let Some(pool_max) = options.pool_max {
         parsed.max_pool_size.get_or_insert(pool_max);
     }

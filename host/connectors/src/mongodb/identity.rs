@@ -114,6 +114,11 @@ impl Catalogue {
         Self { client, store, state: RwLock::default() }
     }
 
+    /// Fails when another instance took the lease of the job.
+    pub(crate) async fn still_held(&self) -> Result<()> {
+        self.store.still_held().await
+    }
+
     /// Reads the pairs from the store and the catalogue of every database of the target.
     pub(crate) async fn load(&self) -> Result<()> {
         let identities = self.store.identities().await?;

@@ -172,7 +172,9 @@ impl MongoSink {
         self.catalogue.advance_mark(time).await
     }
 
+    /// What the target is. Asked before everything that is written, and so the place to stop when the lease is lost.
     pub(super) async fn target(&self) -> Result<Target> {
+        self.catalogue.still_held().await?;
         self.ready.get_or_try_init(|| self.inspect()).await.copied()
     }
 

@@ -9,6 +9,8 @@ mod document;
 mod operate;
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
@@ -25,6 +27,9 @@ use oplogue_engine::model::CollectionUuid;
 use super::classify;
 
 pub use operate::{Stored, StoredKind};
+
+/// How long an answer about the lease is good for. Saving a checkpoint renews it, so that a busy run never asks.
+const LEASE_TRUST: Duration = Duration::from_secs(10);
 
 /// Where checkpoints are kept and whose they are.
 #[derive(Debug, Clone)]
@@ -47,21 +52,22 @@ pub struct MongoStore {
     options: StoreOptions,
     /// The lease's epoch; 0 before [`CheckpointStore::acquire`].
     epoch: AtomicI64,
+    /// When the last question was asked that showed that the lease is held.
+    held_at: Mutex<Option<Instant>>,
 }
 
 impl MongoStore {
     /// A store that holds no lease yet. `client` may be the source's, whatever member that one prefers.
     #[must_use]
     pub fn new(client: &Client, options: StoreOptions) -> Self {
-        let concern =
-            WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(std::time::Duration::from_secs(30)).build();
+        let concern = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(Duration::from_secs(30)).build();
         let collection = CollectionOptions::builder()
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .read_concern(ReadConcern::majority())
             .write_concern(concern)
             .build();
         let documents = client.database(&options.database).collection_with_options(&options.collection, collection);
-        Self { documents, options, epoch: AtomicI64::new(0) }
+        Self { documents, options, epoch: AtomicI64::new(0), held_at: Mutex::default() }
     }
 
     /// The job's document: `<job>/<replica set>`.
@@ -95,10 +101,34 @@ impl MongoStore {
     /// Fails unless this object still holds the lease.
     async fn check_lease(&self) -> Result<()> {
         let epoch = self.epoch()?;
+        let asked = Instant::now();
         match self.own().await? {
-            Some(own) if document::epoch(&own) == epoch => Ok(()),
+            Some(own) if document::epoch(&own) == epoch => {
+                self.held(asked);
+                Ok(())
+            }
             found => Err(self.fenced(found.as_ref())),
         }
+    }
+
+    fn held(&self, asked: Instant) {
+        *self.held_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+    }
+
+    /// The identity of the lease, which every instance of this job finds and no other job has.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Fenced` when the document was removed.
+    pub async fn lease_identity(&self) -> Result<String> {
+        let taken = self.own().await?.unwrap_or_default();
+        if let Some(id) = document::lease_id(&taken) {
+            return Ok(id);
+        }
+        let filter = doc! { "_id": self.id(), "lease.id": { "$exists": false } };
+        let update = doc! { "$set": { "lease.id": bson::Uuid::new().to_string() } };
+        self.documents.update_one(filter, update).await.map_err(|e| self.fault("name the lease", e))?;
+        let named = self.own().await?.unwrap_or_default();
+        document::lease_id(&named).ok_or_else(|| self.fenced(Some(&named)))
     }
 
     fn fenced(&self, found: Option<&Document>) -> Error {
@@ -138,6 +168,7 @@ impl CheckpointStore for MongoStore {
             },
             "$currentDate": { "lease.since": true },
         };
+        let asked = Instant::now();
         let taken = self
             .documents
             .find_one_and_update(doc! { "_id": self.id() }, update)
@@ -147,6 +178,7 @@ impl CheckpointStore for MongoStore {
             .map_err(|e| self.fault("take the lease of the checkpoint", e))?
             .ok_or_else(|| Error::new(Side::Store, Kind::Bug, "the lease was taken and no document came back"))?;
         self.epoch.store(document::epoch(&taken), Ordering::Release);
+        self.held(asked);
         if taken.contains_key("position") {
             return Ok(Found::Ours(document::read(&taken)?));
         }
@@ -169,9 +201,19 @@ impl CheckpointStore for MongoStore {
             "$unset": { "reset_at": "" },
             "$currentDate": { "updated_at": true },
         };
+        let asked = Instant::now();
         let saved = self.documents.update_one(filter, update).await;
         let saved = saved.map_err(|e| self.fault("store the checkpoint", e))?;
-        if saved.matched_count == 1 { Ok(()) } else { Err(self.refused(checkpoint).await) }
+        if saved.matched_count != 1 {
+            return Err(self.refused(checkpoint).await);
+        }
+        self.held(asked);
+        Ok(())
+    }
+
+    async fn still_held(&self) -> Result<()> {
+        let held_at = *self.held_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if held_at.is_some_and(|at| at.elapsed() < LEASE_TRUST) { Ok(()) } else { self.check_lease().await }
     }
 
     async fn identities(&self) -> Result<Vec<Identity>> {

@@ -103,6 +103,7 @@ impl MongoSink {
         statement: &Statement<'_>,
         overlap: bool,
     ) -> Result<Result<Option<OpTime>, Trouble>> {
+        self.catalogue.still_held().await?;
         let manner = self.manner(place.target);
         let mut outcome = command::send(&self.client, &place.name, &[statement], manner).await?;
         Ok(match outcome.errors.pop() {

@@ -1,7 +1,7 @@
 //! The shape of the stored documents.
 //!
 //! `{_id: "<job>/<set>", format: "oplogue", name: "<set>", ckpt: <secs << 32 | inc>, stage, position: {ts, t, date},
-//! plugins: […], configuration, lease: {epoch, holder, since}, updated_at}`. `name` and `ckpt` mean what they mean in
+//! plugins: […], configuration, lease: {id, epoch, holder, since}, updated_at}`. `name` and `ckpt` mean what they mean in
 //! MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
 //! read back from `position` only.
 
@@ -139,6 +139,11 @@ pub(super) fn lease(document: &Document) -> (i64, String) {
         _ => 0,
     };
     (epoch, text(lease, "holder"))
+}
+
+/// What tells the lease of this job from that of every other one; none in a document of an older version.
+pub(super) fn lease_id(document: &Document) -> Option<String> {
+    document.get_document("lease").ok()?.get_str("id").ok().map(str::to_owned)
 }
 
 pub(super) fn text(document: &Document, name: &str) -> String {

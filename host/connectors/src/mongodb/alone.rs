@@ -1,0 +1,149 @@
+//! Makes sure that no earlier writer of the same job can still write to the target.
+//!
+//! A write whose answer never came may still be on its way: in a stalled network, in the server's socket, behind a
+//! lock. Replayed changes must not begin before it has run or can run no more, else it lands on top of newer ones.
+//! Every run therefore writes through connections that carry its name, and first waits until the server has no
+//! connection left of an earlier one: a server reads what came and then sees the end. An instance that was paused
+//! keeps its connections, so its successor waits for its end as well. This module closes nothing itself.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::Client;
+use mongodb::options::DriverInfo;
+use oplogue_engine::error::{Kind, Result, Side};
+use tokio::time::Instant;
+
+use super::classify;
+
+/// What our connections are called in `currentOp`, behind the driver's own name.
+const NAME: &str = "oplogue-writer";
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// Connections of a dead process are gone in milliseconds; from here on the wait is worth a line.
+const REMARKABLE: Duration = Duration::from_secs(5);
+
+/// From here on somebody should look, and is told this often.
+const LONG: Duration = Duration::from_secs(30);
+
+/// The name that the connections of one run carry: the job's, and one that no other run has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriterName {
+    job: String,
+    run: String,
+}
+
+impl WriterName {
+    /// A new run of a job. `job` must differ between jobs and be the same for every instance of one: the identity of
+    /// its lease.
+    #[must_use]
+    pub fn new(job: &str) -> Self {
+        Self { job: job.to_owned(), run: bson::Uuid::new().to_string() }
+    }
+
+    pub(super) fn driver_info(&self) -> DriverInfo {
+        DriverInfo::builder().name(NAME).version(format!("{}/{}", self.job, self.run)).build()
+    }
+
+    /// Whether a connection belongs to another run of the same job. A driver joins our version to its own by `|`.
+    fn is_of_another_run(&self, operation: &Document) -> bool {
+        let version = operation
+            .get_document("clientMetadata")
+            .and_then(|metadata| metadata.get_document("driver"))
+            .and_then(|driver| driver.get_str("version"))
+            .unwrap_or_default();
+        let runs = version.split('|').filter_map(|part| part.split_once('/'));
+        runs.into_iter().any(|(job, run)| job == self.job && run != self.run)
+    }
+}
+
+/// Waits until the target has no connection of another run of this job.
+///
+/// A server that does not tell (a missing privilege, an unknown stage) is taken at its word that there is none, and
+/// the log says so. Cancel it by dropping it.
+///
+/// # Errors
+/// `Unavailable`, `FailedOver`.
+pub async fn wait_until_alone(target: &Client, own: &WriterName) -> Result<()> {
+    let began = Instant::now();
+    let mut next_line = REMARKABLE;
+    loop {
+        let others = match others(target, own).await {
+            Ok(others) => others,
+            Err(fault) if matches!(fault.kind(), Kind::Unauthorized | Kind::Unsupported) => {
+                tracing::info!(%fault, "whether an earlier run can still write is not to be seen on this target");
+                return Ok(());
+            }
+            Err(fault) => return Err(fault),
+        };
+        let Some(first) = others.first() else { return Ok(()) };
+        let waited = began.elapsed();
+        if waited >= next_line {
+            say(first, others.len(), waited);
+            next_line = if next_line < LONG { LONG } else { waited + LONG };
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn say(client: &str, count: usize, waited: Duration) {
+    let waited_s = waited.as_secs();
+    if waited < LONG {
+        tracing::info!(%client, count, waited_s, "waiting for the end of an earlier run's connections to the target");
+        return;
+    }
+    tracing::warn!(
+        %client,
+        count,
+        waited_s,
+        "an earlier run of this job still has connections to the target: writes on them could overtake newer ones, so \
+         this run waits; stop the other instance, or the server ends them when their network is gone"
+    );
+}
+
+/// The addresses from which other runs are connected.
+async fn others(target: &Client, own: &WriterName) -> Result<Vec<String>> {
+    let doing = "look for connections of an earlier run on the target";
+    let failed = |e| classify::error(Side::Sink, doing, e);
+    let stages = [doc! { "$currentOp": { "idleConnections": true } }];
+    let cursor = target.database("admin").aggregate(stages).await.map_err(failed)?;
+    let operations: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
+    let others = operations.iter().filter(|operation| own.is_of_another_run(operation) && !is_monitor(operation));
+    Ok(others.map(|operation| operation.get_str("client").unwrap_or("unknown").to_owned()).collect())
+}
+
+/// A driver's monitor waits for news of the topology, writes nothing, and is slow to notice that its client is gone.
+fn is_monitor(operation: &Document) -> bool {
+    let command = operation.get_document("command").ok();
+    let name = command.and_then(|command| command.keys().next());
+    name.is_some_and(|name| matches!(name.as_str(), "hello" | "isMaster" | "ismaster"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(version: &str) -> Document {
+        doc! { "clientMetadata": { "driver": { "name": "mongo-rust-driver|oplogue-writer", "version": version } } }
+    }
+
+    #[test]
+    fn only_other_runs_of_the_same_job_are_met() {
+        let own = WriterName::new("lease-a");
+        let version = |name: &WriterName| format!("3.9.1|{}", name.driver_info().version.unwrap());
+        assert!(!own.is_of_another_run(&operation(&version(&own))));
+        assert!(own.is_of_another_run(&operation(&version(&WriterName::new("lease-a")))));
+        assert!(!own.is_of_another_run(&operation(&version(&WriterName::new("lease-b")))));
+        assert!(!own.is_of_another_run(&operation("3.9.1")));
+        assert!(!own.is_of_another_run(&doc! {}));
+    }
+
+    #[test]
+    fn a_monitor_writes_nothing() {
+        assert!(is_monitor(&doc! { "command": { "hello": 1, "topologyVersion": {} } }));
+        assert!(!is_monitor(&doc! { "command": { "update": "c" } }));
+        assert!(!is_monitor(&doc! {}));
+    }
+}
