@@ -31,6 +31,7 @@ use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::retry::Backoff;
 use oplogue_engine::sink::{CopyTarget, Sink};
 use oplogue_engine::source::{SnapshotReader, Source};
+use oplogue_engine::spill::{Spill, SpillOptions};
 use oplogue_engine::supervise::Supervisor;
 use oplogue_plugin_runtime::Chain;
 use tokio::sync::Notify;
@@ -46,9 +47,6 @@ const PARTITION_BYTES: u64 = 64 << 20;
 /// How often a document of the full copy is in memory while it is on its way, with what the allocator keeps of
 /// buffers of that size (measured: 140 MB of memory for 21 MB of replies).
 const COPIES_OF_A_DOCUMENT: usize = 5;
-
-/// Bytes that open transactions may hold in memory before the run stops.
-const TRANSACTION_BYTES_MAX: usize = 512 << 20;
 
 /// What the surroundings of a run give it and read from it.
 #[derive(Debug, Clone)]
@@ -291,6 +289,8 @@ impl Job {
         Ok(Incremental {
             source: Box::new(source),
             decoder,
+            budget: self.budget.clone(),
+            spill: self.spill(),
             namespaces: Arc::clone(&self.namespaces),
             chain: self.chain(),
             sink,
@@ -434,12 +434,21 @@ impl Job {
         }
     }
 
+    fn spill(&self) -> Spill {
+        let limits = &self.config.limits;
+        Spill::new(SpillOptions {
+            dir: limits.spill_dir.clone().unwrap_or_else(std::env::temp_dir),
+            job: self.config.id.clone(),
+            bytes_max: limits.spill_bytes,
+        })
+    }
+
     fn decode_options(&self) -> DecodeOptions {
         let checkpoint = &self.config.checkpoint;
         DecodeOptions {
             own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
             own_databases: vec![self.config.conflict_db()],
-            transaction_bytes_max: TRANSACTION_BYTES_MAX,
+            transaction_bytes: self.config.limits.transaction_bytes,
         }
     }
 }

@@ -4,18 +4,34 @@
 //! the reply; no document is built. It expands transactions and `applyOps`, gives every DDL a batch of its own (so
 //! that a checkpoint can stand right before it), and refuses what it cannot express exactly: an entry is never
 //! skipped without being counted under a reason. It does not filter namespaces; that is the chain's business.
+//!
+//! It is driven in steps ([`Decoder::begin`], [`Decoder::step`]), because the end of a transaction may need what the
+//! reply does not hold: an older entry, bytes that were put on disk, memory for them. It says what it needs and goes on
+//! when it has been given that.
 
 pub mod ddl;
+mod ending;
 pub mod oplog;
 pub mod transaction;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{Elements, kind};
 use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position, RawBatch};
+use crate::spill::Stored;
+use ending::{Ending, Next};
 use oplog::Entry;
-use transaction::Transactions;
+use transaction::{Chain, Seen, Transactions};
+
+/// The one stream of a replica set.
+const STREAM: u32 = 0;
+
+/// A transaction of several entries that is larger than this is passed on in pieces with memory of their own.
+const INLINE_BYTES_MAX: usize = 1 << 20;
 
 /// What the decoder needs to know of the job.
 #[derive(Debug, Clone, Default)]
@@ -24,8 +40,8 @@ pub struct DecodeOptions {
     pub own_collections: Vec<String>,
     /// Databases that are Oplogue's own altogether (conflict records).
     pub own_databases: Vec<String>,
-    /// Bytes that open transactions may hold before the run stops; 0 = no limit.
-    pub transaction_bytes_max: usize,
+    /// Bytes that open transactions may hold in memory; what is more is put aside.
+    pub transaction_bytes: usize,
 }
 
 /// Entries seen, by what became of them.
@@ -44,6 +60,42 @@ pub struct DecodeCounts {
     pub aborted: u64,
 }
 
+/// What comes out of the decoder next.
+#[derive(Debug)]
+pub enum Step {
+    /// Changes to pass on, in order.
+    Batch(ChangeBatch),
+    /// It goes on when it has been given this.
+    Need(Need),
+    /// The reply is used up.
+    Done,
+}
+
+/// What the decoder cannot go on without.
+#[derive(Debug)]
+pub enum Need {
+    /// Memory for that many bytes: [`Decoder::granted`].
+    Memory { bytes: usize },
+    /// The oplog entry of exactly this time: [`Decoder::entry`].
+    Entry { time: OpTime },
+    /// These bytes put aside: [`Decoder::stored`].
+    Store(Bytes),
+    /// What was put aside: [`Decoder::loaded`].
+    Load(Stored),
+}
+
+/// The reply that is being decoded.
+#[derive(Debug)]
+struct Reply {
+    entries: Bytes,
+    /// End of the last element that was decoded.
+    at: usize,
+    /// `None` while the pieces of a large transaction go ahead: whoever waits for memory holds none.
+    permit: Option<Arc<Permit>>,
+    /// Whether a batch came out of it.
+    passed_on: bool,
+}
+
 /// Decodes one source's entries, in order.
 #[derive(Debug)]
 pub struct Decoder {
@@ -56,6 +108,15 @@ pub struct Decoder {
     last: OpTime,
     next_seq: u64,
     counts: DecodeCounts,
+    reply: Option<Reply>,
+    /// Decoded, not passed on yet.
+    changes: Vec<Change>,
+    /// Batches that are to be passed on next.
+    ready: std::collections::VecDeque<ChangeBatch>,
+    /// A part of an open transaction that must be put aside before the next entry.
+    excess: Option<Bytes>,
+    /// The transaction whose end was read last, while it needs what the reply does not hold.
+    ending: Option<Box<Ending>>,
 }
 
 impl Decoder {
@@ -70,6 +131,11 @@ impl Decoder {
             last: start,
             next_seq: 0,
             counts: DecodeCounts::default(),
+            reply: None,
+            changes: Vec::new(),
+            ready: std::collections::VecDeque::new(),
+            excess: None,
+            ending: None,
         }
     }
 
@@ -80,65 +146,185 @@ impl Decoder {
     }
 
     /// The place to open the source at again when its cursor is lost: the last entry that was read. The source will
-    /// deliver that entry once more, and it will be passed over. What was decoded stays valid.
+    /// deliver that entry once more, and it will be passed over. What was decoded stays valid. Only between two replies.
     pub fn reopen(&mut self) -> Position {
         self.skip = Some(self.last);
         Position::Oplog(self.last)
     }
 
-    /// Decodes one reply into batches: one, or more when DDL stands in it, each with its own position.
+    /// Takes the next reply. The one before is used up.
+    pub fn begin(&mut self, raw: RawBatch) {
+        let RawBatch { entries, reached: _, permit } = raw;
+        self.reply = Some(Reply { entries, at: 0, permit: Some(Arc::new(permit)), passed_on: false });
+    }
+
+    /// Goes on with the reply: one batch, or more when DDL or a large transaction stands in it, each with its own
+    /// position.
     ///
     /// # Errors
     /// `Malformed` for bytes that are no oplog entries; `CannotApply` for an entry of a kind that cannot be applied
-    /// exactly; `Exhausted` when open transactions exceed their limit. The message names the entry's time.
+    /// exactly. The message names the entry's time.
+    pub fn step(&mut self) -> Result<Step> {
+        loop {
+            if let Some(batch) = self.ready.pop_front() {
+                return Ok(Step::Batch(batch));
+            }
+            if let Some(bytes) = &self.excess {
+                return Ok(Step::Need(Need::Store(bytes.clone())));
+            }
+            if self.ending.is_some() {
+                if let Some(need) = self.end_transaction()? {
+                    return Ok(Step::Need(need));
+                }
+                continue;
+            }
+            let Some(mut reply) = self.reply.take() else {
+                return Ok(Step::Done);
+            };
+            let rest = reply.entries.len() - reply.at.min(reply.entries.len());
+            if reply.permit.is_none() && rest > 1 {
+                self.reply = Some(reply);
+                return Ok(Step::Need(Need::Memory { bytes: rest }));
+            }
+            if self.read_on(&mut reply)? {
+                self.reply = Some(reply);
+            } else if !self.changes.is_empty() || !reply.passed_on {
+                let permit = reply.permit.unwrap_or_else(|| Arc::new(Permit::none()));
+                self.pass_on(self.safe_position(), &permit);
+            }
+        }
+    }
+
+    /// Decodes a reply for which memory is no matter and nothing lies on disk or further back in the oplog.
+    ///
+    /// # Errors
+    /// As [`Decoder::step`], and `CannotApply` when more is needed than the reply.
     pub fn decode(&mut self, raw: RawBatch) -> Result<Vec<ChangeBatch>> {
-        let RawBatch { entries, reached: _, permit } = raw;
-        let permit = Arc::new(permit);
+        self.begin(raw);
         let mut batches = Vec::with_capacity(1);
-        let mut changes = Vec::new();
-        for element in Elements::new(&entries)? {
+        loop {
+            match self.step()? {
+                Step::Batch(batch) => batches.push(batch),
+                Step::Need(Need::Memory { .. }) => self.granted(Permit::none()),
+                Step::Need(need) => {
+                    return Err(Error::new(Side::Source, Kind::CannotApply, format!("{need:?} is out of reach here")));
+                }
+                Step::Done => return Ok(batches),
+            }
+        }
+    }
+
+    /// The answer to [`Need::Memory`].
+    pub fn granted(&mut self, permit: Permit) {
+        match (&mut self.ending, &mut self.reply) {
+            (Some(ending), _) => ending.granted(permit),
+            (None, Some(reply)) => reply.permit = Some(Arc::new(permit)),
+            (None, None) => {}
+        }
+    }
+
+    /// The answer to [`Need::Entry`]: the entry as it is logged.
+    ///
+    /// # Errors
+    /// `Malformed` when it is no entry of the transaction that needs it.
+    pub fn entry(&mut self, bytes: Bytes) -> Result<()> {
+        let length = bytes.len();
+        let entry = Entry::parse(bytes)?;
+        match &mut self.ending {
+            Some(ending) => ending.entry(&entry, length),
+            None => Err(unasked()),
+        }
+    }
+
+    /// The answer to [`Need::Store`].
+    ///
+    /// # Errors
+    /// `Bug` when nothing was to be put aside.
+    pub fn stored(&mut self, stored: Stored) -> Result<()> {
+        self.excess = None;
+        self.transactions.stored(stored)
+    }
+
+    /// The answer to [`Need::Load`].
+    ///
+    /// # Errors
+    /// `Bug` when nothing was to be loaded.
+    pub fn loaded(&mut self, operations: Bytes) -> Result<()> {
+        self.ending.as_mut().map(|ending| ending.loaded(operations)).ok_or_else(unasked)
+    }
+
+    /// Decodes entries until the reply ends (`false`), or something must come before the next one (`true`).
+    fn read_on(&mut self, reply: &mut Reply) -> Result<bool> {
+        let entries = reply.entries.clone();
+        for element in Elements::behind(&entries, reply.at)? {
             let element = element?;
             if element.kind != kind::DOCUMENT {
                 return Err(Error::new(Side::Source, Kind::Malformed, "a reply holds something that is no document"));
             }
             self.counts.largest_bytes = self.counts.largest_bytes.max(element.value.len() as u64);
+            reply.at = element.end();
             let entry = Entry::parse(entries.slice(element.offset..element.end()))?;
             if self.skip.take_if(|start| start.ts() == entry.time.ts()).is_some() {
                 continue;
             }
-            let first = changes.len();
+            let first = self.changes.len();
             let before = self.safe_position();
-            self.expand(&entry, &mut changes).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
+            self.expand(&entry).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
+            if self.ending.is_some() {
+                // What stood before it goes first, with its memory.
+                self.part_from(reply, first, before);
+                return Ok(true);
+            }
             self.last = entry.time;
-            // A DDL stands alone, so that the position before it can be stored before it is executed.
-            if changes.get(first..).unwrap_or_default().iter().any(|c| c.operation == Operation::Ddl) {
-                let tail = changes.split_off(first);
-                if !changes.is_empty() {
-                    batches.push(self.batch(std::mem::take(&mut changes), before, &permit));
-                }
-                batches.push(self.batch(tail, self.safe_position(), &permit));
+            self.set_apart(reply, first, before);
+            if self.excess.is_some() || !self.ready.is_empty() {
+                return Ok(true);
             }
         }
-        if !changes.is_empty() || batches.is_empty() {
-            let position = self.safe_position();
-            batches.push(self.batch(changes, position, &permit));
-        }
-        Ok(batches)
+        Ok(false)
     }
 
-    fn batch(&mut self, changes: Vec<Change>, last: OpTime, permit: &Arc<crate::budget::Permit>) -> ChangeBatch {
+    /// A DDL stands alone, so that the position before it can be stored before it is executed.
+    fn set_apart(&mut self, reply: &mut Reply, first: usize, before: OpTime) {
+        if self.changes.get(first..).unwrap_or_default().iter().any(|c| c.operation == Operation::Ddl) {
+            let permit = reply.permit.clone().unwrap_or_else(|| Arc::new(Permit::none()));
+            let tail = self.changes.split_off(first);
+            if !self.changes.is_empty() {
+                self.pass_on(before, &permit);
+            }
+            self.changes = tail;
+            self.pass_on(self.safe_position(), &permit);
+            reply.passed_on = true;
+        }
+    }
+
+    fn part_from(&mut self, reply: &mut Reply, first: usize, before: OpTime) {
+        if first > 0
+            && let Some(permit) = &reply.permit
+        {
+            self.pass_on(before, &Arc::clone(permit));
+        }
+        // A batch follows in any case: the transaction's.
+        reply.passed_on = true;
+        reply.permit = None;
+    }
+
+    fn pass_on(&mut self, last: OpTime, permit: &Arc<Permit>) {
+        let changes = std::mem::take(&mut self.changes);
         let seq = self.next_seq;
         self.next_seq += 1;
         self.counts.changes += changes.len() as u64;
-        ChangeBatch { seq, changes, last: Position::Oplog(last), permit: Arc::clone(permit) }
+        self.ready.push_back(ChangeBatch { seq, changes, last: Position::Oplog(last), permit: Arc::clone(permit) });
     }
 
     /// The last entry, or the one before the first entry of the oldest transaction that is still open.
     fn safe_position(&self) -> OpTime {
-        self.transactions.floor().unwrap_or(self.last)
+        let floor = self.transactions.floor(STREAM);
+        let ending = self.ending.as_ref().map(|ending| ending.before());
+        [floor, ending, Some(self.last)].into_iter().flatten().min_by_key(|time| time.ts()).unwrap_or(self.last)
     }
 
-    fn expand(&mut self, entry: &Entry, out: &mut Vec<Change>) -> Result<()> {
+    fn expand(&mut self, entry: &Entry) -> Result<()> {
         self.counts.entries += 1;
         if entry.from_migrate {
             self.counts.from_migrate += 1;
@@ -154,10 +340,10 @@ impl Decoder {
                     self.counts.own += 1;
                     return Ok(());
                 }
-                out.push(entry.to_change(&self.namespaces)?);
+                self.changes.push(entry.to_change(&self.namespaces)?);
                 Ok(())
             }
-            b'c' => self.expand_command(entry, out),
+            b'c' => self.expand_command(entry),
             other => Err(Error::new(
                 Side::Source,
                 Kind::CannotApply,
@@ -166,17 +352,16 @@ impl Decoder {
         }
     }
 
-    fn expand_command(&mut self, entry: &Entry, out: &mut Vec<Change>) -> Result<()> {
+    fn expand_command(&mut self, entry: &Entry) -> Result<()> {
         match entry.command_name()? {
-            b"applyOps" => self.transactions_step(entry, out),
+            b"applyOps" => self.apply_ops(entry),
             b"commitTransaction" => {
-                let ready = self.transactions.commit(entry)?;
-                self.expand_inner(entry, &ready, out)
+                let chain = self.transactions.commit(STREAM, entry, self.last)?;
+                self.end(entry, chain)
             }
             b"abortTransaction" => {
                 self.counts.aborted += 1;
-                self.transactions.abort(entry);
-                Ok(())
+                self.transactions.abort(STREAM, entry, self.last)
             }
             b"startIndexBuild" | b"abortIndexBuild" => {
                 self.counts.index_build_steps += 1;
@@ -187,28 +372,68 @@ impl Decoder {
                     self.counts.own += 1;
                     return Ok(());
                 }
-                out.extend(ddl::decode(entry, &self.namespaces)?);
+                self.changes.extend(ddl::decode(entry, &self.namespaces)?);
                 Ok(())
             }
         }
     }
 
-    fn transactions_step(&mut self, entry: &Entry, out: &mut Vec<Change>) -> Result<()> {
-        let limit = self.options.transaction_bytes_max;
-        match self.transactions.step(entry, self.last, limit)? {
-            Some(ready) => self.expand_inner(entry, &ready, out),
-            None => Ok(()),
+    fn apply_ops(&mut self, entry: &Entry) -> Result<()> {
+        match self.transactions.step(STREAM, entry, self.last, self.options.transaction_bytes)? {
+            Seen::Visible(operations) => self.expand_inner(entry, &operations),
+            Seen::Kept => Ok(()),
+            Seen::Excess(operations) => {
+                self.excess = Some(operations);
+                Ok(())
+            }
+            Seen::Ended(chain) => self.end(entry, chain),
         }
     }
 
-    /// Expands the operations of `applyOps` arrays under the time of the entry that made them visible.
-    fn expand_inner(&mut self, commit: &Entry, arrays: &[bytes::Bytes], out: &mut Vec<Change>) -> Result<()> {
-        for array in arrays {
-            for element in Elements::new(array)? {
-                let element = element?;
-                let inner = Entry::parse_inner(array.slice(element.offset..element.end()), commit)?;
-                self.expand(&inner, out)?;
+    /// A small transaction that lies in memory is expanded in its place; any other one in steps.
+    fn end(&mut self, entry: &Entry, chain: Chain) -> Result<()> {
+        let ending = Ending::new(entry.clone(), chain);
+        match ending.inline(INLINE_BYTES_MAX) {
+            Ok(parts) => parts.iter().try_for_each(|operations| self.expand_inner(entry, operations)),
+            Err(ending) => {
+                self.ending = Some(ending);
+                Ok(())
             }
+        }
+    }
+
+    /// Goes on with the transaction that has ended; `None` when it needs nothing for now.
+    fn end_transaction(&mut self) -> Result<Option<Need>> {
+        let Some(mut ending) = self.ending.take() else {
+            return Ok(None);
+        };
+        let next = ending.next();
+        let time = ending.commit().time;
+        match next {
+            Next::Need(need) => {
+                self.ending = Some(ending);
+                Ok(Some(need))
+            }
+            Next::Part { operations, permit, is_last } => {
+                let commit = ending.commit().clone();
+                if is_last {
+                    self.last = time;
+                } else {
+                    self.ending = Some(ending);
+                }
+                self.expand_inner(&commit, &operations).map_err(|e| e.context(format!("oplog entry {time}")))?;
+                self.pass_on(self.safe_position(), &Arc::new(permit));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Expands the operations of an `applyOps` array under the time of the entry that made them visible.
+    fn expand_inner(&mut self, commit: &Entry, operations: &Bytes) -> Result<()> {
+        for element in Elements::new(operations)? {
+            let element = element?;
+            let inner = Entry::parse_inner(operations.slice(element.offset..element.end()), commit)?;
+            self.expand(&inner)?;
         }
         Ok(())
     }
@@ -226,6 +451,10 @@ impl Decoder {
         self.options.own_collections.iter().any(|own| own == ns)
             || self.options.own_databases.iter().any(|own| ns.split('.').next() == Some(own))
     }
+}
+
+fn unasked() -> Error {
+    Error::new(Side::Internal, Kind::Bug, "the decoder was given something that it did not ask for")
 }
 
 #[cfg(test)]

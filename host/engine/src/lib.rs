@@ -14,6 +14,7 @@ pub mod clock;
 pub mod error;
 pub mod metrics;
 pub mod retry;
+pub mod spill;
 pub mod supervise;
 
 pub mod source;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::budget::Permit;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result, Side};
 use crate::model::{CollectionUuid, Namespace, OpTime, Position, RawBatch};
 
 /// Reads the changes of one replica set.
@@ -29,6 +29,16 @@ pub trait Source: Send {
 
     /// The newest majority-committed position of the source now: start of a copy, overlap mark, lag.
     async fn newest(&self) -> Result<OpTime>;
+
+    /// The entry of exactly this time, raw: a transaction that began before the position is completed by such reads.
+    ///
+    /// # Errors
+    /// `HistoryLost` with the window when the oplog does not hold it any more; `Unavailable`; `Bug` from a source
+    /// whose changes never need one.
+    async fn entry_at(&mut self, time: OpTime) -> Result<Bytes> {
+        let text = format!("the entry at {time} was asked for, and this source reads no single entries");
+        Err(Error::new(Side::Source, Kind::Bug, text))
+    }
 
     /// The oldest and the newest entry of the oplog.
     async fn window(&self) -> Result<Window>;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::{RawDocumentBuf, Timestamp, rawdoc};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use mongodb::Client;
 use mongodb::options::{CursorType, SelectionCriteria};
@@ -272,6 +273,36 @@ impl Source for OplogSource {
 
     async fn newest(&self) -> Result<OpTime> {
         Ok(topology::last_write(Side::Source, &self.client, &self.primary()).await?.majority)
+    }
+
+    async fn entry_at(&mut self, time: OpTime) -> Result<Bytes> {
+        const READ_ONE: &str = "read one entry of the oplog";
+        let ts = Timestamp { time: time.secs, increment: time.inc };
+        // Both bounds, so that the server seeks to the place and does not look further when nothing is there.
+        let command: RawDocumentBuf = rawdoc! {
+            "find": "oplog.rs",
+            "filter": { "ts": { "$gte": ts, "$lte": ts } },
+            "limit": 1,
+            "singleBatch": true,
+            "readConcern": { "level": "majority" },
+        };
+        let local = self.client.database("local");
+        let cursor = local.run_raw_cursor_command(command).selection_criteria(self.member.clone()).batch().await;
+        let cursor = cursor.map_err(|e| classify::error(Side::Source, READ_ONE, e))?;
+        let mut found = None;
+        reply::drain(Side::Source, READ_ONE, cursor, |entry| {
+            found = Some(entry);
+            Ok(())
+        })
+        .await?;
+        match found {
+            Some(entry) if is_entry(reply::entry_time(&entry)?, time) => Ok(entry),
+            _ => {
+                let window = self.window().await?;
+                let text = format!("the oplog does not hold the entry at {}; {}", dated(time), window_text(&window));
+                Err(Error::new(Side::Source, Kind::HistoryLost, text))
+            }
+        }
     }
 
     async fn window(&self) -> Result<Window> {

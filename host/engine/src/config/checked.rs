@@ -176,6 +176,12 @@ pub struct Monitor {
 pub struct Limits {
     /// The byte budget that every batch between source and acknowledgement is taken from.
     pub memory_bytes: usize,
+    /// What open transactions hold in memory.
+    pub transaction_bytes: usize,
+    /// Where the rest of them goes; `None` = the system's folder for temporary files.
+    pub spill_dir: Option<PathBuf>,
+    /// What may lie there at once.
+    pub spill_bytes: u64,
     /// Linear memory of one plugin instance.
     pub guest_memory_bytes: usize,
     /// A batch that a plugin holds longer is a fault of the plugin.

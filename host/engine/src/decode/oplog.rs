@@ -30,8 +30,9 @@ pub struct Entry {
     pub from_migrate: bool,
     /// `lsid` and `txnNumber`, raw, of an entry that belongs to a session.
     pub session: Option<(Bytes, i64)>,
-    /// `prevOpTime.ts` of a transaction's entry; `None` when it is the first (or no) entry of a chain.
-    pub previous: Option<u64>,
+    /// `prevOpTime`; `None` when it is the first (or no) entry of a chain. Statements of retryable writes have one too:
+    /// only those of transactions are looked at.
+    pub previous: Option<OpTime>,
     /// An `applyOps` that groups retryable writes instead of carrying a transaction (`multiOpType: 1`, MongoDB ≥ 7).
     pub groups_writes: bool,
 }
@@ -58,6 +59,7 @@ impl Entry {
         entry.time = commit.time;
         entry.wall_ms = commit.wall_ms;
         entry.session = None;
+        entry.previous = None;
         Ok(entry)
     }
 
@@ -96,9 +98,7 @@ impl Entry {
                 (b"txnNumber", kind::INT64) => number = Some(raw::read_i64(element.value, 0)?),
                 (b"multiOpType", kind::INT32) => entry.groups_writes = raw::read_i32(element.value, 0)? == 1,
                 (b"prevOpTime", kind::DOCUMENT) => {
-                    let ts = raw::find(element.value, "ts")?.ok_or_else(|| missing("prevOpTime.ts"))?;
-                    let ts = raw::read_i64(ts.value, 0)?.cast_unsigned();
-                    entry.previous = (ts != 0).then_some(ts);
+                    entry.previous = op_time(element.value)?;
                 }
                 _ => {}
             }
@@ -219,6 +219,17 @@ pub(super) fn elements_from(document: &Bytes, end: usize) -> Bytes {
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(rest);
     Bytes::from(out)
+}
+
+/// The time in a `{ts, t}` document; `None` for the null time that begins a chain.
+fn op_time(document: &[u8]) -> Result<Option<OpTime>> {
+    let ts = raw::find(document, "ts")?.ok_or_else(|| missing("prevOpTime.ts"))?;
+    let ts = raw::read_i64(ts.value, 0)?.cast_unsigned();
+    let term = match raw::find(document, "t")? {
+        Some(term) if term.kind == kind::INT64 => raw::read_i64(term.value, 0)?,
+        _ => -1,
+    };
+    Ok((ts != 0).then_some(OpTime { term, ..OpTime::from_ts(ts) }))
 }
 
 /// The bytes of a BSON string's text, as a slice of `whole`.

@@ -5,7 +5,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use bytes::Bytes;
 
 use super::*;
-use crate::budget::Permit;
+use crate::spill::{Spill, SpillOptions};
 
 fn raw(entries: Vec<Document>) -> RawBatch {
     let array: bson::RawArrayBuf = entries.iter().map(|d| bson::RawDocumentBuf::try_from(d).unwrap()).collect();
@@ -20,8 +20,16 @@ fn entry(inc: u32, mut fields: Document) -> Document {
 }
 
 fn decoder() -> Decoder {
-    let options = DecodeOptions { own_collections: vec!["mongoshake.ckpt_default".into()], ..DecodeOptions::default() };
+    let options = DecodeOptions {
+        own_collections: vec!["mongoshake.ckpt_default".into()],
+        transaction_bytes: 1 << 20,
+        ..DecodeOptions::default()
+    };
     Decoder::new(Namespaces::shared(), options, OpTime::new(100, 0, 1))
+}
+
+fn options(transaction_bytes: usize) -> DecodeOptions {
+    DecodeOptions { transaction_bytes, ..DecodeOptions::default() }
 }
 
 fn session(number: i64) -> Document {
@@ -64,7 +72,6 @@ fn tells_the_forms_of_updates_apart() {
 #[test]
 fn the_start_entry_is_not_applied_again() {
     let mut decoder = Decoder::new(Namespaces::shared(), DecodeOptions::default(), OpTime::new(100, 1, 1));
-    let insert = |inc| entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } });
     let batches = decoder.decode(raw(vec![insert(1), insert(2)])).unwrap();
     assert_eq!(batches[0].changes.len(), 1);
     assert_eq!(position(&batches[0]), 2);
@@ -73,7 +80,6 @@ fn the_start_entry_is_not_applied_again() {
 #[test]
 fn a_reopened_source_repeats_its_last_entry_once() {
     let mut decoder = decoder();
-    let insert = |inc| entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } });
     decoder.decode(raw(vec![insert(1), insert(2)])).unwrap();
     assert_eq!(decoder.reopen().time().inc, 2);
     let batches = decoder.decode(raw(vec![insert(2), insert(3)])).unwrap();
@@ -83,7 +89,6 @@ fn a_reopened_source_repeats_its_last_entry_once() {
 #[test]
 fn a_ddl_stands_alone_with_the_position_before_it() {
     let mut decoder = decoder();
-    let insert = |inc| entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } });
     let drop = entry(3, doc! { "op": "c", "ns": "a.$cmd", "o": { "drop": "b" } });
     let batches = decoder.decode(raw(vec![insert(1), insert(2), drop, insert(4)])).unwrap();
     let shape: Vec<_> = batches.iter().map(|b| (b.seq, b.changes.len(), position(b))).collect();
@@ -125,7 +130,6 @@ fn a_chained_transaction_holds_the_position_back_until_its_end() {
         entry(inc, with(with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(5)), extra.clone()))
     };
     let begin = command(2, with(ops(1), doc! { "partialTxn": true }), &null);
-    let insert = |inc| entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } });
     let open = decoder.decode(raw(vec![insert(1), begin, insert(3)])).unwrap();
     assert_eq!((open[0].changes.len(), position(&open[0])), (2, 1), "the position stays before the open transaction");
     let end = command(4, with(ops(2), doc! { "count": 2_i64 }), &link);
@@ -141,27 +145,163 @@ fn a_prepared_transaction_counts_at_its_commit_and_an_aborted_one_never() {
         let o = doc! { "applyOps": [{ "op": "i", "ns": "a.b", "o": { "_id": inc } }], "prepare": true };
         entry(inc, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)))
     };
-    let end =
-        |inc, number, o: Document| entry(inc, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)));
     let batches = decoder
         .decode(raw(vec![
             prepare(1, 1),
             prepare(2, 2),
-            end(3, 1, doc! { "abortTransaction": 1 }),
-            end(4, 2, doc! { "commitTransaction": 1 }),
+            end(3, 1, at(1), "abortTransaction"),
+            end(4, 2, at(2), "commitTransaction"),
         ]))
         .unwrap();
     assert_eq!((batches[0].changes.len(), position(&batches[0])), (1, 4));
     assert_eq!(decoder.counts().aborted, 1);
 }
 
+const NULL_TIME: OpTime = OpTime { secs: 0, inc: 0, term: -1 };
+
+fn link(time: OpTime) -> Document {
+    doc! { "prevOpTime": { "ts": Timestamp { time: time.secs, increment: time.inc }, "t": time.term } }
+}
+
+fn at(inc: u32) -> OpTime {
+    OpTime::new(100, inc, 1)
+}
+
+fn insert(inc: u32) -> Document {
+    entry(inc, doc! { "op": "i", "ns": "a.b", "o": { "_id": inc } })
+}
+
+/// An entry of the transaction `number` that inserts a document of `padding` bytes, behind the entry at `previous`.
+fn part(inc: u32, number: i64, previous: OpTime, mark: &str, padding: usize) -> Document {
+    let mut o = doc! { "applyOps": [{ "op": "i", "ns": "a.b", "o": { "_id": inc, "p": "x".repeat(padding) } }] };
+    if !mark.is_empty() {
+        o.insert(mark, true);
+    }
+    entry(inc, with(with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)), link(previous)))
+}
+
+fn end(inc: u32, number: i64, previous: OpTime, name: &str) -> Document {
+    let o = doc! { name: 1 };
+    entry(inc, with(with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(number)), link(previous)))
+}
+
+/// Drives a decoder as the reader does: (ids and position of each batch, what was needed).
+async fn drive(decoder: &mut Decoder, log: &[Document], entries: Vec<Document>) -> (Vec<(Vec<u32>, u32)>, Vec<String>) {
+    let dir = std::env::temp_dir();
+    let spill = Spill::new(SpillOptions { dir, job: format!("decode-{:p}", decoder), bytes_max: 1 << 30 });
+    let (mut batches, mut needs) = (Vec::new(), Vec::new());
+    decoder.begin(raw(entries));
+    loop {
+        match decoder.step().unwrap() {
+            Step::Batch(batch) => batches.push((batch.changes.iter().map(id).collect(), position(&batch))),
+            Step::Need(Need::Memory { .. }) => decoder.granted(Permit::none()),
+            Step::Need(Need::Entry { time }) => {
+                needs.push(format!("entry {}", time.inc));
+                let found = log.iter().find(|e| e.get_timestamp("ts").unwrap().increment == time.inc).unwrap();
+                decoder.entry(Bytes::from(bson::serialize_to_vec(found).unwrap())).unwrap();
+            }
+            Step::Need(Need::Store(operations)) => {
+                needs.push("store".into());
+                decoder.stored(spill.store(operations).await.unwrap()).unwrap();
+            }
+            Step::Need(Need::Load(stored)) => {
+                needs.push("load".into());
+                decoder.loaded(spill.load(stored).await.unwrap()).unwrap();
+            }
+            Step::Done => return (batches, needs),
+        }
+    }
+}
+
+fn id(change: &Change) -> u32 {
+    let body = bson::deserialize_from_slice::<Document>(&change.body).unwrap();
+    u32::try_from(body.get_i32("_id").unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_from_before_the_start_is_completed_backwards() {
+    let log = [part(1, 7, NULL_TIME, "partialTxn", 1), part(2, 7, at(1), "prepare", 1)];
+    let mut decoder = Decoder::new(Namespaces::shared(), options(1 << 20), at(5));
+    let reply = vec![insert(5), insert(6), end(7, 7, at(2), "commitTransaction"), insert(8)];
+    let (batches, needs) = drive(&mut decoder, &log, reply).await;
+    assert_eq!(needs, ["entry 2", "entry 1"]);
+    // The position does not stand between the pieces: it stays before the end until the last one.
+    assert_eq!(batches, [(vec![6], 6), (vec![1], 6), (vec![2], 7), (vec![8], 8)]);
+}
+
+#[tokio::test]
+async fn a_start_inside_a_chain_walks_back_only_if_it_ends_well() {
+    let log = [part(1, 7, NULL_TIME, "partialTxn", 1), part(2, 7, at(1), "partialTxn", 1)];
+    for name in ["commitTransaction", "abortTransaction"] {
+        let mut decoder = Decoder::new(Namespaces::shared(), options(1 << 20), at(2));
+        let reply = vec![part(2, 7, at(1), "partialTxn", 1), part(3, 7, at(2), "prepare", 1), insert(4)];
+        let (open, needs) = drive(&mut decoder, &log, reply).await;
+        assert!(needs.is_empty());
+        assert_eq!(open, [(vec![4], 2)], "the position stays before the first entry that was read");
+        let (ended, needs) = drive(&mut decoder, &log, vec![end(5, 7, at(3), name)]).await;
+        if name == "commitTransaction" {
+            assert_eq!(needs, ["entry 2", "entry 1"]);
+            assert_eq!(ended, [(vec![1], 2), (vec![2], 2), (vec![3], 5)]);
+        } else {
+            assert!(needs.is_empty());
+            assert_eq!(ended, [(vec![], 5)]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_heads_are_read_again_in_their_turn() {
+    let log = [part(1, 7, NULL_TIME, "partialTxn", 100_000), part(2, 7, at(1), "partialTxn", 100_000)];
+    let mut decoder = Decoder::new(Namespaces::shared(), options(1 << 20), at(2));
+    let reply = vec![part(3, 7, at(2), "", 10)];
+    let (batches, needs) = drive(&mut decoder, &log, reply).await;
+    assert_eq!(needs, ["entry 2", "entry 1", "entry 1", "entry 2"]);
+    assert_eq!(batches, [(vec![1], 2), (vec![2], 2), (vec![3], 3)]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_memory_is_put_aside_and_comes_back_in_order() {
+    let mut decoder = Decoder::new(Namespaces::shared(), options(250_000), at(0));
+    let reply = vec![
+        insert(1),
+        part(2, 7, NULL_TIME, "partialTxn", 100_000),
+        part(3, 8, NULL_TIME, "prepare", 100_000),
+        part(4, 7, at(2), "partialTxn", 100_000),
+        insert(5),
+        part(6, 7, at(4), "", 100_000),
+        insert(7),
+    ];
+    let (batches, needs) = drive(&mut decoder, &[], reply).await;
+    assert_eq!(needs, ["store", "load"]);
+    let expected = [(vec![1, 5], 1), (vec![2], 1), (vec![4], 1), (vec![6], 2), (vec![7], 2)];
+    assert_eq!(batches, expected, "the other one is still open behind entry 2");
+    let (batches, _) = drive(&mut decoder, &[], vec![end(8, 8, at(3), "abortTransaction")]).await;
+    assert_eq!(batches, [(vec![], 8)]);
+    // What ended gave its memory back.
+    let reply = vec![part(9, 9, NULL_TIME, "partialTxn", 200_000), part(10, 9, at(9), "", 10)];
+    let (batches, needs) = drive(&mut decoder, &[], reply).await;
+    assert_eq!((batches, needs), (vec![(vec![9, 10], 10)], Vec::new()));
+}
+
 #[test]
-fn the_end_of_a_transaction_whose_start_was_not_seen_stops_the_run() {
-    let o = doc! { "commitTransaction": 1 };
-    let error = decoder()
-        .decode(raw(vec![entry(4, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(2)))]))
-        .unwrap_err();
-    assert_eq!(error.kind(), Kind::CannotApply);
+fn statements_of_retryable_writes_are_no_chain() {
+    let retryable = |inc, previous| {
+        let plain = doc! { "op": "i", "ns": "a.b", "o": { "_id": inc }, "stmtId": 1 };
+        entry(inc, with(with(plain, session(3)), link(previous)))
+    };
+    let image = entry(3, with(doc! { "op": "n", "ns": "a.b", "o": { "_id": 1_i64 }, "stmtId": 0 }, session(4)));
+    let find_and_modify = with(retryable(4, NULL_TIME), doc! { "needsRetryImage": "preImage" });
+    let entries = vec![retryable(1, NULL_TIME), retryable(2, at(1)), image, find_and_modify];
+    let batches = decoder().decode(raw(entries)).unwrap();
+    assert_eq!((batches[0].changes.len(), position(&batches[0])), (3, 4));
+}
+
+#[test]
+fn an_entry_of_another_session_is_no_part() {
+    let mut decoder = decoder();
+    let end = end(2, 8, at(1), "commitTransaction");
+    let error = decoder.decode(raw(vec![part(1, 7, NULL_TIME, "prepare", 1), end])).unwrap_err();
+    assert_eq!(error.kind(), Kind::Malformed);
 }
 
 #[test]

@@ -1,11 +1,29 @@
 //! Transactions and `applyOps`: which inner operations become visible at which entry.
 //!
 //! The server writes a small transaction as one `applyOps` entry, a large one as a chain of entries linked by
-//! `prevOpTime` (all but the last marked `partialTxn`), and a prepared one as an entry marked `prepare` whose inner
-//! operations count from the later `commitTransaction` on. The buffer keeps the arrays of open transactions and the
-//! position before the oldest of them: a checkpoint must not pass it, or a restart would lose the transaction.
+//! `prevOpTime` (all but the last marked `partialTxn`), and a prepared one as a chain whose last entry is marked
+//! `prepare` and whose operations count from the later `commitTransaction` on, which links back to it too (seen on
+//! 4.4.2, 5.0.4 and 6.0.27). An open chain is known by the time of its last entry, for that is what the next one
+//! names; the session is compared as a proof. This module keeps what chains hold; it reads nothing.
+//!
+//! **What was open at the start.** Reading begins behind a position at which transactions may be open, whether a copy
+//! noted it, a date names it, or MongoShake stored it. What becomes visible after the position is applied, whenever it
+//! was written, and what became visible before it is in the copy (which reads not older than the position) or was
+//! applied by whoever stored the position:
+//! * began before and committed after: the end names an entry that was not read, and the chain is completed backwards
+//!   from there, by `prevOpTime`. Its writes may be in the copy already; they are in overlap then like any others;
+//! * began before and aborted after: nothing is asked for, nothing happened;
+//! * committed before or at the position: its end is not read, and nothing else of it counts;
+//! * the position stands inside a chain, or on its first entry: the next entry names one that was not read, which is
+//!   the first case. Nothing is fetched before the end comes, since the chain may be aborted yet;
+//! * its entries left the oplog: a fault with the window. The server keeps the entries of a prepared transaction until
+//!   it ends; those of an unprepared one stand side by side, so this means a start at the oplog's very edge.
+//!
+//! **What is open at a checkpoint** holds it back: the position never passes the entry before the first one of an
+//! open chain that was read, so a restart reads the chain again and needs no walk. Where the head itself was not
+//! read, the position stays before the first entry that was, and the restart walks again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -13,95 +31,182 @@ use super::oplog::{Entry, missing};
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::OpTime;
 use crate::model::raw::{self, kind};
+use crate::spill::Stored;
 
+/// One entry's array of operations, wherever it is now.
 #[derive(Debug)]
-struct Open {
-    /// The entry before the transaction's first.
-    before: OpTime,
-    arrays: Vec<Bytes>,
-    bytes: usize,
+pub(super) enum Part {
+    Memory(Bytes),
+    /// Put aside on disk.
+    Stored(Stored),
+    /// In the oplog only, found by walking back; the size is that of the whole entry.
+    Oplog {
+        time: OpTime,
+        bytes: usize,
+    },
 }
+
+impl Part {
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::Stored(stored) => stored.bytes(),
+            Self::Oplog { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// A transaction that has begun and not ended.
+#[derive(Debug)]
+pub(super) struct Chain {
+    /// The entry before the first one that was read.
+    pub(super) before: OpTime,
+    /// The newest entry that was not read, when reading began behind the chain's first.
+    pub(super) head: Option<OpTime>,
+    pub(super) parts: VecDeque<Part>,
+    session: Option<(Bytes, i64)>,
+}
+
+impl Chain {
+    fn new(entry: &Entry, before: OpTime) -> Self {
+        Self { before, head: entry.previous, parts: VecDeque::new(), session: entry.session.clone() }
+    }
+
+    /// Bytes of all operations.
+    pub(super) fn bytes(&self) -> usize {
+        self.parts.iter().map(Part::bytes).sum()
+    }
+
+    fn memory(&self) -> usize {
+        let held = self.parts.iter().filter(|part| matches!(part, Part::Memory(_)));
+        held.map(Part::bytes).sum()
+    }
+
+    /// Takes an entry that the walk back has found. One of up to `keep_bytes` is kept, a larger one is read again when
+    /// its turn comes: how many there are is not known yet.
+    pub(super) fn prepend(&mut self, entry: &Entry, bytes: usize, keep_bytes: usize) -> Result<()> {
+        self.check(entry)?;
+        let array = operations(entry)?;
+        self.parts.push_front(if array.len() <= keep_bytes {
+            Part::Memory(Bytes::copy_from_slice(&array))
+        } else {
+            Part::Oplog { time: entry.time, bytes }
+        });
+        self.head = entry.previous;
+        Ok(())
+    }
+
+    fn check(&self, entry: &Entry) -> Result<()> {
+        if entry.session == self.session {
+            return Ok(());
+        }
+        let text = format!("the transaction's entry {} belongs to another session", entry.time);
+        Err(Error::new(Side::Source, Kind::Malformed, text))
+    }
+}
+
+/// What an entry did to a transaction.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// These operations are visible now, and they are all.
+    Visible(Bytes),
+    /// The transaction stays open.
+    Kept,
+    /// It stays open and its newest part does not fit into memory: put it aside and give it to [`Transactions::stored`].
+    Excess(Bytes),
+    /// It has ended well: its parts are visible now, in order.
+    Ended(Chain),
+}
+
+/// An open chain's name: the stream it was read from and the `ts` of its last entry.
+///
+/// The stream tells shards apart, whose oplogs count their own time.
+type Key = (u32, u64);
 
 /// Transactions that began and are neither committed nor aborted.
 #[derive(Debug, Default)]
 pub(super) struct Transactions {
-    open: HashMap<(Bytes, i64), Open>,
-    bytes: usize,
+    open: HashMap<Key, Chain>,
+    memory: usize,
+    storing: Option<Key>,
 }
 
 impl Transactions {
-    /// The newest position that a checkpoint may take while transactions are open; `None` when none is.
-    pub(super) fn floor(&self) -> Option<OpTime> {
-        self.open.values().map(|open| open.before).min()
+    /// The newest position of a stream that a checkpoint may take while transactions are open; `None` when none is.
+    pub(super) fn floor(&self, stream: u32) -> Option<OpTime> {
+        let own = self.open.iter().filter(|((of, _), _)| *of == stream);
+        own.map(|(_, chain)| chain.before).min()
     }
 
-    /// Takes an `applyOps` entry. Returns the arrays of inner operations that it makes visible, if it does.
-    ///
-    /// `last` is the entry before this one; `bytes_max` bounds what open transactions may hold (0 = unbounded).
-    pub(super) fn step(&mut self, entry: &Entry, last: OpTime, bytes_max: usize) -> Result<Option<Vec<Bytes>>> {
-        let array =
-            raw::find(&entry.o, "applyOps")?.filter(|e| e.kind == kind::ARRAY).ok_or_else(|| missing("applyOps"))?;
-        let array = entry.o.slice(array.offset..array.end());
-        let partial = flag(entry, "partialTxn")?;
-        let prepare = flag(entry, "prepare")?;
-        let Some(session) = entry.session.clone() else {
-            return Ok(Some(vec![array]));
-        };
-        if entry.groups_writes || (!partial && !prepare && entry.previous.is_none()) {
-            return Ok(Some(vec![array]));
+    /// Takes an `applyOps` entry. `last` is the entry before this one, `memory_max` what open transactions may hold.
+    pub(super) fn step(&mut self, stream: u32, entry: &Entry, last: OpTime, memory_max: usize) -> Result<Seen> {
+        let array = operations(entry)?;
+        let open = flag(entry, "partialTxn")? || flag(entry, "prepare")?;
+        if entry.groups_writes || (!open && entry.previous.is_none()) {
+            return Ok(Seen::Visible(array));
         }
-        if entry.previous.is_some() && !self.open.contains_key(&session) {
-            return Err(unseen_start(entry));
+        let mut chain = self.take(stream, entry, last)?;
+        if !open {
+            chain.parts.push_back(Part::Memory(array));
+            return Ok(Seen::Ended(chain));
         }
-        self.bytes += array.len();
-        let open = self.open.entry(session.clone()).or_insert(Open { before: last, arrays: Vec::new(), bytes: 0 });
-        open.bytes += array.len();
-        open.arrays.push(array);
-        if partial || prepare {
-            if bytes_max > 0 && self.bytes > bytes_max {
-                return Err(Error::new(
-                    Side::Source,
-                    Kind::Exhausted,
-                    format!("open transactions hold {} bytes, more than the limit of {bytes_max}", self.bytes),
-                ));
-            }
-            return Ok(None);
+        let key = (stream, entry.time.ts());
+        if self.memory + chain.memory() + array.len() > memory_max {
+            self.keep(key, chain);
+            self.storing = Some(key);
+            return Ok(Seen::Excess(array));
         }
-        Ok(self.close(&session))
+        // A copy: the slice would keep the whole reply alive, and a prepared transaction may wait for hours.
+        chain.parts.push_back(Part::Memory(Bytes::copy_from_slice(&array)));
+        self.keep(key, chain);
+        Ok(Seen::Kept)
+    }
+
+    /// The part that [`Seen::Excess`] gave out is on disk.
+    pub(super) fn stored(&mut self, stored: Stored) -> Result<()> {
+        let chain = self.storing.take().and_then(|key| self.open.get_mut(&key));
+        let chain = chain.ok_or_else(|| Error::new(Side::Internal, Kind::Bug, "no part was to be put aside"))?;
+        chain.parts.push_back(Part::Stored(stored));
+        Ok(())
     }
 
     /// Takes a `commitTransaction` of a prepared transaction.
-    pub(super) fn commit(&mut self, entry: &Entry) -> Result<Vec<Bytes>> {
-        let session = entry.session.clone().ok_or_else(|| missing("lsid"))?;
-        self.close(&session).ok_or_else(|| unseen_start(entry))
-    }
-
-    /// Takes an `abortTransaction`: what was buffered never happened.
-    pub(super) fn abort(&mut self, entry: &Entry) {
-        if let Some(session) = &entry.session {
-            self.close(session);
+    pub(super) fn commit(&mut self, stream: u32, entry: &Entry, last: OpTime) -> Result<Chain> {
+        if entry.previous.is_none() {
+            return Err(missing("prevOpTime"));
         }
+        self.take(stream, entry, last)
     }
 
-    fn close(&mut self, session: &(Bytes, i64)) -> Option<Vec<Bytes>> {
-        let open = self.open.remove(session)?;
-        self.bytes -= open.bytes;
-        Some(open.arrays)
+    /// Takes an `abortTransaction`: what was kept never happened.
+    pub(super) fn abort(&mut self, stream: u32, entry: &Entry, last: OpTime) -> Result<()> {
+        self.take(stream, entry, last).map(|_| ())
     }
+
+    /// The chain that `entry` goes on with, taken out; a new one when there is none.
+    fn take(&mut self, stream: u32, entry: &Entry, last: OpTime) -> Result<Chain> {
+        let known = entry.previous.and_then(|previous| self.open.remove(&(stream, previous.ts())));
+        let Some(chain) = known else {
+            return Ok(Chain::new(entry, last));
+        };
+        chain.check(entry)?;
+        self.memory -= chain.memory();
+        Ok(chain)
+    }
+
+    fn keep(&mut self, key: Key, chain: Chain) {
+        self.memory += chain.memory();
+        self.open.insert(key, chain);
+    }
+}
+
+/// The array of an `applyOps` entry.
+pub(super) fn operations(entry: &Entry) -> Result<Bytes> {
+    let array =
+        raw::find(&entry.o, "applyOps")?.filter(|e| e.kind == kind::ARRAY).ok_or_else(|| missing("applyOps"))?;
+    Ok(entry.o.slice(array.offset..array.end()))
 }
 
 fn flag(entry: &Entry, name: &str) -> Result<bool> {
     Ok(raw::find(&entry.o, name)?.is_some_and(|e| e.kind == kind::BOOLEAN && e.value == [1]))
-}
-
-fn unseen_start(entry: &Entry) -> Error {
-    Error::new(
-        Side::Source,
-        Kind::CannotApply,
-        format!(
-            "a transaction on {} ends here but began before the position this run started from; \
-             start from an earlier position",
-            entry.ns()
-        ),
-    )
 }

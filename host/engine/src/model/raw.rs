@@ -80,6 +80,13 @@ impl<'a> Elements<'a> {
         Ok(Self { bytes: document, at: 4, done: false })
     }
 
+    /// Goes on with a walk over `document` behind an element that ended at `end`; 0 = from its beginning.
+    pub fn behind(document: &'a [u8], end: usize) -> Result<Self, Malformed> {
+        let mut elements = Self::new(document)?;
+        elements.at = elements.at.max(end);
+        Ok(elements)
+    }
+
     fn step(&mut self) -> Result<Option<Element<'a>>, Malformed> {
         let malformed = |offset, reason| Malformed { offset, reason };
         let kind = *self.bytes.get(self.at).ok_or(malformed(self.at, "the document ends inside an element"))?;

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::SlotId;
+use crate::budget::Budget;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use crate::decode::Decoder;
 use crate::error::{Action, Error, Kind, Result, Side};
@@ -27,6 +28,7 @@ use crate::pipeline::state::{Command, Core, CoreCounts, CoreOptions, FenceId};
 use crate::plugin::PluginChain;
 use crate::sink::{DdlOutcome, Durability, FlushReport, Sink};
 use crate::source::Source;
+use crate::spill::Spill;
 use crate::supervise::Supervisor;
 use lanes::{LaneDone, Lanes};
 use saver::Saver;
@@ -64,6 +66,10 @@ pub struct IncrementalOptions {
 pub struct Incremental {
     pub source: Box<dyn Source>,
     pub decoder: Decoder,
+    /// The budget that the source's batches are taken from.
+    pub budget: Budget,
+    /// Where open transactions go that do not fit into memory.
+    pub spill: Spill,
     pub namespaces: Arc<Namespaces>,
     pub chain: Arc<dyn PluginChain>,
     pub sink: Arc<dyn Sink>,
@@ -170,8 +176,10 @@ struct Loop {
 
 impl Loop {
     fn start(run: Incremental, durable: DurableQueue, tasks: &mut Supervisor) -> Self {
-        let Incremental { source, decoder, namespaces, chain, sink, store, at_mark, metrics, status, options } = run;
-        let batches = reader::start(tasks, source, decoder, Arc::clone(&chain), &metrics, &status);
+        let Incremental { source, decoder, budget, spill, .. } = run;
+        let Incremental { namespaces, chain, sink, store, at_mark, metrics, status, options, .. } = run;
+        let parts = reader::Parts { source, decoder, budget, spill };
+        let batches = reader::start(tasks, parts, Arc::clone(&chain), &metrics, &status);
         let lanes = Lanes::start(tasks, options.core.lanes, &sink, &metrics);
         let polled = poll_durability(tasks, Arc::clone(&sink));
         let saver = Saver::start(tasks, store, Arc::clone(&sink), options.checkpoint_interval);

@@ -358,6 +358,9 @@ fn monitor(s: &Settings) -> Monitor {
 fn limits(s: &Settings) -> Limits {
     Limits {
         memory_bytes: s.bytes("limits.memory_bytes"),
+        transaction_bytes: s.bytes("limits.transaction_bytes"),
+        spill_dir: path(s, "limits.spill_dir"),
+        spill_bytes: s.bytes("limits.spill_bytes") as u64,
         guest_memory_bytes: s.bytes("limits.guest_memory_bytes"),
         guest_batch_time: s.time("limits.guest_batch_time"),
         shutdown_time: s.time("limits.shutdown_time"),

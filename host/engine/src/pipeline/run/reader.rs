@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
-use crate::decode::{DecodeCounts, Decoder};
+use crate::budget::Budget;
+use crate::decode::{DecodeCounts, Decoder, Need, Step};
 use crate::error::{Kind, Result};
 use crate::metrics::{DropReason, Metrics, Status};
 use crate::model::ChangeBatch;
 use crate::plugin::{ChainWorker, PluginChain};
 use crate::source::Source;
+use crate::spill::Spill;
 use crate::supervise::Supervisor;
 
 /// Batches between two stages.
@@ -24,11 +25,19 @@ const QUEUE: usize = 4;
 /// How often the source is asked for its newest position, for the lag.
 const NEWEST_EVERY: Duration = Duration::from_secs(1);
 
+/// What the reader is made of.
+pub(super) struct Parts {
+    pub(super) source: Box<dyn Source>,
+    pub(super) decoder: Decoder,
+    /// Memory for the pieces of large transactions.
+    pub(super) budget: Budget,
+    pub(super) spill: Spill,
+}
+
 /// Starts both and returns the batches that come out of the chain, in order.
 pub(super) fn start(
     tasks: &mut Supervisor,
-    source: Box<dyn Source>,
-    decoder: Decoder,
+    parts: Parts,
     chain: Arc<dyn PluginChain>,
     metrics: &Metrics,
     status: &Status,
@@ -36,8 +45,14 @@ pub(super) fn start(
     let (decoded, to_chain) = mpsc::channel(QUEUE);
     let (chained, out) = mpsc::channel(QUEUE);
     let stop = tasks.token();
-    let reader = Reader { source, decoder, metrics: metrics.clone(), status: status.clone(), newest_at: None };
-    tasks.spawn("reader", reader.run(decoded, stop));
+    let reader = Reader { parts, metrics: metrics.clone(), status: status.clone(), newest_at: None };
+    tasks.spawn("reader", async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            ended = reader.run(decoded) => ended,
+        }
+    });
     let (metrics, status) = (metrics.clone(), status.clone());
     tasks.spawn_blocking("plugin chain", move || {
         let generations = Arc::clone(&chain);
@@ -48,67 +63,79 @@ pub(super) fn start(
 }
 
 struct Reader {
-    source: Box<dyn Source>,
-    decoder: Decoder,
+    parts: Parts,
     metrics: Metrics,
     status: Status,
     newest_at: Option<Instant>,
 }
 
 impl Reader {
-    async fn run(mut self, out: mpsc::Sender<ChangeBatch>, stop: CancellationToken) -> Result<()> {
+    async fn run(mut self, out: mpsc::Sender<ChangeBatch>) -> Result<()> {
         self.metrics.source.opens.inc();
         loop {
             if self.status.is_paused() {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = self.status.wait_while_paused() => {}
-                }
+                self.status.wait_while_paused().await;
             }
             self.ask_newest().await?;
-            let next = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                next = self.source.next() => next,
-            };
-            let raw = match next {
+            let raw = match self.parts.source.next().await {
                 Ok(raw) => raw,
                 // A pause longer than a cursor lives (a delay at the byte budget) costs no more than a new cursor.
                 Err(error) if error.kind() == Kind::CursorLost => {
                     tracing::info!(%error, "the source's cursor is opened again");
-                    self.source.open(&self.decoder.reopen()).await?;
+                    self.parts.source.open(&self.parts.decoder.reopen()).await?;
                     self.metrics.source.opens.inc();
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             let bytes = raw.entries.len() as u64;
-            let before = self.decoder.counts();
-            let batches = self.decoder.decode(raw)?;
-            self.measure(before, bytes);
-            for batch in batches {
-                self.status.positions().set_read(batch.last.time());
-                for change in &batch.changes {
-                    self.metrics.decode.changes.of(change.operation).inc();
-                }
-                if out.send(batch).await.is_err() {
-                    return Ok(());
+            let before = self.parts.decoder.counts();
+            self.parts.decoder.begin(raw);
+            loop {
+                match self.parts.decoder.step()? {
+                    Step::Batch(batch) => {
+                        self.status.positions().set_read(batch.last.time());
+                        for change in &batch.changes {
+                            self.metrics.decode.changes.of(change.operation).inc();
+                        }
+                        if out.send(batch).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Step::Need(need) => self.answer(need).await?,
+                    Step::Done => break,
                 }
             }
+            self.measure(before, bytes);
         }
+    }
+
+    /// Gets the decoder what it needs to end a transaction, or to keep one open.
+    async fn answer(&mut self, need: Need) -> Result<()> {
+        let Parts { source, decoder, budget, spill } = &mut self.parts;
+        match need {
+            Need::Memory { bytes } => decoder.granted(budget.acquire(bytes).await),
+            Need::Entry { time } => {
+                let entry = source.entry_at(time).await;
+                let entry = entry.map_err(|e| e.context("complete a transaction that began before the position"))?;
+                decoder.entry(entry)?;
+            }
+            Need::Store(operations) => decoder.stored(spill.store(operations).await?)?,
+            Need::Load(stored) => decoder.loaded(spill.load(stored).await?)?,
+        }
+        Ok(())
     }
 
     async fn ask_newest(&mut self) -> Result<()> {
         if self.newest_at.is_none_or(|at| at.elapsed() >= NEWEST_EVERY) {
-            self.status.positions().set_newest(self.source.newest().await?);
+            self.status.positions().set_newest(self.parts.source.newest().await?);
             self.newest_at = Some(Instant::now());
         }
         Ok(())
     }
 
     fn measure(&self, before: DecodeCounts, bytes: u64) {
-        let now = self.decoder.counts();
+        let now = self.parts.decoder.counts();
         let entries = now.entries - before.entries;
         self.status.positions().heard();
         self.metrics.source.read(entries, bytes, now.largest_bytes);
