@@ -48,6 +48,10 @@ const PARTITION_BYTES: u64 = 64 << 20;
 /// buffers of that size (measured: 140 MB of memory for 21 MB of replies).
 const COPIES_OF_A_DOCUMENT: usize = 5;
 
+/// How long a start waits for servers that are there and refuse for the moment. One selection of a server takes two
+/// thirds of it, so that an address where nobody is costs two.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What the surroundings of a run give it and read from it.
 #[derive(Debug, Clone)]
 pub struct Hooks {
@@ -96,7 +100,7 @@ pub async fn run(config: Config, hooks: Hooks) -> Result<ExitReport> {
 
 async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     // The servers, and what they allow.
-    let servers = Servers::connect(&config).await?;
+    let servers = patiently(&hooks.stop, || Servers::connect(&config)).await?;
     hooks.status.set_replset(&servers.replica_set);
     let namespaces = Namespaces::shared();
     let budget = Budget::new(config.limits.memory_bytes);
@@ -111,8 +115,8 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
 
     // The store, whose lease makes this instance the only one that moves the position.
     let store = Arc::new(MongoStore::new(&servers.store, store_options(&config, &servers)));
-    let found = store.acquire().await?;
-    let lease = store.lease_identity().await?;
+    let found = patiently(&hooks.stop, || store.acquire()).await?;
+    let lease = patiently(&hooks.stop, || store.lease_identity()).await?;
 
     let job = Job { config, hooks, servers, namespaces, budget, chain, store, lease };
     let mut at = match decide(&job.config, found)? {
@@ -148,6 +152,29 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
                     return Ok(ExitReport { ended: Ended::Clean, checkpoint: stored });
                 }
             }
+        }
+    }
+}
+
+/// What is done before there is a position to go back to: a passing fault, such as an election just now, is waited
+/// out for a while, and ends the run when it does not pass.
+async fn patiently<T, F: Future<Output = Result<T>>>(
+    stop: &CancellationToken,
+    mut ask: impl FnMut() -> F,
+) -> Result<T> {
+    let give_up = tokio::time::Instant::now() + START_PATIENCE;
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match ask().await {
+            Err(error) if error.action() == Action::Rewind && tokio::time::Instant::now() < give_up => {
+                tracing::warn!(%error, "the start is tried again");
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Err(error),
+                    () = tokio::time::sleep(backoff.pause()) => {}
+                }
+            }
+            answer => return answer,
         }
     }
 }
@@ -202,7 +229,10 @@ impl Job {
         self.hooks.status.recovered();
         self.save(Stage::FullSync, &position).await?;
         *begin = Some(position.clone());
-        sink.catalogue_read_at(source.newest().await?).await?;
+        // What an earlier run of this copy prepared keeps the shape of that run's first look: DDL since then is replayed.
+        if !resumed {
+            sink.catalogue_read_at(source.newest().await?).await?;
+        }
         let target = self.copy_target(&sink, resumed);
         let copy = FullSync {
             reader: self.reader(),

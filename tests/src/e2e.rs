@@ -14,4 +14,6 @@ mod modes;
 mod mongoshake;
 mod network;
 mod rig;
+mod silent_loss;
 mod swap;
+mod tls;

@@ -15,9 +15,11 @@ use mongodb::options::{ClientOptions, WriteConcern};
 use crate::paths::Scratch;
 use crate::proxy::Proxy;
 
+mod certificates;
 mod member;
 mod options;
 
+pub use certificates::Certificates;
 use member::Member;
 pub use member::free_port;
 pub use options::{DEFAULT_VERSION, Options, User};
@@ -59,7 +61,8 @@ impl ReplicaSet {
         initiate(&options, first, &members).await?;
         // The harness itself does not go through a proxy where one member is the whole set.
         let alone = options.proxied && members.len() == 1;
-        let own = if alone { direct_uri(first, options.root()) } else { uri(&options, &members, options.root()) };
+        let own =
+            if alone { direct_uri(&options, first, options.root()) } else { uri(&options, &members, options.root()) };
         let client = connect(&own).await?;
         let set = Self { options, members, client, scratch };
         set.primary().await?;
@@ -96,7 +99,10 @@ impl ReplicaSet {
     /// A connection string of one member alone, with full rights.
     #[must_use]
     pub fn member_uri(&self, member: usize) -> String {
-        self.members.get(member).map(|member| direct_uri(member, self.options.root())).unwrap_or_default()
+        self.members
+            .get(member)
+            .map(|member| direct_uri(&self.options, member, self.options.root()))
+            .unwrap_or_default()
     }
 
     /// A client with full rights, connected to the whole set; cheap to clone.
@@ -319,12 +325,20 @@ pub async fn connect(uri: &str) -> Result<Client> {
 
 fn uri(options: &Options, members: &[Member], login: Option<(&str, &str)>) -> String {
     let hosts: Vec<String> = members.iter().map(|member| format!("127.0.0.1:{}", member.known_port())).collect();
-    format!("mongodb://{}{}/?replicaSet={}{}", credentials(login), hosts.join(","), options.name, source(login))
+    let (login, source, tls) = (credentials(login), source(login), tls(options));
+    format!("mongodb://{login}{}/?replicaSet={}{source}{tls}", hosts.join(","), options.name)
 }
 
-fn direct_uri(member: &Member, login: Option<(&str, &str)>) -> String {
+/// What a client needs to trust the servers; `mongo_ssl_root_ca_file` says the same to the collector.
+fn tls(options: &Options) -> String {
+    let authority = options.tls.as_ref().map(|tls| format!("&tls=true&tlsCAFile={}", tls.authority().display()));
+    authority.unwrap_or_default()
+}
+
+fn direct_uri(options: &Options, member: &Member, login: Option<(&str, &str)>) -> String {
     let port = member.port;
-    format!("mongodb://{}127.0.0.1:{port}/?directConnection=true{}", credentials(login), source(login))
+    let (login, source, tls) = (credentials(login), source(login), tls(options));
+    format!("mongodb://{login}127.0.0.1:{port}/?directConnection=true{source}{tls}")
 }
 
 fn credentials(login: Option<(&str, &str)>) -> String {
@@ -338,7 +352,7 @@ fn source(login: Option<(&str, &str)>) -> &'static str {
 /// Initiates the set and, where it has authentication, creates root through the localhost exception and then
 /// the users as root.
 async fn initiate(options: &Options, first: &Member, members: &[Member]) -> Result<()> {
-    let client = connect(&direct_uri(first, None)).await?;
+    let client = connect(&direct_uri(options, first, None)).await?;
     let admin = client.database("admin");
     admin.run_command(options.initiate_command(members)).await.context("initiate the set")?;
     let started = Instant::now();
@@ -353,7 +367,7 @@ async fn initiate(options: &Options, first: &Member, members: &[Member]) -> Resu
     if let Some((name, password)) = options.root() {
         let root = User::new(name, password, &[("root", "admin")]);
         admin.run_command(root.create_command(members.len())).await.context("create the root user")?;
-        let client = connect(&direct_uri(first, options.root())).await?;
+        let client = connect(&direct_uri(options, first, options.root())).await?;
         for user in &options.users {
             let reply = client.database("admin").run_command(user.create_command(members.len())).await;
             reply.with_context(|| format!("create user {}", user.name))?;

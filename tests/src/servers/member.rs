@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::Options;
+use super::{Certificates, Options};
 use crate::child::Guarded;
 use crate::paths;
 use crate::proxy::Proxy;
@@ -98,7 +98,8 @@ impl Member {
             pair("--oplogSize", size.to_string().into());
         }
         list.extend(["--logappend", "--nounixsocket"].map(OsString::from));
-        list.extend(options.arguments.iter().map(OsString::from));
+        let tls = options.tls.as_ref().map(Certificates::arguments).unwrap_or_default();
+        list.extend(options.arguments.iter().chain(&tls).map(OsString::from));
         list
     }
 

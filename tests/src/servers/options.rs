@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use bson::{Bson, Document, doc};
 
+use super::certificates::Certificates;
 use super::member::Member;
 
 /// The version that tests run on unless they say otherwise.
@@ -42,6 +43,8 @@ pub struct Options {
     pub cache_gb: f32,
     /// A proxy stands before every member; only its port is known to clients of the set ([`crate::proxy`]).
     pub proxied: bool,
+    /// The servers take nothing but TLS, with certificates of this authority.
+    pub tls: Option<Certificates>,
 }
 
 impl Default for Options {
@@ -57,6 +60,7 @@ impl Default for Options {
             oplog_mb: None,
             cache_gb: 0.25,
             proxied: false,
+            tls: None,
         }
     }
 }
