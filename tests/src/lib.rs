@@ -14,6 +14,8 @@ pub mod compare;
 
 pub mod load;
 
+pub mod cases;
+
 pub mod collector;
 
 pub mod example;
