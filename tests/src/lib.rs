@@ -16,6 +16,8 @@ pub mod compare;
 
 pub mod load;
 
+pub mod cases;
+
 pub mod collector;
 
 pub mod example;

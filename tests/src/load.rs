@@ -21,7 +21,7 @@ mod ddl;
 mod operations;
 mod shelf;
 mod unique;
-mod update;
+pub(crate) mod update;
 pub mod values;
 
 use operations::Worker;

@@ -22,7 +22,7 @@ mod options;
 pub use certificates::Certificates;
 use member::Member;
 pub use member::free_port;
-pub use options::{DEFAULT_VERSION, Options, User};
+pub use options::{DEFAULT_VERSION, Options, User, default_version};
 
 /// How long a set may take to get a primary before the test gives up. Generous: machines are shared.
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -76,6 +76,13 @@ impl ReplicaSet {
     /// As [`Self::start`].
     pub async fn single() -> Result<Self> {
         Self::start(Options::default()).await
+    }
+
+    /// Whether the set is of this series or a newer one. Where it is not, the reason why a test leaves something out is
+    /// printed, so that no run looks more complete than it was.
+    #[must_use]
+    pub fn has(&self, feature: &str, since: (u32, u32)) -> bool {
+        options::has(&self.options.version, feature, since)
     }
 
     /// The connection string with the full rights of the set: the root user's where the set has users.

@@ -45,7 +45,7 @@ pub(crate) fn run(versions: &[String]) -> Result<()> {
         console::say(&format!("MONGOD is set: {} is {version}", path.to_string_lossy()));
         return Ok(());
     }
-    let default = [oplogue_tests::servers::DEFAULT_VERSION.to_owned()];
+    let default = [oplogue_tests::servers::default_version()];
     let versions = if versions.is_empty() { &default[..] } else { versions };
     for version in versions {
         let proven = ensure(version)?;

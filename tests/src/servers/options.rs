@@ -14,8 +14,29 @@ use bson::{Bson, Document, doc};
 use super::certificates::Certificates;
 use super::member::Member;
 
-/// The version that tests run on unless they say otherwise.
+/// The version that tests run on unless they or the environment say otherwise.
 pub const DEFAULT_VERSION: &str = "6.0.27";
+
+/// The version of servers that play no part: `OPLOGUE_MONGOD_VERSION`, else [`DEFAULT_VERSION`].
+#[must_use]
+pub fn default_version() -> String {
+    std::env::var("OPLOGUE_MONGOD_VERSION").unwrap_or_else(|_| DEFAULT_VERSION.to_owned())
+}
+
+/// The version of a source or a target: the part's own variable, else [`default_version`].
+fn version_of(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| default_version())
+}
+
+/// Whether a version is of this series or a newer one; says aloud what is left out where it is not.
+pub(super) fn has(version: &str, feature: &str, since: (u32, u32)) -> bool {
+    let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+    let found = (numbers.next().unwrap_or(0_u32), numbers.next().unwrap_or(0_u32)) >= since;
+    if !found {
+        println!("left out on MongoDB {version}: {feature} (needs {}.{})", since.0, since.1);
+    }
+    found
+}
 
 const ROOT: (&str, &str) = ("root", "root-of-the-test-set");
 
@@ -53,7 +74,7 @@ impl Default for Options {
             name: "rs".to_owned(),
             members: 1,
             non_voting: 0,
-            version: DEFAULT_VERSION.to_owned(),
+            version: default_version(),
             users: Vec::new(),
             parameters: Vec::new(),
             arguments: Vec::new(),
@@ -66,16 +87,20 @@ impl Default for Options {
 }
 
 impl Options {
-    /// A source with the guide's user: `readAnyDatabase`, `read` on local, `readWrite` on mongoshake.
+    /// A source with the guide's user: `readAnyDatabase`, `read` on local, `readWrite` on mongoshake. Its version is
+    /// `OPLOGUE_SOURCE_VERSION` where that is set.
     #[must_use]
     pub fn guide_source() -> Self {
-        Self { name: "source".to_owned(), users: vec![User::guide_source()], ..Self::default() }
+        let version = version_of("OPLOGUE_SOURCE_VERSION");
+        Self { name: "source".to_owned(), users: vec![User::guide_source()], version, ..Self::default() }
     }
 
-    /// A target with the guide's user: `readWriteAnyDatabase`.
+    /// A target with the guide's user: `readWriteAnyDatabase`. Its version is `OPLOGUE_TARGET_VERSION` where that is
+    /// set.
     #[must_use]
     pub fn guide_target() -> Self {
-        Self { name: "target".to_owned(), users: vec![User::guide_target()], ..Self::default() }
+        let version = version_of("OPLOGUE_TARGET_VERSION");
+        Self { name: "target".to_owned(), users: vec![User::guide_target()], version, ..Self::default() }
     }
 
     /// The same set under another name.

@@ -40,17 +40,19 @@ async fn bench() -> (ReplicaSet, Bench) {
 
 #[tokio::test]
 async fn documents_arrive_as_they_are_and_twice_is_once() {
-    let (_set, bench) = bench().await;
+    let (set, bench) = bench().await;
     let copy = MongoCopyTarget::new(Arc::clone(&bench.sink), OPTIONS);
     let target = bench.names.intern("t.c");
     copy.prepare(&plan("s.c", &doc! {}, 1), target).await.unwrap();
+    let at_the_top = set.has("names at the top that begin with $", (5, 0));
     let zero = Timestamp { time: 0, increment: 0 };
     let documents: Vec<Document> = (0..300)
         .map(|n| {
             if n % 50 == 0 {
                 doc! { "_id": n, "t": zero }
             } else {
-                doc! { "_id": n, "$x": n % 7, "s": "v" }
+                let name = if at_the_top { "$x" } else { "x" };
+                doc! { "_id": n, name: n % 7, "s": { "$y": "v" } }
             }
         })
         .collect();

@@ -143,8 +143,6 @@ async fn options_and_indexes_follow() {
         doc! { "collMod": "v", "validationLevel": "moderate" },
         doc! { "dropIndexes": "v", "index": "n_1" },
         doc! { "createIndexes": "v", "indexes": [{ "key": { "n": 1 }, "name": "n_1", "sparse": true }] },
-        doc! { "create": "cl", "clusteredIndex": { "key": { "_id": 1 }, "unique": true } },
-        insert("cl", 0..3),
         doc! { "create": "co", "collation": { "locale": "en", "strength": 2 } },
         doc! { "createIndexes": "co", "indexes": [
             { "key": { "a": 1 }, "name": "a_simple", "collation": { "locale": "simple" } },
@@ -154,6 +152,16 @@ async fn options_and_indexes_follow() {
         insert("cap", 0..6),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn clustered_collections_follow() {
+    let (source, ..) = start().await;
+    if !source.has("clustered collections", (6, 0)) {
+        return;
+    }
+    let create = doc! { "create": "cl", "clusteredIndex": { "key": { "_id": 1 }, "unique": true } };
+    replayed_from_everywhere(&[create, insert("cl", 0..3)]).await;
 }
 
 #[tokio::test]

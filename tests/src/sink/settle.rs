@@ -87,3 +87,42 @@ async fn a_true_conflict_is_named_and_the_rest_is_settled() {
     assert_eq!(index, "u_1");
     assert_eq!(found(&bench).await, [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 1 }, doc! { "_id": 9, "u": 9 }]);
 }
+
+#[tokio::test]
+async fn updates_of_old_sources_are_settled_too() {
+    let start = [
+        doc! { "_id": 1, "u": 1, "arr": [1, 2], "gone": true },
+        doc! { "_id": 2, "u": 2, "o": { "k": 1 } },
+        doc! { "_id": 3, "u": 3 },
+    ];
+    let (_set, bench) = unique(&start).await;
+    let modifiers = |id: i32, update: Document| {
+        let content = Content::Patch(vec![Patch::Modifiers(raw(&update))]);
+        bench.write("s.c", "t.c", &doc! { "_id": id }, content, false)
+    };
+    let writes = [
+        modifiers(1, doc! { "$set": { "arr.2": 3, "u": 2 }, "$unset": { "gone": true } }),
+        modifiers(2, doc! { "$set": { "o.n": 1, "u": 1 } }),
+        modifiers(2, doc! { "$set": { "u": 3 } }),
+        modifiers(3, doc! { "$set": { "u": 1 } }),
+    ];
+    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    let expected = [
+        doc! { "_id": 1, "u": 2, "arr": [1, 2, 3] },
+        doc! { "_id": 2, "u": 3, "o": { "k": 1, "n": 1 } },
+        doc! { "_id": 3, "u": 1 },
+    ];
+    assert_eq!(found(&bench).await, expected);
+    assert_eq!(bench.sink.counts().refetched, 0, "all of it was evaluated");
+    // A replayed removal, and a document that the target cannot compute, come from the source.
+    let source = bench.client.database("s").collection::<Document>("c");
+    let concern = mongodb::options::WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority).build();
+    let newer = [doc! { "_id": 1, "u": 8 }, doc! { "_id": 2, "u": 9, "o": 1 }];
+    source.insert_many(&newer).write_concern(concern).await.unwrap();
+    let replayed = Write { overlap: true, ..modifiers(1, doc! { "$unset": { "gone": true } }) };
+    let impossible = modifiers(2, doc! { "$set": { "u.x": 1 } });
+    assert_eq!(bench.sink.settle(&[replayed, impossible]).await.unwrap().refused, []);
+    let [one, two] = newer;
+    assert_eq!(found(&bench).await, [one, two, doc! { "_id": 3, "u": 1 }]);
+    assert_eq!(bench.sink.counts().refetched, 2);
+}

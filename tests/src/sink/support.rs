@@ -140,6 +140,9 @@ pub(super) fn content(entry: &RawDocumentBuf) -> (Document, Content) {
             let id = key(entry.get_document("o2").unwrap());
             match o.get_document("diff") {
                 Ok(diff) => (id, Content::Patch(vec![Patch::Diff(bytes(diff))])),
+                Err(_) if o.get("$v").unwrap().is_some() || first_name(o).is_some_and(|name| name.starts_with('$')) => {
+                    (id, Content::Patch(vec![Patch::Modifiers(modifiers(o))]))
+                }
                 Err(_) => (id, Content::Replace(bytes(o))),
             }
         }
@@ -147,8 +150,13 @@ pub(super) fn content(entry: &RawDocumentBuf) -> (Document, Content) {
     }
 }
 
-/// A document for a message.
-pub(super) fn shown(document: &RawDocumentBuf) -> String {
-    let readable: std::result::Result<Document, _> = document.clone().try_into();
-    readable.map_or_else(|_| format!("{document:?}"), |document| document.to_string())
+fn first_name(document: &bson::RawDocument) -> Option<String> {
+    document.iter().next().and_then(Result::ok).map(|(name, _)| name.to_string())
+}
+
+/// `$v: 1` modifiers without their version.
+fn modifiers(o: &bson::RawDocument) -> Bytes {
+    let mut rest = RawDocumentBuf::new();
+    o.iter().flatten().filter(|(name, _)| name.as_str() != "$v").for_each(|(name, value)| rest.append(name, value));
+    Bytes::from(rest.into_bytes())
 }

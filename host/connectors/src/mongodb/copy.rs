@@ -175,6 +175,13 @@ impl MongoCopyTarget {
         if sink::is_own_id(&error) {
             let replace = Statement::replace(&key, document)?;
             let mut outcome = command::send(&self.sink.client, place, &[&replace], manner).await?;
+            if outcome.errors.first().is_some_and(|(_, error)| sink::is_dollar_name(error)) {
+                // Servers before 5.0 take such a document, but only from an insert.
+                let delete = Statement::Delete { key: &key };
+                command::send(&self.sink.client, place, &[&delete], manner).await?;
+                let insert = Statement::Insert(document);
+                outcome = command::send(&self.sink.client, place, &[&insert], manner).await?;
+            }
             match outcome.errors.pop() {
                 None => return Ok(outcome.operation_time),
                 Some((_, next)) => error = next,

@@ -16,15 +16,16 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::{FlushReport, Write};
 
+use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
+use super::patch::{self, modifiers};
 use super::sink::{MongoSink, refusal};
 use super::transaction::{self, Broken, Committed};
 use super::writer::RawWriter;
-use super::{classify, patch};
 
 mod image;
 
-use image::Image;
+use image::{Computed, Image, Origin};
 
 /// How often a transaction that the server broke off is tried again.
 const TRIES: usize = 8;
@@ -34,8 +35,29 @@ enum Try {
     Settled(Option<OpTime>),
     /// The image with this index collides with something.
     Collides(usize, StatementError),
+    /// The target cannot compute the image with this index.
+    Uncomputed(usize),
     /// The server broke the transaction off; it can be tried again.
     Again(DriverError),
+}
+
+/// Why the images could not be written.
+enum Unwritten {
+    Broken(Broken),
+    /// The server refused to compute the image with this index.
+    Image(usize),
+}
+
+impl From<Broken> for Unwritten {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+impl From<Error> for Unwritten {
+    fn from(e: Error) -> Self {
+        Self::Broken(Broken::Other(e))
+    }
 }
 
 impl MongoSink {
@@ -77,6 +99,11 @@ impl MongoSink {
                     let image = images.remove(at);
                     report.refused.extend(image.writes.iter().map(|(index, _)| (*index, refusal(&error))));
                 }
+                Try::Uncomputed(at) => {
+                    if let Some(image) = images.get_mut(at) {
+                        image.from_source = true;
+                    }
+                }
                 Try::Again(e) if broken_off < TRIES => {
                     broken_off += 1;
                     tracing::debug!(namespace = %name, error = %e, "the settling transaction is tried again");
@@ -99,13 +126,14 @@ impl MongoSink {
                 transaction::abort(session).await;
                 Ok(Try::Collides(at, error))
             }
-            Err(broken) => {
+            Err(unwritten) => {
                 transaction::abort(session).await;
-                match broken {
-                    Broken::Driver(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => Ok(Try::Again(e)),
-                    broken @ (Broken::Driver(_) | Broken::Other(_)) => {
-                        Err(broken.into_error("settle unique keys in a transaction"))
+                match unwritten {
+                    Unwritten::Image(at) => Ok(Try::Uncomputed(at)),
+                    Unwritten::Broken(Broken::Driver(e)) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => {
+                        Ok(Try::Again(e))
                     }
+                    Unwritten::Broken(broken) => Err(broken.into_error("settle unique keys in a transaction")),
                 }
             }
         }
@@ -118,10 +146,14 @@ impl MongoSink {
         name: &Namespace,
         images: &[Image<'_>],
         manner: Manner,
-    ) -> Result<Option<(usize, StatementError)>, Broken> {
-        let mut computed: Vec<Option<Bytes>> = Vec::with_capacity(images.len());
-        for image in images {
-            computed.push(self.compute(session, name, image).await?);
+    ) -> Result<Option<(usize, StatementError)>, Unwritten> {
+        let mut computed: Vec<Computed> = Vec::with_capacity(images.len());
+        for (at, image) in images.iter().enumerate() {
+            let found = self.compute(session, name, image).await;
+            computed.push(found.map_err(|broken| match broken {
+                Broken::Driver(e) if is_about_the_document(&e) => Unwritten::Image(at),
+                broken @ (Broken::Driver(_) | Broken::Other(_)) => Unwritten::Broken(broken),
+            })?);
         }
         let deletes: Vec<Statement<'_>> = images.iter().map(|image| Statement::Delete { key: image.key() }).collect();
         if let Some((at, error)) = self.send_in(session, name, &deletes, manner).await? {
@@ -129,7 +161,7 @@ impl MongoSink {
         }
         let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
         for (at, (image, computed)) in images.iter().zip(&computed).enumerate() {
-            if let Some(statement) = image.statement(computed.as_deref())? {
+            if let Some(statement) = image.statement(computed)? {
                 finals.push((at, statement));
             }
         }
@@ -142,35 +174,80 @@ impl MongoSink {
         Ok(None)
     }
 
-    /// The image of a document that is only updated: what the target has, with the updates over it. One that the
-    /// target does not have is read from the source, outside of overlap or where documents expire.
+    /// The state of a document that is updated.
     async fn compute(
         &self,
         session: &mut ClientSession,
         name: &Namespace,
         image: &Image<'_>,
+    ) -> Result<Computed, Broken> {
+        let dialect = self.target().await?.dialect;
+        match image.origin() {
+            Origin::Known => Ok(Computed::Nothing),
+            Origin::Source => self.from_source(image).await,
+            Origin::Diffs(base, diffs) => match patch::pipeline(dialect, base, diffs) {
+                Ok(stages) if base.is_some() => Ok(Computed::Stages(stages)),
+                Ok(stages) => {
+                    let found = self.read(session, name, image, &stages).await?;
+                    self.or_absent(name, image, found).await
+                }
+                Err(patch::CompileError::Diff(e)) => {
+                    Err(Error::new(Side::Source, Kind::CannotApply, "read a diff").caused_by(e).into())
+                }
+                Err(_) => self.from_source(image).await,
+            },
+            Origin::Modifiers(Some(base), updates) => self.modified(image, base, &updates).await,
+            Origin::Modifiers(None, updates) => match self.read(session, name, image, EMPTY_ARRAY).await? {
+                Some(found) => self.modified(image, &found, &updates).await,
+                None => self.or_absent(name, image, None).await,
+            },
+        }
+    }
+
+    async fn modified(&self, image: &Image<'_>, base: &[u8], updates: &[&[u8]]) -> Result<Computed, Broken> {
+        let mut document = base.to_vec();
+        for update in updates {
+            match modifiers::apply(&document, update) {
+                Ok(next) => document = next,
+                // The document is not in the state that the source had: in overlap it may be a newer one.
+                Err(_) => return self.from_source(image).await,
+            }
+        }
+        Ok(Computed::Document(Bytes::from(document)))
+    }
+
+    async fn from_source(&self, image: &Image<'_>) -> Result<Computed, Broken> {
+        Ok(self.fetch(image.last()).await?.map_or(Computed::Nothing, Computed::Document))
+    }
+
+    /// One that the target does not have is read from the source, outside of overlap or where documents expire.
+    async fn or_absent(&self, name: &Namespace, image: &Image<'_>, found: Option<Bytes>) -> Result<Computed, Broken> {
+        match found {
+            Some(document) => Ok(Computed::Document(document)),
+            None if !image.last().overlap || self.catalogue.expires(name).await? => self.from_source(image).await,
+            None => Ok(Computed::Nothing),
+        }
+    }
+
+    /// What the target has, with `stages` (a raw array) over it.
+    async fn read(
+        &self,
+        session: &mut ClientSession,
+        name: &Namespace,
+        image: &Image<'_>,
+        stages: &[u8],
     ) -> Result<Option<Bytes>, Broken> {
-        let Some(diffs) = image.diffs_over_target() else { return Ok(None) };
-        let stages = match patch::pipeline(None, diffs) {
-            Ok(stages) => stages,
-            Err(patch::CompileError::TooDeep) => return Ok(self.fetch(image.last()).await?),
-            Err(e) => return Err(Error::new(Side::Source, Kind::CannotApply, "read a diff").caused_by(e).into()),
-        };
         let mut w = RawWriter::with_capacity(stages.len() + 256);
         w.string("aggregate", name.collection());
         w.array("pipeline", |w| {
             w.document("", |w| command::selector(w, "$match", image.key()));
-            w.splice_values(&stages);
+            w.splice_values(stages);
         });
         w.document("cursor", |_| ());
         let database = self.client.database(name.database());
         let command = command::raw(w.finish())?;
         let cursor = database.run_raw_cursor_command(command).session(&mut *session).await.map_err(Broken::Driver)?;
-        let found = first(cursor, session).await.map_err(Broken::Driver)?;
-        if found.is_none() && (!image.last().overlap || self.catalogue.expires(name).await?) {
-            return Ok(self.fetch(image.last()).await?);
-        }
-        Ok(found)
+        first(cursor, session).await.map_err(Broken::Driver)
     }
 
     /// Sends statements of one verb inside the transaction; the first error and its index.
@@ -185,6 +262,16 @@ impl MongoSink {
         let outcome = transaction::send(&self.client, session, name, &all, manner).await?;
         Ok(outcome.errors.into_iter().next())
     }
+}
+
+/// An array without elements.
+const EMPTY_ARRAY: &[u8] = &[5, 0, 0, 0, 0];
+
+/// Whether the server computed and failed: everything that is not about the connection, the node or the transaction.
+fn is_about_the_document(e: &DriverError) -> bool {
+    let passing = e.contains_label(TRANSIENT_TRANSACTION_ERROR);
+    let refused = |kind| matches!(kind, Kind::CannotApply | Kind::Unsupported);
+    !passing && e.server_response().is_some() && refused(classify::kind(Side::Sink, e))
 }
 
 /// The first document of a cursor, raw.

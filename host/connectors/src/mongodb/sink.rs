@@ -20,6 +20,7 @@ use tokio::sync::OnceCell;
 
 use super::command::{Concern, Manner};
 use super::identity::{Catalogue, Whereabouts};
+use super::patch::Dialect;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology, transaction};
 
@@ -95,6 +96,8 @@ pub(super) struct Target {
     pub(super) is_mongos: bool,
     /// Majority concern means something.
     pub(super) is_replicated: bool,
+    /// Which expressions it knows.
+    pub(super) dialect: Dialect,
 }
 
 impl MongoSink {
@@ -181,11 +184,11 @@ impl MongoSink {
     async fn inspect(&self) -> Result<Target> {
         let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
         let hello = hello.map_err(|e| classify::error(Side::Sink, "ask the target what it is", e))?;
-        // 5.0 is wire version 13: the first server with `$getField` and `$unsetField`.
-        if hello.get_i32("maxWireVersion").unwrap_or_default() < 13 {
-            let text = "the target is older than MongoDB 5.0, which lacks the expressions of exact updates";
-            return Err(Error::new(Side::Sink, Kind::Unsupported, text));
-        }
+        let version = hello.get_i32("maxWireVersion").unwrap_or_default();
+        let dialect = Dialect::of_wire_version(version).ok_or_else(|| {
+            let text = "the target is older than MongoDB 4.4, which lacks what exact updates need";
+            Error::new(Side::Sink, Kind::Unsupported, text)
+        })?;
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
         self.catalogue.load().await?;
@@ -194,6 +197,7 @@ impl MongoSink {
             bypass_validation: privileges.allows(&bypass()),
             is_mongos: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
             is_replicated: hello.get_str("setName").is_ok(),
+            dialect,
         })
     }
 
@@ -278,6 +282,11 @@ fn merge(into: &mut FlushReport, part: FlushReport) {
 /// Whether a statement was refused because its own `_id` is taken.
 pub(super) fn is_own_id(error: &super::command::StatementError) -> bool {
     error.code == cure::DUPLICATE_KEY && cure::is_id(error)
+}
+
+/// Whether a whole document was refused for a name in it that begins with `$`.
+pub(super) fn is_dollar_name(error: &super::command::StatementError) -> bool {
+    error.code == cure::DOLLAR_PREFIXED
 }
 
 /// A refusal of the engine, out of a statement's error.

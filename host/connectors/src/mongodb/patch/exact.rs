@@ -4,12 +4,14 @@
 //! missing field, `i` always moves to the end, a diff of a missing field is skipped, a diff of a value of the wrong
 //! type makes it null, arrays are padded with nulls. So the same statement gives the server's own bytes on the right
 //! state, on an older one and on a newer one, which is what makes replays safe. Field names never become part of an
-//! expression unless they are plain; values always stand under `$literal`.
+//! expression unless they are plain; values always stand under `$literal`. Expressions keep one of two fields of the
+//! same name, so a document that has such never comes out of here changed: see [`refuse_twins`].
 
-use oplogue_engine::model::raw::{Elements, kind};
 use thiserror::Error;
 
+use super::Dialect;
 use super::diff::{ArrayChange, ArrayDiff, DiffError, Node, ObjectDiff, elements};
+use super::shape::{self, Shape};
 use crate::mongodb::writer::RawWriter;
 
 /// Up to this many names are taken out by nested `$unsetField`; more go by a filter over the object's fields.
@@ -24,24 +26,59 @@ pub enum CompileError {
     /// The stage would be nested more deeply than a command may be: the document must be read from the source.
     #[error("the update is nested too deeply for one statement")]
     TooDeep,
+    /// The statement would be larger than a command may be.
+    #[error("the update is too large for one statement")]
+    TooLarge,
+    /// A value holds two fields of one name. Servers compute the difference that a pipeline makes, and there 5.0.4
+    /// aborts and 6.0.27 refuses.
+    #[error("the update holds a document with two fields of one name")]
+    Twins,
+}
+
+/// What a stage reads, and how it may be put.
+#[derive(Debug, Clone, Copy)]
+struct Input<'a> {
+    path: &'a [u8],
+    dialect: Dialect,
+}
+
+impl Input<'_> {
+    /// The variable of [`let_value`].
+    fn variable(self) -> Input<'static> {
+        Input { path: b"$$v", dialect: self.dialect }
+    }
 }
 
 /// The pipeline `[{$replaceWith: {$literal: base}}, one stage a diff …]` as a raw BSON array, without the first stage
 /// when there is no base.
 ///
 /// # Errors
-/// [`CompileError`] when a diff is unreadable or too deep.
-pub fn pipeline<'a>(base: Option<&[u8]>, diffs: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, CompileError> {
+/// [`CompileError`] when a diff is unreadable, or has no form that the server would take.
+pub fn pipeline<'a>(
+    dialect: Dialect,
+    base: Option<&[u8]>,
+    diffs: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Vec<u8>, CompileError> {
     let mut writer = RawWriter::array_with_capacity(base.map_or(256, <[u8]>::len) + 256);
     if let Some(base) = base {
+        if shape::of(base).twins {
+            return Err(CompileError::Twins);
+        }
         literal_stage(&mut writer, base);
     }
+    let root = Input { path: b"$$ROOT", dialect };
     for diff in diffs {
+        if shape::of(diff).twins {
+            return Err(CompileError::Twins);
+        }
         let tree = ObjectDiff::parse(diff)?;
-        writer.document("", |w| object(w, b"$replaceWith", &tree, b"$$ROOT"));
+        writer.document("", |w| object(w, b"$replaceWith", &tree, root));
     }
     if writer.depth_max() > super::DEPTH_MAX {
         return Err(CompileError::TooDeep);
+    }
+    if writer.len() > super::BYTES_MAX {
+        return Err(CompileError::TooLarge);
     }
     Ok(writer.finish())
 }
@@ -52,9 +89,10 @@ pub(crate) fn literal_stage(writer: &mut RawWriter, document: &[u8]) {
 }
 
 /// Writes the expression of a changed object; `input` refers to its present value, which is an object.
-fn object(w: &mut RawWriter, name: &[u8], diff: &ObjectDiff<'_>, input: &[u8]) {
+fn object(w: &mut RawWriter, name: &[u8], diff: &ObjectDiff<'_>, input: Input<'_>) {
     w.document(name, |w| {
         w.array("$mergeObjects", |w| {
+            refuse_twins(w, input.path);
             let removed: Vec<&[u8]> = elements(diff.deleted).chain(elements(diff.inserted)).map(|e| e.name).collect();
             without(w, b"", &removed, input);
             literal_section(w, diff.updated);
@@ -67,40 +105,54 @@ fn object(w: &mut RawWriter, name: &[u8], diff: &ObjectDiff<'_>, input: &[u8]) {
     });
 }
 
+/// An operand that makes the merge fail (code 40400) when the object has two fields of one name: merging would drop
+/// one of them, and the merged object is then smaller.
+fn refuse_twins(w: &mut RawWriter, input: &[u8]) {
+    w.document("", |w| {
+        w.array("$cond", |w| {
+            w.document("", |w| {
+                w.array("$eq", |w| {
+                    w.document("", |w| w.string("$bsonSize", input));
+                    w.document("", |w| {
+                        w.document("$bsonSize", |w| w.array("$mergeObjects", |w| w.string("", input)));
+                    });
+                });
+            });
+            w.null("");
+            w.int("", 1);
+        });
+    });
+}
+
 fn literal_section(w: &mut RawWriter, section: Option<&[u8]>) {
     if let Some(section) = section {
         w.document("", |w| {
-            w.note_depth(nesting(section));
+            w.note_depth(shape::of(section).levels);
             w.raw_document("$literal", section);
         });
     }
 }
 
 /// Children with plain names share one object expression; a field whose value is missing stays missing in it.
-fn plain_children(w: &mut RawWriter, diff: &ObjectDiff<'_>, input: &[u8]) {
+fn plain_children(w: &mut RawWriter, diff: &ObjectDiff<'_>, input: Input<'_>) {
     if !diff.children.iter().any(|(child, _)| is_plain(child)) {
         return;
     }
     w.document("", |w| {
         for (child, node) in diff.children.iter().filter(|(child, _)| is_plain(child)) {
-            child_value(w, child, node, &field(input, child));
+            let path = field(input.path, child);
+            child_value(w, child, node, Input { path: &path, ..input });
         }
     });
 }
 
-/// A child whose name is empty, dotted or begins with `$`: read by `$getField`, written back by `$arrayToObject`.
-fn awkward_child(w: &mut RawWriter, child: &[u8], node: &Node<'_>, input: &[u8]) {
+/// A child whose name is empty, dotted or begins with `$`: read by its name as a value, written back by
+/// `$arrayToObject`.
+fn awkward_child(w: &mut RawWriter, child: &[u8], node: &Node<'_>, input: Input<'_>) {
     let_value(
         w,
         b"",
-        |w, name| {
-            w.document(name, |w| {
-                w.document("$getField", |w| {
-                    w.document("field", |w| w.string("$literal", child));
-                    w.string("input", input);
-                });
-            });
-        },
+        |w, name| get_field(w, name, child, input),
         |w, name| {
             w.document(name, |w| {
                 w.array("$cond", |w| {
@@ -111,7 +163,7 @@ fn awkward_child(w: &mut RawWriter, child: &[u8], node: &Node<'_>, input: &[u8])
                             w.array("", |w| {
                                 w.array("", |w| {
                                     w.document("", |w| w.string("$literal", child));
-                                    typed_or_null(w, b"", node, b"$$v");
+                                    typed_or_null(w, b"", node, input.variable());
                                 });
                             });
                         });
@@ -122,15 +174,52 @@ fn awkward_child(w: &mut RawWriter, child: &[u8], node: &Node<'_>, input: &[u8])
     );
 }
 
+/// The value of the field `field`, whatever it is called; missing when it is.
+fn get_field(w: &mut RawWriter, name: &[u8], field: &[u8], input: Input<'_>) {
+    w.document(name, |w| match input.dialect {
+        Dialect::V5_0 => w.document("$getField", |w| {
+            w.document("field", |w| w.string("$literal", field));
+            w.string("input", input.path);
+        }),
+        Dialect::V4_4 => w.document("$let", |w| {
+            w.document("vars", |w| {
+                w.document("v", |w| {
+                    w.array("$arrayElemAt", |w| {
+                        fields_where(w, b"", input.path, |w| {
+                            w.array("$eq", |w| {
+                                w.string("", "$$f.k");
+                                w.document("", |w| w.string("$literal", field));
+                            });
+                        });
+                        w.int("", 0);
+                    });
+                });
+            });
+            w.string("in", "$$v.v");
+        }),
+    });
+}
+
+/// The fields of an object as an array of `{k: name, v: value}`, those for which `condition` on `$$f` holds.
+fn fields_where(w: &mut RawWriter, name: &[u8], input: &[u8], condition: impl FnOnce(&mut RawWriter)) {
+    w.document(name, |w| {
+        w.document("$filter", |w| {
+            w.document("input", |w| w.string("$objectToArray", input));
+            w.string("as", "f");
+            w.document("cond", condition);
+        });
+    });
+}
+
 /// The new value of an object's field: changed when of the right type, skipped when missing, null otherwise.
-fn child_value(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: &[u8]) {
+fn child_value(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: Input<'_>) {
     w.document(name, |w| {
         w.array("$cond", |w| {
-            is_of_type(w, node, input);
+            is_of_type(w, node, input.path);
             changed(w, b"", node, input);
             w.document("", |w| {
                 w.array("$cond", |w| {
-                    is_missing(w, input);
+                    is_missing(w, input.path);
                     w.string("", "$$REMOVE");
                     w.null("");
                 });
@@ -140,17 +229,17 @@ fn child_value(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: &[u8]) {
 }
 
 /// The new value of something that is there: changed when of the right type, null otherwise.
-fn typed_or_null(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: &[u8]) {
+fn typed_or_null(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: Input<'_>) {
     w.document(name, |w| {
         w.array("$cond", |w| {
-            is_of_type(w, node, input);
+            is_of_type(w, node, input.path);
             changed(w, b"", node, input);
             w.null("");
         });
     });
 }
 
-fn changed(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: &[u8]) {
+fn changed(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: Input<'_>) {
     match node {
         Node::Object(diff) => object(w, name, diff, input),
         Node::Array(diff) => array(w, name, diff, input),
@@ -161,9 +250,9 @@ fn changed(w: &mut RawWriter, name: &[u8], node: &Node<'_>, input: &[u8]) {
 ///
 /// The array is padded with nulls up to the last index that the diff names, then put together from slices of it and
 /// the changed elements.
-fn array(w: &mut RawWriter, name: &[u8], diff: &ArrayDiff<'_>, input: &[u8]) {
+fn array(w: &mut RawWriter, name: &[u8], diff: &ArrayDiff<'_>, input: Input<'_>) {
     let reach = diff.changes.last().map_or(0, |(index, _)| index + 1).max(diff.length.unwrap_or(0));
-    let_value(w, name, |w, name| padded(w, name, reach, input), |w, name| segments(w, name, diff));
+    let_value(w, name, |w, name| padded(w, name, reach, input.path), |w, name| segments(w, name, diff, input));
 }
 
 /// `input` with nulls behind it up to `reach` elements.
@@ -187,7 +276,7 @@ fn padded(w: &mut RawWriter, name: &[u8], reach: u32, input: &[u8]) {
 }
 
 /// The pieces of the new array, out of the padded old one in `$$v`.
-fn segments(w: &mut RawWriter, name: &[u8], diff: &ArrayDiff<'_>) {
+fn segments(w: &mut RawWriter, name: &[u8], diff: &ArrayDiff<'_>, input: Input<'_>) {
     w.document(name, |w| {
         w.array("$concatArrays", |w| {
             let mut at = 0;
@@ -196,16 +285,16 @@ fn segments(w: &mut RawWriter, name: &[u8], diff: &ArrayDiff<'_>) {
                 slice(w, at, *index);
                 at = index + 1;
                 match change {
-                    ArrayChange::Child(node) => element(w, *index, node),
+                    ArrayChange::Child(node) => element(w, *index, node, input.variable()),
                     ArrayChange::Set(first) => w.document("", |w| {
                         w.array("$literal", |w| {
-                            w.note_depth(value_nesting(first.kind, first.value));
+                            w.note_depth(Shape::of_value(first).levels);
                             w.value("", first.kind, first.value);
                             while let Some((next, ArrayChange::Set(set))) = changes.peek() {
                                 if *next != at {
                                     break;
                                 }
-                                w.note_depth(value_nesting(set.kind, set.value));
+                                w.note_depth(Shape::of_value(set).levels);
                                 w.value("", set.kind, set.value);
                                 at += 1;
                                 changes.next();
@@ -234,7 +323,7 @@ fn slice(w: &mut RawWriter, from: u32, to: u32) {
 }
 
 /// One changed element, as an array of one.
-fn element(w: &mut RawWriter, index: u32, node: &Node<'_>) {
+fn element(w: &mut RawWriter, index: u32, node: &Node<'_>, input: Input<'_>) {
     w.array("", |w| {
         let_value(
             w,
@@ -242,12 +331,12 @@ fn element(w: &mut RawWriter, index: u32, node: &Node<'_>) {
             |w, name| {
                 w.document(name, |w| {
                     w.array("$arrayElemAt", |w| {
-                        w.string("", "$$v");
+                        w.string("", input.path);
                         w.int("", index.cast_signed());
                     });
                 });
             },
-            |w, name| typed_or_null(w, name, node, b"$$v"),
+            |w, name| typed_or_null(w, name, node, input),
         );
     });
 }
@@ -287,34 +376,29 @@ fn type_is(w: &mut RawWriter, input: &[u8], name: &str) {
 }
 
 /// `input` without the fields `names`.
-fn without(w: &mut RawWriter, name: &[u8], names: &[&[u8]], input: &[u8]) {
+fn without(w: &mut RawWriter, name: &[u8], names: &[&[u8]], input: Input<'_>) {
+    let nested = input.dialect == Dialect::V5_0 && names.len() <= UNSET_MAX;
     match names {
-        [] => w.string(name, input),
-        [first, rest @ ..] if names.len() <= UNSET_MAX => w.document(name, |w| {
+        [] => w.string(name, input.path),
+        [first, rest @ ..] if nested => w.document(name, |w| {
             w.document("$unsetField", |w| {
                 w.document("field", |w| w.string("$literal", first));
                 without(w, b"input", rest, input);
             });
         }),
-        _ => without_by_filter(w, name, names, input),
+        _ => without_by_filter(w, name, names, input.path),
     }
 }
 
 fn without_by_filter(w: &mut RawWriter, name: &[u8], names: &[&[u8]], input: &[u8]) {
     w.document(name, |w| {
-        w.document("$arrayToObject", |w| {
-            w.document("$filter", |w| {
-                w.document("input", |w| w.string("$objectToArray", input));
-                w.string("as", "f");
-                w.document("cond", |w| {
-                    w.array("$not", |w| {
+        fields_where(w, b"$arrayToObject", input, |w| {
+            w.array("$not", |w| {
+                w.document("", |w| {
+                    w.array("$in", |w| {
+                        w.string("", "$$f.k");
                         w.document("", |w| {
-                            w.array("$in", |w| {
-                                w.string("", "$$f.k");
-                                w.document("", |w| {
-                                    w.array("$literal", |w| names.iter().for_each(|n| w.string("", n)));
-                                });
-                            });
+                            w.array("$literal", |w| names.iter().for_each(|n| w.string("", n)));
                         });
                     });
                 });
@@ -340,28 +424,14 @@ pub(crate) fn is_plain(name: &[u8]) -> bool {
     name.first().is_some_and(|first| *first != b'$') && !name.contains(&b'.')
 }
 
-/// How many levels of documents and arrays a raw document has, itself included.
-pub(crate) fn nesting(document: &[u8]) -> usize {
-    let Ok(walk) = Elements::new(document) else {
-        return 1;
-    };
-    1 + walk.filter_map(Result::ok).map(|e| value_nesting(e.kind, e.value)).max().unwrap_or(0)
-}
-
-fn value_nesting(kind: u8, value: &[u8]) -> usize {
-    match kind {
-        kind::DOCUMENT | kind::ARRAY => nesting(value),
-        _ => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bson::{Bson, Document, doc, rawdoc};
+    use oplogue_engine::model::raw::kind;
 
     fn compiled(diff: &bson::RawDocumentBuf) -> Bson {
-        let array = pipeline(None, [diff.as_bytes()]).unwrap();
+        let array = pipeline(Dialect::V5_0, None, [diff.as_bytes()]).unwrap();
         let mut writer = RawWriter::with_capacity(64);
         writer.value("p", kind::ARRAY, &array);
         let read = Document::from_reader(writer.finish().as_slice()).unwrap();
@@ -371,7 +441,11 @@ mod tests {
     #[test]
     fn a_flat_diff_is_one_merge() {
         let stage = compiled(&rawdoc! { "d": { "x": false }, "u": { "a": 1 }, "i": { "n": 2 } });
+        let twins = doc! { "$cond": [
+            { "$eq": [{ "$bsonSize": "$$ROOT" }, { "$bsonSize": { "$mergeObjects": ["$$ROOT"] } }] }, null, 1,
+        ] };
         let expected = doc! { "$replaceWith": { "$mergeObjects": [
+            twins,
             { "$unsetField": { "field": { "$literal": "x" }, "input": { "$unsetField": {
                 "field": { "$literal": "n" }, "input": "$$ROOT" } } } },
             { "$literal": { "a": 1 } },
@@ -388,7 +462,7 @@ mod tests {
             outer.append(bson::raw::cstr!("sa"), diff);
             diff = outer;
         }
-        assert_eq!(pipeline(None, [diff.as_bytes()]), Err(CompileError::TooDeep));
+        assert_eq!(pipeline(Dialect::V5_0, None, [diff.as_bytes()]), Err(CompileError::TooDeep));
     }
 
     #[test]
@@ -399,6 +473,6 @@ mod tests {
         }
         let mut diff = bson::RawDocumentBuf::new();
         diff.append(bson::raw::cstr!("d"), names);
-        assert!(pipeline(None, [diff.as_bytes()]).is_ok());
+        assert!(pipeline(Dialect::V5_0, None, [diff.as_bytes()]).is_ok());
     }
 }

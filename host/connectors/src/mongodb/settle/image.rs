@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::error::Result;
 use oplogue_engine::model::DocumentKey;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use crate::mongodb::command::Statement;
-use crate::mongodb::patch;
+use crate::mongodb::patch::modifiers;
 
 /// Where a document's final state starts from.
 #[derive(Debug, Clone, Copy)]
@@ -28,13 +28,38 @@ pub(super) struct Image<'a> {
     pub(super) writes: Vec<(usize, &'a Write)>,
     first: &'a Write,
     base: Base<'a>,
-    patches: Vec<&'a Bytes>,
+    patches: Vec<&'a Patch>,
+    /// The target could not compute it.
+    pub(super) from_source: bool,
+}
+
+/// Where a final state comes from.
+#[derive(Debug)]
+pub(super) enum Origin<'a> {
+    /// It stands in the image.
+    Known,
+    /// Diffs over this document, or over what the target has.
+    Diffs(Option<&'a [u8]>, Vec<&'a [u8]>),
+    /// Modifiers, likewise.
+    Modifiers(Option<&'a [u8]>, Vec<&'a [u8]>),
+    /// Only the source has the result.
+    Source,
+}
+
+/// What an origin led to.
+#[derive(Debug)]
+pub(super) enum Computed {
+    /// Nothing beside what the image holds.
+    Nothing,
+    Document(Bytes),
+    /// The pipeline that makes the document.
+    Stages(Vec<u8>),
 }
 
 /// Reduces writes to one image a document.
 ///
 /// # Errors
-/// `Unsupported` for `$v: 1` modifiers: they have no form that could be computed without being written.
+/// `Malformed`.
 pub(super) fn images<'a>(writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>> {
     let mut places: BTreeMap<DocumentKey, usize> = BTreeMap::new();
     let mut images: Vec<Image<'a>> = Vec::new();
@@ -42,46 +67,38 @@ pub(super) fn images<'a>(writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>
         let key = DocumentKey::of_document(&write.key)?;
         let at = *places.entry(key).or_insert(images.len());
         if at == images.len() {
-            images.push(Image { writes: Vec::new(), first: write, base: Base::Target, patches: Vec::new() });
+            images.push(Image {
+                writes: Vec::new(),
+                first: write,
+                base: Base::Target,
+                patches: Vec::new(),
+                from_source: false,
+            });
         }
         if let Some(image) = images.get_mut(at) {
-            image.add(*index, write)?;
+            image.add(*index, write);
         }
     }
     Ok(images)
 }
 
 impl<'a> Image<'a> {
-    fn add(&mut self, index: usize, write: &'a Write) -> Result<()> {
+    fn add(&mut self, index: usize, write: &'a Write) {
         self.writes.push((index, write));
         match &write.content {
             Content::Insert(document) | Content::Replace(document) => self.start(Base::Document(document)),
             Content::Delete => self.start(Base::Gone),
-            Content::Patch(patches) => self.extend(patches)?,
+            Content::Patch(patches) => self.patches.extend(patches),
             Content::Patched { base, patches } => {
                 self.start(Base::Document(base));
-                self.extend(patches)?;
+                self.patches.extend(patches);
             }
         }
-        Ok(())
     }
 
     fn start(&mut self, base: Base<'a>) {
         self.base = base;
         self.patches.clear();
-    }
-
-    fn extend(&mut self, patches: &'a [Patch]) -> Result<()> {
-        for patch in patches {
-            match patch {
-                Patch::Diff(diff) => self.patches.push(diff),
-                Patch::Modifiers(_) => {
-                    let text = "settle unique keys: updates in the form of servers before 5.0 are not supported here";
-                    return Err(Error::new(Side::Sink, Kind::Unsupported, text));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The newest write.
@@ -94,24 +111,44 @@ impl<'a> Image<'a> {
         &self.last().key
     }
 
-    /// The diffs to be computed over what the target has; `None` when that does not matter.
-    pub(super) fn diffs_over_target(&self) -> Option<Vec<&'a [u8]>> {
-        matches!(self.base, Base::Target).then(|| self.patches.iter().copied().map(Bytes::as_ref).collect())
+    /// Where its state comes from.
+    pub(super) fn origin(&self) -> Origin<'a> {
+        let base = match self.base {
+            Base::Gone => return Origin::Known,
+            Base::Document(_) if self.patches.is_empty() => return Origin::Known,
+            Base::Document(base) => Some(base.as_ref()),
+            Base::Target => None,
+        };
+        let (mut diffs, mut modifiers) = (Vec::new(), Vec::new());
+        for patch in &self.patches {
+            match patch {
+                Patch::Diff(diff) => diffs.push(diff.as_ref()),
+                Patch::Modifiers(update) => modifiers.push(update.as_ref()),
+            }
+        }
+        // A source that was upgraded in between logs both kinds. A removal that is replayed would move fields.
+        let mixed = !diffs.is_empty() && !modifiers.is_empty();
+        let replayed = base.is_none() && self.writes.iter().any(|(_, write)| write.overlap);
+        let moves = replayed && modifiers.iter().any(|update| modifiers::removes(update).unwrap_or(true));
+        if self.from_source || mixed || moves {
+            Origin::Source
+        } else if modifiers.is_empty() {
+            Origin::Diffs(base, diffs)
+        } else {
+            Origin::Modifiers(base, modifiers)
+        }
     }
 
     /// The statement that writes the image where there is no document; `None` when there shall be none.
-    pub(super) fn statement<'b>(&'b self, computed: Option<&'b [u8]>) -> Result<Option<Statement<'b>>> {
+    pub(super) fn statement<'b>(&'b self, computed: &'b Computed) -> Result<Option<Statement<'b>>> {
         let key = self.key();
-        Ok(match self.base {
-            Base::Gone => None,
-            Base::Target => computed.map(|document| Statement::replace(key, document)).transpose()?,
-            Base::Document(base) if self.patches.is_empty() => Some(Statement::replace(key, base)?),
-            Base::Document(base) => {
-                let diffs = self.patches.iter().map(|diff| diff.as_ref());
-                let stages = patch::pipeline(Some(base), diffs)
-                    .map_err(|e| Error::new(Side::Sink, Kind::CannotApply, "settle unique keys").caused_by(e))?;
-                Some(Statement::Pipeline { key, stages, upsert: true })
+        Ok(match (computed, self.base) {
+            (Computed::Document(document), _) => Some(Statement::replace(key, document)?),
+            (Computed::Stages(stages), _) => Some(Statement::Pipeline { key, stages: stages.clone(), upsert: true }),
+            (Computed::Nothing, Base::Document(base)) if self.patches.is_empty() => {
+                Some(Statement::replace(key, base)?)
             }
+            (Computed::Nothing, _) => None,
         })
     }
 }
@@ -151,9 +188,9 @@ mod tests {
         let images = images(&indexed).unwrap();
         assert_eq!(images.len(), 2);
         assert_eq!(images[0].writes.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, 2, 3]);
-        assert!(images[0].diffs_over_target().is_none());
-        assert!(matches!(images[0].statement(None).unwrap(), Some(Statement::Pipeline { upsert: true, .. })));
-        assert!(images[1].statement(None).unwrap().is_none());
+        assert!(matches!(images[0].origin(), Origin::Diffs(Some(_), diffs) if diffs.len() == 1));
+        assert!(matches!(images[1].origin(), Origin::Known));
+        assert!(images[1].statement(&Computed::Nothing).unwrap().is_none());
     }
 
     #[test]
@@ -161,7 +198,26 @@ mod tests {
         let writes = [write(1, diff()), write(1, diff())];
         let indexed: Vec<(usize, &Write)> = writes.iter().enumerate().collect();
         let images = images(&indexed).unwrap();
-        assert_eq!(images[0].diffs_over_target().map(|diffs| diffs.len()), Some(2));
-        assert!(images[0].statement(None).unwrap().is_none(), "absent on the target and in overlap: nothing");
+        assert!(matches!(images[0].origin(), Origin::Diffs(None, diffs) if diffs.len() == 2));
+        let nothing = images[0].statement(&Computed::Nothing).unwrap();
+        assert!(nothing.is_none(), "absent on the target and in overlap: nothing");
+    }
+
+    #[test]
+    fn modifiers_are_evaluated_unless_a_replay_would_move_fields() {
+        let modifiers =
+            |document: bson::RawDocumentBuf| Content::Patch(vec![Patch::Modifiers(Bytes::from(document.into_bytes()))]);
+        let origin = |contents: Vec<Content>, overlap: bool| {
+            let mut writes: Vec<Write> = contents.into_iter().map(|content| write(1, content)).collect();
+            writes.iter_mut().for_each(|write| write.overlap = overlap);
+            let indexed: Vec<(usize, &Write)> = writes.iter().enumerate().collect();
+            format!("{:?}", images(&indexed).unwrap()[0].origin())
+        };
+        let (set, unset) = (rawdoc! { "$set": { "x": 1 } }, rawdoc! { "$unset": { "x": true } });
+        assert!(origin(vec![modifiers(set.clone())], true).starts_with("Modifiers(None"));
+        assert!(origin(vec![modifiers(unset.clone())], false).starts_with("Modifiers(None"));
+        assert_eq!(origin(vec![modifiers(unset.clone())], true), "Source");
+        assert!(origin(vec![Content::Insert(doc(1)), modifiers(unset)], true).starts_with("Modifiers(Some"));
+        assert_eq!(origin(vec![modifiers(set), diff()], false), "Source");
     }
 }

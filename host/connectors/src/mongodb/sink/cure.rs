@@ -10,7 +10,9 @@ use crate::mongodb::command::{Statement, StatementError};
 
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
 const ILLEGAL_OPERATION: i32 = 20;
+pub(crate) const DOLLAR_PREFIXED: i32 = 52;
 const IMMUTABLE_FIELD: i32 = 66;
+const DOCUMENT_VALIDATION: i32 = 121;
 
 /// What to do about a refused statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(crate) enum Cure {
     Again,
     /// Delete the document that stands there under an equal key, then write.
     DeleteFirst,
+    /// The same, and write it as an insert, which is judged less strictly than an update.
+    InsertAnew,
     /// Classic modifiers were refused: use the exact path.
     Exact,
     /// Read the whole document from the source.
@@ -41,21 +45,24 @@ pub(crate) fn cure(content: &Content, statement: &Statement<'_>, error: &Stateme
         // Servers before 5.0 evict documents of capped collections by themselves and refuse deletes.
         ILLEGAL_OPERATION if matches!(content, Content::Delete) => Cure::Accept,
         IMMUTABLE_FIELD if matches!(content, Content::Insert(_) | Content::Replace(_)) => Cure::DeleteFirst,
+        // Servers before 5.0 take names that begin with `$` below the top level, but only from an insert.
+        DOLLAR_PREFIXED if is_whole(content) && !matches!(statement, Statement::Insert(_)) => Cure::InsertAnew,
         code if classify::of_code(code) == Some(Kind::Unavailable) => Cure::Again,
+        // No form of the same change passes these.
+        DOCUMENT_VALIDATION => Cure::Refuse,
+        code if classify::of_code(code) == Some(Kind::Unauthorized) => Cure::Refuse,
         _ => match (content, statement) {
             (Content::Patch(_), Statement::Modify { .. }) => Cure::Exact,
-            (Content::Patch(_), Statement::Update { .. } | Statement::Pipeline { .. }) if is_state(error.code) => {
-                Cure::Refetch
-            }
-            _ => Cure::Refuse,
+            // Whatever the server has against the statement or against what stands there: the whole document has the
+            // change in it.
+            (Content::Patch(_) | Content::Patched { .. }, _) => Cure::Refetch,
+            (Content::Insert(_) | Content::Replace(_) | Content::Delete, _) => Cure::Refuse,
         },
     }
 }
 
-/// Whether an update failed because of what stands in the document: `BadValue`, `TypeMismatch`, `PathNotViable`,
-/// `ConflictingUpdateOperators`, `DollarPrefixedFieldName`, `EmptyFieldName`, `DottedFieldName`, `ImmutableField`.
-fn is_state(code: i32) -> bool {
-    matches!(code, 2 | 14 | 28 | 40 | 52 | 56 | 57 | 66)
+fn is_whole(content: &Content) -> bool {
+    matches!(content, Content::Insert(_) | Content::Replace(_))
 }
 
 pub(crate) fn is_id(error: &StatementError) -> bool {
@@ -82,12 +89,21 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_document_that_an_update_may_not_write_is_inserted() {
+        let content = Content::Replace(Bytes::new());
+        let update = Statement::Update { key: &[], update: &[], upsert: true };
+        assert_eq!(cure(&content, &update, &error(52, None)), Cure::InsertAnew);
+        assert_eq!(cure(&content, &Statement::Insert(&[]), &error(52, None)), Cure::Refuse);
+    }
+
+    #[test]
     fn a_refused_fast_path_takes_the_exact_one() {
         let content = Content::Patch(vec![]);
         let fast = Statement::Modify { key: &[], modifiers: vec![] };
         let exact = Statement::Pipeline { key: &[], stages: vec![], upsert: false };
         assert_eq!(cure(&content, &fast, &error(28, None)), Cure::Exact);
         assert_eq!(cure(&content, &exact, &error(28, None)), Cure::Refetch);
+        assert_eq!(cure(&content, &exact, &error(40400, None)), Cure::Refetch);
         assert_eq!(cure(&content, &exact, &error(121, None)), Cure::Refuse);
     }
 }

@@ -12,9 +12,10 @@ use oplogue_engine::model::{DocumentKey, Namespace, OpTime};
 use oplogue_engine::sink::{FlushReport, Write};
 
 use super::counters::count;
-use super::cure::{Cure, cure};
+use super::cure::{self, Cure, cure};
 use super::namespace::{Item, Place};
-use super::plan::{Form, Plan, plan};
+use super::plan::{Form, Plan, plan, whole};
+use super::predecessor::name_now;
 use super::{MissingDocument, MongoSink, merge, refusal};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
@@ -35,6 +36,15 @@ pub(super) enum Trouble {
 enum Next<'a> {
     Send(Statement<'a>),
     Done(FlushReport),
+    /// The document was written as the source has it: nothing else of this write is left to do.
+    Whole(FlushReport),
+}
+
+/// How a statement in trouble ended.
+pub(super) struct Mended {
+    pub(super) report: FlushReport,
+    /// The whole document was dealt with, not only this statement.
+    whole: bool,
 }
 
 impl MongoSink {
@@ -42,22 +52,25 @@ impl MongoSink {
     ///
     /// # Errors
     /// When its outcome is unknown, or the settings say that this must stop the run.
-    pub(super) async fn mend(&self, place: &Place, item: &Item<'_>, first: Trouble) -> Result<FlushReport> {
+    pub(super) async fn mend(&self, place: &Place, item: &Item<'_>, first: Trouble) -> Result<Mended> {
         let mut trouble = first;
         let mut statement = item.statement.clone();
         for _ in 0..TRIES {
             statement = match self.next(place, item, statement, &trouble).await? {
                 Next::Send(statement) => statement,
-                Next::Done(report) => return Ok(report),
+                Next::Done(report) => return Ok(Mended { report, whole: false }),
+                Next::Whole(report) => return Ok(Mended { report, whole: true }),
             };
             count(&self.counters.repeated, 1);
             match self.send_one(place, &statement, item.overlap).await? {
-                Ok(time) => return Ok(done(time)),
+                Ok(time) => return Ok(Mended { report: done(time), whole: false }),
                 Err(next) => trouble = next,
             }
         }
         match trouble {
-            Trouble::Error(error) => final_refusal(place, item.index, &error),
+            Trouble::Error(error) => {
+                final_refusal(place, item.index, &error).map(|report| Mended { report, whole: false })
+            }
             Trouble::Missing => {
                 let text = format!("update {}: the document comes and goes; somebody else writes there", place.name);
                 Err(Error::new(Side::Sink, Kind::Unavailable, text))
@@ -76,23 +89,27 @@ impl MongoSink {
             Trouble::Missing => return self.missing(place, item).await,
             Trouble::Error(error) => error,
         };
-        Ok(match cure(&item.write.content, &statement, error) {
+        let cured = cure(&item.write.content, &statement, error);
+        Ok(match cured {
             Cure::Accept => Next::Done(FlushReport::default()),
             Cure::Again => Next::Send(statement),
             Cure::Refuse => Next::Done(final_refusal(place, item.index, error)?),
             Cure::Duplicate => self.duplicate(place, item)?,
-            Cure::DeleteFirst => {
+            Cure::DeleteFirst | Cure::InsertAnew => {
                 let delete = Statement::Delete { key: &item.write.key };
-                match self.send_one(place, &delete, true).await? {
-                    Ok(_) => Next::Send(statement),
-                    Err(_) => Next::Done(final_refusal(place, item.index, error)?),
+                match (self.send_one(place, &delete, true).await?, body(item.write)) {
+                    (Ok(_), Some(document)) if cured == Cure::InsertAnew => Next::Send(Statement::Insert(document)),
+                    (Ok(_), _) => Next::Send(statement),
+                    (Err(_), _) => Next::Done(final_refusal(place, item.index, error)?),
                 }
             }
-            Cure::Exact => match plan(item.write, Form { fast: false, ..self.form(item.overlap) })? {
+            Cure::Exact => match plan(item.write, Form { fast: false, ..self.form(place, item.overlap) })? {
                 Plan::One(exact) => Next::Send(exact),
-                Plan::Steps(_) | Plan::Refetch | Plan::Nothing => self.refetch(place, item.index, item.write).await?,
+                Plan::Steps(_) | Plan::Refetch | Plan::Nothing => {
+                    Next::Whole(self.refetch(place, item.index, item.write).await?)
+                }
             },
-            Cure::Refetch => self.refetch(place, item.index, item.write).await?,
+            Cure::Refetch => Next::Whole(self.refetch(place, item.index, item.write).await?),
         })
     }
 
@@ -134,16 +151,20 @@ impl MongoSink {
     /// expire. In overlap the source alone knows, whatever the settings.
     async fn missing<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
         if item.overlap {
-            return self.refetch(place, item.index, item.write).await;
+            return self.refetch(place, item.index, item.write).await.map(Next::Whole);
         }
         self.counters.one_missing();
         match self.options.missing_document {
-            MissingDocument::Ignore => Ok(Next::Done(FlushReport::default())),
-            MissingDocument::Refetch => self.refetch(place, item.index, item.write).await,
-            MissingDocument::Upsert => match plan(item.write, Form { fast: false, ..self.form(item.overlap) })? {
-                Plan::One(statement) => Ok(Next::Send(statement)),
-                Plan::Steps(_) | Plan::Refetch | Plan::Nothing => self.refetch(place, item.index, item.write).await,
-            },
+            MissingDocument::Ignore => Ok(Next::Whole(FlushReport::default())),
+            MissingDocument::Refetch => self.refetch(place, item.index, item.write).await.map(Next::Whole),
+            MissingDocument::Upsert => {
+                match plan(item.write, Form { fast: false, ..self.form(place, item.overlap) })? {
+                    Plan::One(statement) => Ok(Next::Send(statement)),
+                    Plan::Steps(_) | Plan::Refetch | Plan::Nothing => {
+                        self.refetch(place, item.index, item.write).await.map(Next::Whole)
+                    }
+                }
+            }
             MissingDocument::Stop => {
                 let id = shown_id(&item.write.key);
                 let text = format!(
@@ -157,26 +178,68 @@ impl MongoSink {
 
     /// Writes the whole document as the source has it now; nothing when the source has none any more, since its
     /// delete is on the way.
-    async fn refetch<'a>(&self, place: &Place, index: usize, write: &Write) -> Result<Next<'a>> {
-        let Some(document) = self.fetch(write).await? else {
-            return Ok(Next::Done(FlushReport::default()));
-        };
-        let statement = Statement::replace(&write.key, &document)?;
-        match self.send_one(place, &statement, true).await? {
-            Ok(time) => Ok(Next::Done(done(time))),
-            Err(Trouble::Missing) => Ok(Next::Done(FlushReport::default())),
-            Err(Trouble::Error(error)) => final_refusal(place, index, &error).map(Next::Done),
+    async fn refetch(&self, place: &Place, index: usize, write: &Write) -> Result<FlushReport> {
+        match self.fetch(write).await? {
+            Some(document) => self.put(place, index, &write.key, &document).await,
+            None => Ok(FlushReport::default()),
         }
+    }
+
+    /// Writes a whole document, whatever stands there.
+    async fn put(&self, place: &Place, index: usize, key: &[u8], document: &[u8]) -> Result<FlushReport> {
+        let statements = match whole(key, document)? {
+            Plan::One(statement) => vec![statement],
+            Plan::Steps(statements) => statements,
+            Plan::Refetch | Plan::Nothing => Vec::new(),
+        };
+        let mut tried = self.put_all(place, &statements).await?;
+        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) {
+            tried = self.put_all(place, &[Statement::Delete { key }, Statement::Insert(document)]).await?;
+        }
+        match tried {
+            Ok(time) => Ok(done(time)),
+            Err(error) => final_refusal(place, index, &error),
+        }
+    }
+
+    async fn put_all(
+        &self,
+        place: &Place,
+        statements: &[Statement<'_>],
+    ) -> Result<Result<Option<OpTime>, StatementError>> {
+        let mut time = None;
+        for statement in statements {
+            match self.send_one(place, statement, true).await? {
+                Ok(at) => time = at.max(time),
+                Err(Trouble::Missing) => {}
+                Err(Trouble::Error(error)) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(time))
     }
 
     /// Reads a document from the source, majority-committed and not older than the write.
     pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
-        let name = self.namespaces.name(write.source);
+        let mut name = self.namespaces.name(write.source);
         let Some(source) = &self.source else {
             let text = format!("read a whole document of {name}: the sink was given no source to read from");
             return Err(Error::new(Side::Internal, Kind::Bug, text));
         };
-        let (document, read_at) = fetch(source, &name, write).await?;
+        let (mut document, mut read_at) = fetch(source, &name, write).await?;
+        // Its collection may have moved since, and something else may stand under its name.
+        while let Some(uuid) = write.collection {
+            match name_now(source, &name, uuid).await? {
+                Some(now) if now == name => break,
+                Some(now) => {
+                    name = now;
+                    (document, read_at) = fetch(source, &name, write).await?;
+                }
+                None => {
+                    document = None;
+                    break;
+                }
+            }
+        }
         self.counters.one_refetched();
         self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
         Ok(document)
@@ -191,20 +254,18 @@ impl MongoSink {
         plan: &Plan<'_>,
         overlap: bool,
     ) -> Result<FlushReport> {
-        let mut report = FlushReport::default();
         let Plan::Steps(steps) = plan else {
-            if let Next::Done(part) = self.refetch(place, index, write).await? {
-                merge(&mut report, part);
-            }
-            return Ok(report);
+            return self.refetch(place, index, write).await;
         };
+        let mut report = FlushReport::default();
         for statement in steps {
             match self.send_one(place, statement, overlap).await? {
                 Ok(time) => merge(&mut report, done(time)),
                 Err(trouble) => {
                     let item = Item { index, write, statement: statement.clone(), overlap };
-                    merge(&mut report, self.mend(place, &item, trouble).await?);
-                    if !report.refused.is_empty() {
+                    let mended = self.mend(place, &item, trouble).await?;
+                    merge(&mut report, mended.report);
+                    if mended.whole || !report.refused.is_empty() {
                         break;
                     }
                 }

@@ -73,7 +73,7 @@ impl MongoSink {
                 continue;
             }
             let overlap = self.is_overlap(write);
-            match plan(write, self.form(overlap))? {
+            match plan(write, self.form(&place, overlap))? {
                 Plan::One(statement) => {
                     self.count_form(&statement);
                     items.push(Item { index: *index, write, statement, overlap });
@@ -99,7 +99,7 @@ impl MongoSink {
         };
         // Only now: a statement that collided may have waited for room that a neighbour was about to make.
         for (item, trouble) in troubles {
-            merge(&mut report, self.mend(place, item, trouble).await?);
+            merge(&mut report, self.mend(place, item, trouble).await?.report);
         }
         if !self.options.ddl_ignored {
             self.meet_collections(&place.name, prepared.writes).await?;
@@ -119,7 +119,7 @@ impl MongoSink {
                 let sent = self.send_group(place, run.iter().collect()).await?;
                 merge(&mut all.report, sent.report);
                 for (item, trouble) in sent.troubles {
-                    merge(&mut all.report, self.mend(place, item, trouble).await?);
+                    merge(&mut all.report, self.mend(place, item, trouble).await?.report);
                 }
             }
         } else {
@@ -147,9 +147,9 @@ impl MongoSink {
         write.overlap || self.future.covers(write.target, &write.key, write.time)
     }
 
-    pub(super) fn form(&self, overlap: bool) -> Form {
+    pub(super) fn form(&self, place: &Place, overlap: bool) -> Form {
         let upsert = !overlap && self.options.missing_document == MissingDocument::Upsert;
-        Form { overlap, fast: true, upsert }
+        Form { overlap, fast: true, upsert, dialect: place.target.dialect }
     }
 
     fn count_form(&self, statement: &Statement<'_>) {

@@ -8,14 +8,14 @@ use oplogue_engine::sink::{Content, Patch, Write};
 
 use crate::mongodb::command::Statement;
 use crate::mongodb::literal::needs_literal;
-use crate::mongodb::patch::{self, CompileError, ObjectDiff, fast};
+use crate::mongodb::patch::{self, CompileError, Dialect, ObjectDiff, fast, modifiers, shape};
 
 /// The road a write takes.
 #[derive(Debug)]
 pub(crate) enum Plan<'a> {
     /// One statement, which can share a command with others.
     One(Statement<'a>),
-    /// Several statements, one after the other: `$v: 1` modifiers cannot be joined.
+    /// Several statements, one after the other: `$v: 1` modifiers cannot be joined, and not everything fits in one.
     Steps(Vec<Statement<'a>>),
     /// The whole document, read from the source.
     Refetch,
@@ -32,6 +32,8 @@ pub(crate) struct Form {
     pub(crate) fast: bool,
     /// An update may create its document.
     pub(crate) upsert: bool,
+    /// What the target understands.
+    pub(crate) dialect: Dialect,
 }
 
 /// Plans one write.
@@ -44,7 +46,7 @@ pub(crate) fn plan(write: &Write, form: Form) -> Result<Plan<'_>> {
         Content::Insert(document) if !form.overlap && !needs_literal(document)? => {
             Ok(Plan::One(Statement::Insert(document)))
         }
-        Content::Insert(document) | Content::Replace(document) => Ok(Plan::One(Statement::replace(key, document)?)),
+        Content::Insert(document) | Content::Replace(document) => whole(key, document),
         Content::Delete => Ok(Plan::One(Statement::Delete { key })),
         Content::Patch(patches) => updating(key, None, patches, form),
         Content::Patched { base, patches } => updating(key, Some(base), patches, form),
@@ -56,22 +58,61 @@ pub(crate) fn key(write: &Write) -> &[u8] {
     &write.key
 }
 
+/// The whole document.
+///
+/// A literal with two fields of one name must not meet a document: the server would compute their difference, and
+/// 5.0.4 aborts there. So what stands in the way goes first.
+pub(crate) fn whole<'a>(key: &'a [u8], document: &'a [u8]) -> Result<Plan<'a>> {
+    let statement = Statement::replace(key, document)?;
+    Ok(match statement {
+        Statement::Literal { .. } if shape::of(document).twins => {
+            Plan::Steps(vec![Statement::Delete { key }, statement])
+        }
+        one => Plan::One(one),
+    })
+}
+
 fn updating<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
     match (base, patches) {
         (None, []) => return Ok(Plan::Nothing),
-        (Some(base), []) => return Ok(Plan::One(Statement::replace(key, base)?)),
+        (Some(base), []) => return whole(key, base),
         (None, [Patch::Modifiers(modifiers)]) => return modifiers_plan(key, modifiers, form),
-        (None, [Patch::Diff(diff)]) if form.fast && !form.overlap => {
-            if let Some(modifiers) = ObjectDiff::parse(diff).ok().as_ref().and_then(fast::modifiers) {
-                return Ok(Plan::One(Statement::Modify { key, modifiers }));
-            }
-        }
+        (None, [Patch::Diff(diff)]) => return one_diff(key, diff, form),
         _ => {}
     }
     let diffs: Option<Vec<&[u8]>> = patches.iter().map(as_diff).collect();
-    match diffs {
-        Some(diffs) => exact(key, base, diffs, form),
-        None => steps(key, base, patches, form),
+    if let Some(diffs) = diffs {
+        match patch::pipeline(form.dialect, base, diffs) {
+            Ok(stages) => return Ok(Plan::One(pipeline(key, stages, base.is_some() || form.upsert))),
+            // One by one they may fit.
+            Err(e) => unreadable(e)?,
+        }
+    }
+    steps(key, base, patches, form)
+}
+
+fn one_diff<'a>(key: &'a [u8], diff: &'a [u8], form: Form) -> Result<Plan<'a>> {
+    if form.fast && !form.overlap {
+        let tree = ObjectDiff::parse(diff).ok();
+        if let Some(modifiers) = tree.as_ref().and_then(fast::modifiers) {
+            return Ok(Plan::One(Statement::Modify { key, modifiers }));
+        }
+    }
+    match patch::pipeline(form.dialect, None, [diff]) {
+        Ok(stages) => Ok(Plan::One(pipeline(key, stages, form.upsert))),
+        Err(e) => unreadable(e).map(|()| Plan::Refetch),
+    }
+}
+
+fn pipeline(key: &[u8], stages: Vec<u8>, upsert: bool) -> Statement<'_> {
+    Statement::Pipeline { key, stages, upsert }
+}
+
+/// Tells a diff that nobody can read from one that has no form as a pipeline.
+fn unreadable(e: CompileError) -> Result<()> {
+    match e {
+        CompileError::TooDeep | CompileError::TooLarge | CompileError::Twins => Ok(()),
+        CompileError::Diff(e) => Err(Error::new(Side::Source, Kind::CannotApply, "read an update's diff").caused_by(e)),
     }
 }
 
@@ -82,22 +123,21 @@ fn as_diff(patch: &Patch) -> Option<&[u8]> {
     }
 }
 
-fn exact<'a>(key: &'a [u8], base: Option<&'a [u8]>, diffs: Vec<&'a [u8]>, form: Form) -> Result<Plan<'a>> {
-    match patch::pipeline(base, diffs) {
-        Ok(stages) => Ok(Plan::One(Statement::Pipeline { key, stages, upsert: base.is_some() || form.upsert })),
-        Err(CompileError::TooDeep) => Ok(Plan::Refetch),
-        Err(CompileError::Diff(e)) => {
-            Err(Error::new(Side::Source, Kind::CannotApply, "read an update's diff").caused_by(e))
-        }
-    }
-}
-
 fn modifiers_plan<'a>(key: &'a [u8], modifiers: &'a [u8], form: Form) -> Result<Plan<'a>> {
     let mut names = Elements::new(modifiers)?;
     match names.next().transpose()? {
         None => Ok(Plan::Nothing),
         Some(first) if first.name.first() == Some(&b'$') => {
-            Ok(Plan::One(Statement::Update { key, update: modifiers, upsert: form.upsert }))
+            if form.overlap && modifiers::removes(modifiers)? {
+                return Ok(Plan::Refetch);
+            }
+            let runs = if form.dialect == Dialect::V4_4 { None } else { modifiers::in_order(modifiers)? };
+            Ok(match runs {
+                None => Plan::One(Statement::Update { key, update: modifiers, upsert: form.upsert }),
+                Some(runs) => {
+                    Plan::Steps(runs.into_iter().map(|modifiers| Statement::Modify { key, modifiers }).collect())
+                }
+            })
         }
         Some(_) => {
             let text = "read an update's modifiers: the first name is no operator";
@@ -109,18 +149,19 @@ fn modifiers_plan<'a>(key: &'a [u8], modifiers: &'a [u8], form: Form) -> Result<
 /// Each patch on its own, in order, behind the base.
 fn steps<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
     let mut steps = Vec::with_capacity(patches.len() + 1);
-    if let Some(base) = base {
-        steps.push(Statement::replace(key, base)?);
-    }
-    for patch in patches {
-        let plan = match patch {
-            Patch::Diff(diff) => exact(key, None, vec![diff], form)?,
-            Patch::Modifiers(modifiers) => modifiers_plan(key, modifiers, form)?,
-        };
-        match plan {
+    let base = base.map(|base| whole(key, base)).transpose()?;
+    // Over a base that was just written the update can only be in its right state.
+    let form = if base.is_some() { Form { overlap: false, fast: false, ..form } } else { form };
+    let updates = patches.iter().map(|patch| match patch {
+        Patch::Diff(diff) => one_diff(key, diff, Form { fast: false, ..form }),
+        Patch::Modifiers(modifiers) => modifiers_plan(key, modifiers, form),
+    });
+    for plan in base.map(Ok).into_iter().chain(updates) {
+        match plan? {
             Plan::One(statement) => steps.push(statement),
+            Plan::Steps(more) => steps.extend(more),
             Plan::Refetch => return Ok(Plan::Refetch),
-            Plan::Steps(_) | Plan::Nothing => {}
+            Plan::Nothing => {}
         }
     }
     Ok(Plan::Steps(steps))
@@ -150,8 +191,8 @@ mod tests {
         Patch::Diff(Bytes::from(rawdoc! { "u": { "x": 1 } }.into_bytes()))
     }
 
-    const AFTER: Form = Form { overlap: false, fast: true, upsert: false };
-    const OVERLAP: Form = Form { overlap: true, fast: true, upsert: false };
+    const AFTER: Form = Form { overlap: false, fast: true, upsert: false, dialect: Dialect::V5_0 };
+    const OVERLAP: Form = Form { overlap: true, fast: true, upsert: false, dialect: Dialect::V5_0 };
 
     #[test]
     fn the_fast_path_is_only_taken_outside_of_overlap_and_for_one_patch() {
