@@ -13,6 +13,7 @@ mod indexes;
 mod modes;
 mod mongoshake;
 mod network;
+mod parking;
 mod rig;
 mod silent_loss;
 mod swap;
