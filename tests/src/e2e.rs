@@ -14,6 +14,7 @@ mod modes;
 mod mongoshake;
 mod network;
 mod parking;
+mod progress;
 mod rig;
 mod silent_loss;
 mod swap;
