@@ -10,6 +10,7 @@ mod delay;
 mod failover;
 mod filters;
 mod indexes;
+mod mistakes;
 mod modes;
 mod mongoshake;
 mod network;
