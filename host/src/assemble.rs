@@ -305,10 +305,8 @@ impl Job {
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
         let mut source = self.oplog();
         let sink = self.sink(stage).await?;
-        // A new primary's majority may be behind what the former one had delivered: that was applied too.
-        let applied = self.hooks.status.positions().now().read;
-        let newest = source.newest().await?;
-        let overlap_until = if applied.ts() > newest.ts() { applied } else { newest };
+        let read = self.hooks.status.positions().now().read;
+        let overlap_until = start::overlap_mark(read, source.newest().await?);
         source.open(position).await?;
         let decoder = Decoder::new(Arc::clone(&self.namespaces), self.decode_options(), position.time());
         sink.load().await?;

@@ -90,7 +90,7 @@ pub fn start(log: &Log, verbose: Option<u8>, format: LogFormat, screen: &Screen)
     let mut guard = None;
     let file = match &log.file {
         Some(file) if destination.file => {
-            let rotating = Rotating::open(&file.dir, &file.name, file.files_max)?;
+            let rotating = Rotating::open(file)?;
             let (writer, kept) = file_writer(rotating, log.flush);
             guard = kept;
             writer

@@ -14,10 +14,11 @@ use oplogue_engine::metrics::status::StatusSnapshot;
 use oplogue_engine::metrics::{Status, SyncStage};
 use tokio_util::sync::CancellationToken;
 
-use crate::report::{Pace, bytes_text, duration_text};
+use crate::report::{Pace, Rate, bytes_text, duration_text};
 
 const REDRAW: Duration = Duration::from_millis(250);
-const TEMPLATE: &str = "{prefix} [{bar:32}] {msg}";
+/// The bar takes what the facts leave, so that none of them falls off a narrow terminal.
+const TEMPLATE: &str = "{prefix} [{wide_bar}] {msg}";
 /// Length of the bar in steps; the share is computed here, since the estimate of the total may grow.
 const STEPS: u64 = 10_000;
 
@@ -113,18 +114,38 @@ fn new_bar(replset: &str) -> ProgressBar {
 
 fn update(bar: &ProgressBar, snapshot: &StatusSnapshot, pace: &mut Pace) {
     bar.set_position((snapshot.copy.percent_of_bytes() / 100.0 * STEPS as f64) as u64);
-    bar.set_message(copy_line(snapshot, pace));
+    bar.set_message(bar_line(snapshot, pace));
 }
 
-/// The copy's progress as one line: share, collections, documents, bytes, rate, time left.
+/// What stands behind the bar, short enough for 80 columns: share, bytes, rate, time left.
+fn bar_line(snapshot: &StatusSnapshot, pace: &mut Pace) -> String {
+    let copy = &snapshot.copy;
+    let rate = pace.observe(snapshot.now_ms, copy.documents_done, copy.bytes_done);
+    let percent = copy.percent_of_bytes();
+    let left = match time_left(snapshot, rate) {
+        Some(left) => format!("{left} left"),
+        None if percent >= 100.0 => "all read".to_owned(),
+        None => "estimating".to_owned(),
+    };
+    format!(
+        "{percent:.1}%  {} of {}  {}/s  {left}",
+        bytes_text(copy.bytes_done as f64),
+        bytes_text(copy.bytes_total as f64),
+        bytes_text(rate.bytes_per_second),
+    )
+}
+
+fn time_left(snapshot: &StatusSnapshot, rate: Rate) -> Option<String> {
+    let left = snapshot.copy.bytes_total.saturating_sub(snapshot.copy.bytes_done) as f64;
+    let known = rate.bytes_per_second > 0.0 && left > 0.0;
+    known.then(|| duration_text((left / rate.bytes_per_second).ceil() as u64))
+}
+
+/// The copy's progress as one line of a log: share, collections, documents, bytes, rates, time left.
 pub fn copy_line(snapshot: &StatusSnapshot, pace: &mut Pace) -> String {
     let copy = &snapshot.copy;
     let rate = pace.observe(snapshot.now_ms, copy.documents_done, copy.bytes_done);
-    let left = copy.bytes_total.saturating_sub(copy.bytes_done) as f64;
-    let eta = match rate.bytes_per_second {
-        speed if speed > 0.0 && left > 0.0 => duration_text((left / speed).ceil() as u64),
-        _ => "-".to_owned(),
-    };
+    let eta = time_left(snapshot, rate).unwrap_or_else(|| "-".to_owned());
     format!(
         "{:.2}%, {}/{} collections, {}/{} documents, {} of {}, {:.0} documents/s, {}/s, time left {eta}",
         copy.percent_of_bytes(),
@@ -161,6 +182,7 @@ mod tests {
         let line = copy_line(&status.snapshot(), &mut pace);
         let wanted = "25.00%, 0/2 collections, 250/1010 documents, 256.00KB of 1.00MB, 125 documents/s, 128.00KB/s, time left 6s";
         assert_eq!(line, wanted);
+        assert_eq!(bar_line(&status.snapshot(), &mut pace), "25.0%  256.00KB of 1.00MB  128.00KB/s  6s left");
     }
 
     #[tokio::test]

@@ -6,6 +6,8 @@
 
 pub mod paths;
 
+pub mod seed;
+
 pub mod child;
 
 pub mod proxy;

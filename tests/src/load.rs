@@ -27,6 +27,8 @@ pub mod values;
 use operations::Worker;
 use shelf::Shelf;
 
+pub use crate::seed::seed;
+
 /// What is written. Fill what matters and leave the rest to `..LoadOptions::default()`.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -76,16 +78,6 @@ pub fn default_namespaces() -> Vec<String> {
     let stock = (0..4).map(|number| format!("stock.item.s{number}"));
     let users = (0..2).map(|number| format!("users.u{number}"));
     shop.chain(stock).chain(users).collect()
-}
-
-/// The seed for this run: `OPLOGUE_SEED`, else the clock. Print it with whatever fails.
-#[must_use]
-pub fn seed() -> u64 {
-    let given = std::env::var("OPLOGUE_SEED").ok().and_then(|text| text.parse().ok());
-    given.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        u64::from(now.subsec_nanos()) ^ now.as_secs()
-    })
 }
 
 /// What a load has done so far.

@@ -1,10 +1,15 @@
 //! `cargo xtask test`: every check and test of the repository, in the order in which a failure is cheapest.
 //!
-//! Formatting and lints first, then the servers, the binaries that the tests run, and the tests. The output ends
-//! with cargo's own lines, which continuous integration counts. Nothing is skipped silently: a step that cannot
-//! run on this machine says so.
+//! Formatting and lints first, then the servers, the binaries that the tests run, and the tests. Behind cargo's own
+//! lines, which continuous integration counts, stand the seeds of the tests that draw lots (`seed: <test> <number>`).
+//! Nothing is skipped silently: a step that cannot run on this machine says so.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use oplogue_tests::paths;
+use oplogue_tests::seed::FILE_VARIABLE;
 
 use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
@@ -44,7 +49,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     test.arg("--").args(["--test-threads", "2"]);
     test.args(&options.filter);
-    steps::run(&mut test)
+    let seeds = paths::target().join("seeds.txt");
+    std::fs::write(&seeds, "").context("empty the list of seeds")?;
+    let tested = steps::run(test.env(FILE_VARIABLE, &seeds));
+    say_seeds(&seeds)?;
+    tested
+}
+
+/// The seeds of all tests that drew lots, the passed ones too: what a note on this run can name.
+fn say_seeds(file: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(file).context("read the list of seeds")?;
+    let lines: BTreeSet<&str> = text.lines().collect();
+    lines.into_iter().for_each(console::say);
+    Ok(())
 }
 
 fn check() -> Result<()> {

@@ -89,7 +89,9 @@ impl Kind {
             Self::HistoryLost => {
                 "the source's oplog no longer holds the position: make the oplog larger and start again with sync_mode = all"
             }
-            Self::Unauthorized => "give the user the privilege named above (see docs/OPERATIONS.md)",
+            Self::Unauthorized => {
+                "check the user's name, password and authSource, and give it the privilege named above (see docs/OPERATIONS.md)"
+            }
             Self::Unsupported => "see the version table of the README for what this server can do",
             Self::CannotApply => {
                 "nothing was skipped: the run stopped before this entry; report it with the entry's position"

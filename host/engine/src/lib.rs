@@ -34,3 +34,7 @@ pub mod checkpoint;
 pub mod full_sync;
 
 pub mod pipeline;
+
+#[cfg(test)]
+#[path = "../../../tests/src/seed.rs"]
+pub mod seed;

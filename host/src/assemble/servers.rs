@@ -10,7 +10,7 @@ use mongodb::Client;
 use oplogue_connectors::mongodb::alone::{self, WriterName};
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
-use oplogue_connectors::mongodb::topology;
+use oplogue_connectors::mongodb::topology::{self, Topology};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, PluginEntry, PluginPath};
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -76,6 +76,7 @@ impl Servers {
             "source is there"
         );
         Self::check_privileges(&source, mode).await?;
+        Self::check_target(&target, &found).await?;
         Ok(Self { source, target, writing: Mutex::default(), store, replica_set: found.replica_set, mode })
     }
 
@@ -93,6 +94,43 @@ impl Servers {
         *self.writing.lock().await = Some(client.clone());
         alone::wait_until_alone(&client, &name).await?;
         Ok(client)
+    }
+
+    /// A target that is the source would be dropped before it is copied, and one that cannot be written to would be
+    /// found out in the middle of the copy.
+    async fn check_target((uri, options): &(String, ConnectOptions), source: &Topology) -> Result<()> {
+        let target = connect(Side::Sink, uri, options).await?;
+        let checked = Self::check_reached(&target, source).await;
+        target.shutdown().immediate(true).await;
+        checked
+    }
+
+    async fn check_reached(target: &Client, source: &Topology) -> Result<()> {
+        let criteria = ConnectMode::Primary.criteria();
+        let found = topology::inspect(Side::Sink, target, &criteria).await?;
+        if found.is_same_set(source) {
+            let text = format!(
+                "tunnel.address is the source itself (replica set {}, {}): the copy would drop what it is to read",
+                found.replica_set, found.member.address
+            );
+            return Err(Error::new(Side::Config, Kind::Misconfigured, text));
+        }
+        if !found.member.writable_primary {
+            let text = format!(
+                "tunnel.address reaches {} directly, which takes no writes: name the whole set ({}) and leave out \
+                 directConnection",
+                found.member.address,
+                found.member.hosts.join(",")
+            );
+            return Err(Error::new(Side::Config, Kind::Misconfigured, text));
+        }
+        tracing::info!(
+            replica_set = %found.replica_set,
+            version = %found.version_text(),
+            member = %found.member.address,
+            "target is there"
+        );
+        privileges::require_some_writing(&Privileges::ask(Side::Sink, target, &criteria).await?)
     }
 
     async fn check_privileges(source: &Client, mode: ConnectMode) -> Result<()> {

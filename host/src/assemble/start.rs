@@ -13,7 +13,7 @@ use oplogue_engine::checkpoint::{Found, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::SyncMode;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{NamespaceId, Namespaces, Position};
+use oplogue_engine::model::{NamespaceId, Namespaces, OpTime, Position};
 use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::source::{SnapshotReader, Window};
@@ -78,6 +78,14 @@ pub fn refuse_outside_window(position: &Position, window: &Window) -> Result<()>
     Err(Error::new(Side::Source, Kind::HistoryLost, text))
 }
 
+/// Up to where changes may meet documents that contain them: `newest`, the source's newest majority-committed position,
+/// or what an earlier run of this process has `read`. A new primary may learn last what its predecessor's majority had,
+/// so that its `newest` is behind changes that were read from the predecessor and applied.
+#[must_use]
+pub fn overlap_mark(read: OpTime, newest: OpTime) -> OpTime {
+    if read.ts() > newest.ts() { read } else { newest }
+}
+
 /// Target collections whose changes must keep their order as a whole: capped ones and ones with a collation.
 ///
 /// # Errors
@@ -97,4 +105,19 @@ pub async fn ordered_collections(
         }
     }
     Ok(ordered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_before_an_election_is_in_overlap_after_it() {
+        let newest_of_the_new_primary = OpTime::new(7, 1, 2);
+        let read_from_the_former = OpTime::new(7, 5, 1);
+        assert_eq!(overlap_mark(read_from_the_former, newest_of_the_new_primary), read_from_the_former);
+        let later = OpTime::new(8, 1, 2);
+        assert_eq!(overlap_mark(read_from_the_former, later), later);
+        assert_eq!(overlap_mark(OpTime::default(), later), later, "nothing was read in this process");
+    }
 }

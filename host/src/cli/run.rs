@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oplogue_engine::clock::Clock;
 use oplogue_engine::config::Config;
-use oplogue_engine::error::{Error, Kind, Result};
+use oplogue_engine::error::{Action, Error, Kind, Result};
 use oplogue_engine::metrics::{Metrics, Status, SyncStage};
 use oplogue_engine::supervise::Supervisor;
 use serde_json::Value;
@@ -189,13 +189,21 @@ fn conclude(outcome: Outcome, status: &Status, destination: Destination) -> Exit
             if status.stage() != SyncStage::Fault {
                 status.fault(&error);
             }
-            say(&format!("{error}; {}", error.kind().advice()), destination);
+            say(&format!("{error}; {}", advice(&error)), destination);
             exit_of(&error)
         }
         Outcome::Aborted => {
             say(&format!("a second signal ended the run at once; {}", safe_position(status)), destination);
             Exit::ShutdownIncomplete
         }
+    }
+}
+
+/// What passes by itself ends a run only before it has begun.
+fn advice(error: &Error) -> &'static str {
+    match error.action() {
+        Action::Rewind => "check the addresses and that the servers are reachable, then start again",
+        Action::Stop => error.kind().advice(),
     }
 }
 

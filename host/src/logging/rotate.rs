@@ -1,4 +1,4 @@
-//! A log file that is renamed when the day or its size is over, and of which only the newest are kept.
+//! A log file that is renamed when the day or its size is over, and whose old parts are removed by age.
 //!
 //! The current file keeps the configured name, so `tail -F collector.log` and MongoShake's scripts work; older ones are
 //! `collector.log.2026-11-22`, and `….1`, `….2` when one day filled several. The appender of `tracing-appender` rotates
@@ -9,19 +9,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use jiff::ToSpan as _;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-
-/// A file beyond this size is rotated before the day is over.
-const SIZE_MAX_BYTES: u64 = 100 * 1024 * 1024;
+use oplogue_engine::config::checked::LogFile;
 
 /// An appending writer with rotation. Each `write` is expected to be whole lines.
 #[derive(Debug)]
 pub struct Rotating {
-    dir: PathBuf,
-    name: String,
-    files_max: usize,
-    size_max: u64,
+    settings: LogFile,
     today: fn() -> Date,
     file: File,
     size: u64,
@@ -33,39 +29,32 @@ fn today() -> Date {
 }
 
 impl Rotating {
-    /// Opens `dir/name` for appending, and makes `dir` if need be. `files_max` counts rotated files (at least 1).
+    /// Opens the file for appending, and makes its folder if need be.
     ///
     /// # Errors
     /// When the folder or the file cannot be made; the path stands in the message.
-    pub fn open(dir: &Path, name: &str, files_max: usize) -> io::Result<Self> {
-        Self::with(dir, name, files_max, SIZE_MAX_BYTES, today)
+    pub fn open(settings: &LogFile) -> io::Result<Self> {
+        Self::with(settings, today)
     }
 
-    fn with(dir: &Path, name: &str, files_max: usize, size_max: u64, today: fn() -> Date) -> io::Result<Self> {
+    fn with(settings: &LogFile, today: fn() -> Date) -> io::Result<Self> {
+        let LogFile { dir, name, .. } = settings;
         fs::create_dir_all(dir).map_err(|error| at_path(dir, &error))?;
         let (file, size) = append(&dir.join(name))?;
         // A file that an earlier run left belongs to the day of its last line.
         let day = if size == 0 { today() } else { modified(&file).unwrap_or_else(today) };
-        Ok(Self {
-            dir: dir.to_owned(),
-            name: name.to_owned(),
-            files_max: files_max.max(1),
-            size_max,
-            today,
-            file,
-            size,
-            day,
-        })
+        Ok(Self { settings: settings.clone(), today, file, size, day })
     }
 
     fn rotate_if_due(&mut self, more: usize) -> io::Result<()> {
         let today = (self.today)();
-        let full = self.size + more as u64 > self.size_max;
+        let full = self.size + more as u64 > self.settings.size_max;
         if self.size == 0 || (today <= self.day && !full) {
             return Ok(());
         }
-        fs::rename(self.dir.join(&self.name), self.free_name()?)?;
-        (self.file, self.size) = append(&self.dir.join(&self.name))?;
+        let current = self.settings.dir.join(&self.settings.name);
+        fs::rename(&current, self.free_name()?)?;
+        (self.file, self.size) = append(&current)?;
         self.day = today;
         self.prune()
     }
@@ -73,8 +62,8 @@ impl Rotating {
     /// The next unused name for the day of the current file.
     fn free_name(&self) -> io::Result<PathBuf> {
         let taken = self.rotated()?.into_iter().filter(|(day, _, _)| *day == self.day).map(|(_, n, _)| n).max();
-        let base = format!("{}.{}", self.name, self.day);
-        Ok(self.dir.join(match taken {
+        let base = format!("{}.{}", self.settings.name, self.day);
+        Ok(self.settings.dir.join(match taken {
             None => base,
             Some(n) => format!("{base}.{}", n + 1),
         }))
@@ -83,10 +72,10 @@ impl Rotating {
     /// Rotated files, oldest first: day, number within the day, path.
     fn rotated(&self) -> io::Result<Vec<(Date, u32, PathBuf)>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
+        for entry in fs::read_dir(&self.settings.dir)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if let Some((day, number)) = name.strip_prefix(&self.name).and_then(rotated_suffix) {
+            if let Some((day, number)) = name.strip_prefix(&self.settings.name).and_then(rotated_suffix) {
                 found.push((day, number, path));
             }
         }
@@ -95,9 +84,9 @@ impl Rotating {
     }
 
     fn prune(&self) -> io::Result<()> {
-        let rotated = self.rotated()?;
-        let surplus = rotated.len().saturating_sub(self.files_max);
-        rotated.into_iter().take(surplus).try_for_each(|(_, _, path)| fs::remove_file(path))
+        let oldest = self.day.saturating_sub(i64::from(self.settings.keep_days).days());
+        let mut outdated = self.rotated()?.into_iter().filter(|(day, _, _)| *day < oldest);
+        outdated.try_for_each(|(_, _, path)| fs::remove_file(path))
     }
 }
 
@@ -153,6 +142,10 @@ mod tests {
         Date::new(2026, 11, DAY.get()).unwrap()
     }
 
+    fn settings(dir: &Path, size_max: u64) -> LogFile {
+        LogFile { dir: dir.to_owned(), name: "c.log".to_owned(), size_max, keep_days: 2 }
+    }
+
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -165,7 +158,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("c.log.bak"), "mine").unwrap();
         DAY.set(1);
-        let mut log = Rotating::with(dir.path(), "c.log", 3, 20, test_day).unwrap();
+        let mut log = Rotating::with(&settings(dir.path(), 20), test_day).unwrap();
         log.write_all(b"day one, line 1\n").unwrap();
         log.write_all(b"day one, line 2\n").unwrap();
         log.write_all(b"day one, line 3\n").unwrap();
@@ -174,17 +167,21 @@ mod tests {
         log.write_all(b"two\n").unwrap();
         DAY.set(3);
         log.write_all(b"three\n").unwrap();
-        let kept = ["c.log", "c.log.2026-11-01.1", "c.log.2026-11-01.2", "c.log.2026-11-02", "c.log.bak"];
-        assert_eq!(names(dir.path()), kept);
+        let first = ["c.log.2026-11-01", "c.log.2026-11-01.1", "c.log.2026-11-01.2"];
+        let kept = [&["c.log"], &first[..], &["c.log.2026-11-02", "c.log.bak"]].concat();
+        assert_eq!(names(dir.path()), kept, "two days are kept, however many files they fill");
         assert_eq!(fs::read_to_string(dir.path().join("c.log")).unwrap(), "three\n");
         assert_eq!(fs::read_to_string(dir.path().join("c.log.2026-11-02")).unwrap(), "two\n");
+        DAY.set(4);
+        log.write_all(b"four\n").unwrap();
+        assert_eq!(names(dir.path()), ["c.log", "c.log.2026-11-02", "c.log.2026-11-03", "c.log.bak"]);
     }
 
     #[test]
     fn a_restart_appends() {
         let dir = tempfile::tempdir().unwrap();
         for text in ["a\n", "b\n"] {
-            Rotating::open(&dir.path().join("logs"), "c.log", 7).unwrap().write_all(text.as_bytes()).unwrap();
+            Rotating::open(&settings(&dir.path().join("logs"), 1 << 20)).unwrap().write_all(text.as_bytes()).unwrap();
         }
         assert_eq!(fs::read_to_string(dir.path().join("logs/c.log")).unwrap(), "a\nb\n");
     }

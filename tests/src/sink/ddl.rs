@@ -199,8 +199,7 @@ async fn a_dropped_database_leaves_nothing_and_takes_nothing_later() {
 async fn random_ddl_survives_random_restarts() {
     const COMMANDS: usize = 60;
     const RESTARTS: usize = 12;
-    let seed = std::env::var("OPLOGUE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
-    println!("OPLOGUE_SEED={seed}");
+    let seed = oplogue_tests::seed::seed();
     let mut rng = StdRng::seed_from_u64(seed);
     let (_source, _target, bench) = start().await;
     let since = now(&bench.source).await;

@@ -68,8 +68,7 @@ fn wanted() -> usize {
 async fn random_updates_give_the_sources_bytes_in_every_state() {
     let pair = Pair::start().await;
     let bench = pair.bench(SinkOptions::default());
-    let seed = oplogue_tests::load::seed();
-    println!("OPLOGUE_SEED={seed}");
+    let seed = oplogue_tests::seed::seed();
     let dollars = pair.source.has("names that begin with $", (5, 0)) && pair.target().has("such names", (5, 0));
     let mut rng = StdRng::seed_from_u64(seed);
     let mut entries = 0;

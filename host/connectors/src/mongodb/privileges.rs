@@ -51,6 +51,24 @@ pub fn of_source() -> Vec<Need> {
     ]
 }
 
+/// Whether the user of a target may write anywhere at all. Which database that must be is known only when names have
+/// passed the plugins, so nothing more is asked before.
+///
+/// # Errors
+/// `Unauthorized`.
+pub fn require_some_writing(privileges: &Privileges) -> Result<()> {
+    for action in ["insert", "update", "remove", "createCollection", "createIndex"] {
+        if privileges.users > 0 && !privileges.grants.iter().any(|grant| grant.actions.iter().any(|a| a == action)) {
+            let text = format!(
+                "the user of the target lacks the privilege `{action}` on every database: writing \
+                 (role `readWriteAnyDatabase`)"
+            );
+            return Err(Error::new(Side::Sink, Kind::Unauthorized, text));
+        }
+    }
+    Ok(())
+}
+
 /// The needs of the checkpoint store.
 #[must_use]
 pub fn of_store(database: &str, collection: &str) -> Vec<Need> {

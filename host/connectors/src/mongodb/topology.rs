@@ -34,6 +34,8 @@ pub struct Member {
     pub address: String,
     /// Whether it takes writes now.
     pub writable_primary: bool,
+    /// Addresses of the set's members, as its configuration has them.
+    pub hosts: Vec<String>,
     /// Newest entry that a majority holds: no election can take it back.
     pub majority: OpTime,
     /// Newest entry that this server holds.
@@ -45,6 +47,12 @@ impl Topology {
     #[must_use]
     pub fn at_least(&self, major: u32, minor: u32) -> bool {
         self.version >= [major, minor, 0]
+    }
+
+    /// Whether both are the same replica set, under whatever addresses they were reached.
+    #[must_use]
+    pub fn is_same_set(&self, other: &Self) -> bool {
+        self.replica_set == other.replica_set && self.member.hosts.iter().any(|host| other.member.hosts.contains(host))
     }
 
     /// The version as people write it, `6.0.27`.
@@ -113,6 +121,7 @@ fn member(side: Side, hello: &Document) -> Result<Member> {
     Ok(Member {
         address: hello.get_str("me").unwrap_or_default().to_owned(),
         writable_primary: hello.get_bool("isWritablePrimary").unwrap_or(false),
+        hosts: hello.get_array("hosts").into_iter().flatten().filter_map(|h| h.as_str().map(str::to_owned)).collect(),
         majority: time("majorityOpTime").ok_or_else(missing)?,
         newest: time("opTime").ok_or_else(missing)?,
     })
@@ -160,6 +169,7 @@ mod tests {
         let member = Member {
             address: String::new(),
             writable_primary: true,
+            hosts: vec!["a:1".to_owned(), "b:1".to_owned()],
             majority: OpTime::default(),
             newest: OpTime::default(),
         };
@@ -172,5 +182,11 @@ mod tests {
         };
         assert!(topology.at_least(5, 3) && topology.at_least(6, 0) && !topology.at_least(6, 1));
         assert_eq!(topology.version_text(), "6.0.27");
+
+        let mut other = topology.clone();
+        other.member.hosts = vec!["b:1".to_owned(), "c:1".to_owned()];
+        assert!(topology.is_same_set(&other), "one member moved");
+        other.member.hosts.remove(0);
+        assert!(!topology.is_same_set(&other), "another set of the same name");
     }
 }

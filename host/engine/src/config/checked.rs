@@ -156,8 +156,10 @@ pub struct LogFile {
     /// Created when absent; relative to the working directory.
     pub dir: PathBuf,
     pub name: String,
-    /// `log.max_age`: files kept, one a day.
-    pub files_max: usize,
+    /// `log.max_size_mb`: a file beyond this size is put aside, in bytes.
+    pub size_max: u64,
+    /// `log.max_age`: days for which files put aside are kept, at least 1.
+    pub keep_days: u32,
 }
 
 /// The status servers.

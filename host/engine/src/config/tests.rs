@@ -92,7 +92,8 @@ fn both_spellings_of_a_moved_key_are_read_in_toml() {
 #[test]
 fn the_log_goes_to_a_file_where_mongoshake_would_write_one() {
     let text = "mongo_urls = mongodb://a\ntunnel.address = mongodb://b\n";
-    let file = LogFile { dir: "logs".into(), name: "collector.log".to_owned(), files_max: 7 };
+    let name = "collector.log".to_owned();
+    let file = LogFile { dir: "logs".into(), name, size_max: 20 << 20, keep_days: 7 };
     assert_eq!(conf(text).config.log.file, Some(file.clone()));
     assert_eq!(conf(&format!("{text}log.dir =\n")).config.log.file, Some(file.clone()));
     assert_eq!(toml(&format!("{MINIMAL}log.dir = \"\"")).config.log.file, Some(file));
@@ -143,8 +144,7 @@ fn hints_are_named() {
 #[test]
 fn damaged_files_are_answered_and_never_panic() {
     use rand::{Rng as _, SeedableRng as _};
-    let seed = std::env::var("OPLOGUE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
-    println!("OPLOGUE_SEED={seed}");
+    let seed = crate::seed::seed();
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
     let reference = reference::render();
     let originals = [samples::VERSION_4, samples::VERSION_10, samples::RARE, MINIMAL, reference.as_str()];

@@ -386,3 +386,5 @@ fn bug(message: String) -> Error {
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;

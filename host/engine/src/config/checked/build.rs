@@ -340,7 +340,8 @@ fn log(s: &Settings, format: Format) -> Log {
         file: wanted.then(|| LogFile {
             dir: PathBuf::from(s.text("log.dir")),
             name: s.text("log.file").to_owned(),
-            files_max: usize::try_from(s.time("log.max_age").as_secs() / DAY_SECS).unwrap_or(1).max(1),
+            size_max: s.bytes("log.max_size_mb") as u64,
+            keep_days: u32::try_from(s.time("log.max_age").as_secs() / DAY_SECS).unwrap_or(u32::MAX).max(1),
         }),
         flush: s.flag("log.flush"),
     }

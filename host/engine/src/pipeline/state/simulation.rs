@@ -225,7 +225,7 @@ fn run(
 
 #[test]
 fn target_equals_source_after_any_order_and_any_crash() {
-    let base: u64 = std::env::var("OPLOGUE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let base = crate::seed::seed_or(1);
     for seed in base..base + 1500 {
         let mut rng = StdRng::seed_from_u64(seed);
         let namespaces = Namespaces::shared();
