@@ -15,5 +15,6 @@ mod mongoshake;
 mod network;
 mod rig;
 mod silent_loss;
+mod stream;
 mod swap;
 mod tls;

@@ -44,6 +44,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     test.arg("--").args(["--test-threads", "2"]);
     test.args(&options.filter);
+    steps::run(&mut test)?;
+    if options.long && options.filter.is_none() {
+        by_change_stream()?;
+    }
+    Ok(())
+}
+
+/// Every end-to-end test once more, with the other way of reading the source.
+fn by_change_stream() -> Result<()> {
+    console::title("end to end, by change stream");
+    let mut test = steps::cargo(&["test", "-p", "oplogue-tests", "--test", "all"]);
+    test.env("OPLOGUE_LONG", "1").env("OPLOGUE_FETCH_METHOD", "change_stream");
+    test.arg("--").args(["--test-threads", "2", "e2e::"]);
     steps::run(&mut test)
 }
 
