@@ -11,6 +11,7 @@ pub mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
+use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, StreamOptions};
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
 use oplogue_connectors::mongodb::sink::{MissingDocument, MongoSink, SinkOptions};
@@ -19,8 +20,8 @@ use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
-use oplogue_engine::config::checked::{self, CreateIndex};
-use oplogue_engine::decode::{DecodeOptions, Decoder};
+use oplogue_engine::config::checked::{self, CreateIndex, FetchMethod};
+use oplogue_engine::decode::{Decode, DecodeOptions, Decoder, StreamDecoder};
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSync, FullSyncOptions, IndexTiming};
 use oplogue_engine::metrics::{Metrics, Status, SyncStage};
@@ -216,7 +217,7 @@ impl Job {
     }
 
     async fn copy_once(&self, begin: &mut Option<Position>, resumed: bool) -> Result<Option<Position>> {
-        let source = self.oplog();
+        let source = self.source();
         let position = match begin {
             Some(position) => {
                 start::refuse_outside_window(position, &source.window().await?)?;
@@ -285,7 +286,7 @@ impl Job {
             namespaces: Arc::clone(&self.namespaces),
             target: self.copy_target(sink, true),
             sink: Arc::clone(sink),
-            source: self.oplog(),
+            source: self.source(),
         })
     }
 
@@ -303,19 +304,19 @@ impl Job {
 
     /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
-        let mut source = self.oplog();
+        let mut source = self.source();
         let sink = self.sink(stage).await?;
         let read = self.hooks.status.positions().now().read;
         let overlap_until = start::overlap_mark(read, source.newest().await?);
         source.open(position).await?;
-        let decoder = Decoder::new(Arc::clone(&self.namespaces), self.decode_options(), position.time());
+        let decoder = self.decoder(position);
         sink.load().await?;
         let reader = self.reader();
         let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
         let at_mark = self.indexes_at_mark(&sink, stage);
         tracing::info!(from = %position, %overlap_until, "incremental starts");
         Ok(Incremental {
-            source: Box::new(source),
+            source,
             decoder,
             budget: self.budget.clone(),
             spill: self.spill(),
@@ -390,10 +391,36 @@ impl Job {
         Arc::clone(&self.chain) as Arc<dyn PluginChain>
     }
 
-    fn oplog(&self) -> OplogSource {
-        let reply_entries = u32::try_from(self.config.incr.fetch_batch_size).unwrap_or(u32::MAX);
-        let options = OplogOptions { mode: self.servers.mode, reply_entries, ..OplogOptions::default() };
-        OplogSource::new(self.servers.source.clone(), options, self.budget.clone())
+    fn source(&self) -> Box<dyn Source> {
+        let (client, budget) = (self.servers.source.clone(), self.budget.clone());
+        let (mode, entries) = (self.servers.mode, u32::try_from(self.config.incr.fetch_batch_size).unwrap_or(u32::MAX));
+        match self.config.incr.fetch_method {
+            FetchMethod::Oplog => {
+                let options = OplogOptions { mode, reply_entries: entries, ..OplogOptions::default() };
+                Box::new(OplogSource::new(client, options, budget))
+            }
+            FetchMethod::ChangeStream => {
+                let options = StreamOptions { mode, reply_events: entries, ..StreamOptions::default() };
+                Box::new(ChangeStreamSource::new(client, options, budget))
+            }
+        }
+    }
+
+    fn decoder(&self, from: &Position) -> Box<dyn Decode> {
+        let namespaces = Arc::clone(&self.namespaces);
+        match (self.config.incr.fetch_method, from) {
+            (FetchMethod::ChangeStream, _) => {
+                Box::new(StreamDecoder::new(namespaces, self.decode_options(), from.clone()))
+            }
+            (FetchMethod::Oplog, Position::Oplog(time)) if time.term >= 0 => {
+                Box::new(Decoder::new(namespaces, self.decode_options(), *time))
+            }
+            // A time that came out of a change stream, MongoShake's too, may stand among several events: they are
+            // applied again.
+            (FetchMethod::Oplog, Position::Oplog(time) | Position::Stream { time, .. }) => {
+                Box::new(Decoder::new(namespaces, self.decode_options(), *time).repeating_the_start())
+            }
+        }
     }
 
     fn reader(&self) -> Arc<dyn SnapshotReader> {

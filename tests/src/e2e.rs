@@ -18,5 +18,6 @@ mod parking;
 mod progress;
 mod rig;
 mod silent_loss;
+mod stream;
 mod swap;
 mod tls;

@@ -10,6 +10,8 @@ mod harness;
 mod sink;
 
 #[cfg(test)]
+mod change_stream;
+#[cfg(test)]
 mod e2e;
 #[cfg(test)]
 mod oplog_source;

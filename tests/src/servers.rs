@@ -126,6 +126,12 @@ impl ReplicaSet {
         connect(&self.member_uri(member)).await
     }
 
+    /// The version the set was started with.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.options.version
+    }
+
     /// How many members the set was started with.
     #[must_use]
     pub fn members(&self) -> usize {

@@ -51,7 +51,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     test.args(&options.filter);
     let seeds = paths::target().join("seeds.txt");
     std::fs::write(&seeds, "").context("empty the list of seeds")?;
-    let tested = steps::run(test.env(FILE_VARIABLE, &seeds));
+    let mut tested = steps::run(test.env(FILE_VARIABLE, &seeds));
+    if tested.is_ok() && options.long && options.filter.is_none() {
+        tested = by_change_stream(&seeds);
+    }
     say_seeds(&seeds)?;
     tested
 }
@@ -62,6 +65,15 @@ fn say_seeds(file: &Path) -> Result<()> {
     let lines: BTreeSet<&str> = text.lines().collect();
     lines.into_iter().for_each(console::say);
     Ok(())
+}
+
+/// Every end-to-end test once more, with the other way of reading the source.
+fn by_change_stream(seeds: &Path) -> Result<()> {
+    console::title("end to end, by change stream");
+    let mut test = steps::cargo(&["test", "-p", "oplogue-tests", "--test", "all"]);
+    test.env("OPLOGUE_LONG", "1").env("OPLOGUE_FETCH_METHOD", "change_stream").env(FILE_VARIABLE, seeds);
+    test.arg("--").args(["--test-threads", "2", "e2e::"]);
+    steps::run(&mut test)
 }
 
 fn check() -> Result<()> {

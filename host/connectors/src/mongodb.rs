@@ -11,9 +11,11 @@ pub mod privileges;
 pub mod topology;
 mod transaction;
 
+pub mod change_stream;
 pub mod oplog;
 pub mod reply;
 pub mod snapshot;
+mod tail;
 
 pub(crate) mod command;
 pub mod copy;

@@ -9,9 +9,11 @@
 //! reply does not hold: an older entry, bytes that were put on disk, memory for them. It says what it needs and goes on
 //! when it has been given that.
 
+pub mod change_event;
 pub mod ddl;
 mod ending;
 pub mod oplog;
+pub mod stream;
 pub mod transaction;
 
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position,
 use crate::spill::Stored;
 use ending::{Ending, Next};
 use oplog::Entry;
+pub use stream::StreamDecoder;
 use transaction::{Chain, Seen, Transactions};
 
 /// The one stream of a replica set.
@@ -32,6 +35,30 @@ const STREAM: u32 = 0;
 
 /// A transaction of several entries that is larger than this is passed on in pieces with memory of their own.
 const INLINE_BYTES_MAX: usize = 1 << 20;
+
+/// Turns the replies of one kind of source into batches, in order.
+pub trait Decode: Send + std::fmt::Debug {
+    /// Takes the next reply. The one before must be used up.
+    fn begin(&mut self, raw: RawBatch);
+
+    /// What comes next out of the reply.
+    ///
+    /// # Errors
+    /// `Malformed`, `CannotApply` or `Exhausted`; the message names the entry's time.
+    fn step(&mut self) -> Result<Step>;
+
+    /// Takes what the last step needed.
+    ///
+    /// # Errors
+    /// `Malformed` for an entry that is none; `Bug` for something that was not asked for.
+    fn answer(&mut self, answer: Answer) -> Result<()>;
+
+    /// What was seen since the start.
+    fn counts(&self) -> DecodeCounts;
+
+    /// The place to open the source at again when its cursor is lost. What was decoded stays valid.
+    fn reopen(&mut self) -> Position;
+}
 
 /// What the decoder needs to know of the job.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +85,10 @@ pub struct DecodeCounts {
     pub index_build_steps: u64,
     /// Transactions that were aborted.
     pub aborted: u64,
+    /// Updates that came as the whole document, since the server tells no exact form of them.
+    pub whole: u64,
+    /// Of such updates, those whose document was gone by then: its delete follows.
+    pub gone: u64,
 }
 
 /// What comes out of the decoder next.
@@ -82,6 +113,16 @@ pub enum Need {
     Store(Bytes),
     /// What was put aside: [`Decoder::loaded`].
     Load(Stored),
+}
+
+/// What a [`Need`] was answered with.
+#[derive(Debug)]
+pub enum Answer {
+    Memory(Permit),
+    /// The raw entry.
+    Entry(Bytes),
+    Stored(Stored),
+    Loaded(Bytes),
 }
 
 /// The reply that is being decoded.
@@ -137,6 +178,13 @@ impl Decoder {
             excess: None,
             ending: None,
         }
+    }
+
+    /// Applies the entry to start from too: the position says only that what is before its time is done.
+    #[must_use]
+    pub fn repeating_the_start(mut self) -> Self {
+        self.skip = None;
+        self
     }
 
     /// What was seen since the start.
@@ -336,7 +384,7 @@ impl Decoder {
                 Ok(())
             }
             b'i' | b'u' | b'd' => {
-                if self.is_own(entry) {
+                if self.options.is_own(entry) {
                     self.counts.own += 1;
                     return Ok(());
                 }
@@ -368,7 +416,7 @@ impl Decoder {
                 Ok(())
             }
             _ => {
-                if self.is_own(entry) {
+                if self.options.is_own(entry) {
                     self.counts.own += 1;
                     return Ok(());
                 }
@@ -437,19 +485,52 @@ impl Decoder {
         }
         Ok(())
     }
+}
 
+impl Decode for Decoder {
+    fn begin(&mut self, raw: RawBatch) {
+        Self::begin(self, raw);
+    }
+
+    fn step(&mut self) -> Result<Step> {
+        Self::step(self)
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<()> {
+        match answer {
+            Answer::Memory(permit) => self.granted(permit),
+            Answer::Entry(entry) => self.entry(entry)?,
+            Answer::Stored(stored) => self.stored(stored)?,
+            Answer::Loaded(operations) => self.loaded(operations)?,
+        }
+        Ok(())
+    }
+
+    fn counts(&self) -> DecodeCounts {
+        Self::counts(self)
+    }
+
+    fn reopen(&mut self) -> Position {
+        Self::reopen(self)
+    }
+}
+
+impl DecodeOptions {
     fn is_own(&self, entry: &Entry) -> bool {
         let ns = entry.ns();
-        if ns.ends_with(".$cmd") {
-            let database = ns.trim_end_matches(".$cmd");
-            let named = entry.command_collection();
-            return self.options.own_databases.iter().any(|own| own == database)
-                || self.options.own_collections.iter().any(|own| {
-                    own.strip_prefix(database).and_then(|rest| rest.strip_prefix('.')) == named && named.is_some()
-                });
-        }
-        self.options.own_collections.iter().any(|own| own == ns)
-            || self.options.own_databases.iter().any(|own| ns.split('.').next() == Some(own))
+        let Some(database) = ns.strip_suffix(".$cmd") else {
+            return self.is_own_name(ns);
+        };
+        let named = entry.command_collection();
+        self.own_databases.iter().any(|own| own == database)
+            || self.own_collections.iter().any(|own| {
+                own.strip_prefix(database).and_then(|rest| rest.strip_prefix('.')) == named && named.is_some()
+            })
+    }
+
+    fn is_own_name(&self, ns: &str) -> bool {
+        self.own_collections.iter().any(|own| own == ns)
+            || self.own_databases.iter().any(|own| ns.split('.').next() == Some(own))
     }
 }
 

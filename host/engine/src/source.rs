@@ -13,7 +13,7 @@ use crate::model::{CollectionUuid, Namespace, OpTime, Position, RawBatch};
 
 /// Reads the changes of one replica set.
 #[async_trait]
-pub trait Source: Send {
+pub trait Source: Send + Sync {
     /// Starts reading at `from`. The first entry that [`Source::next`] returns *is* the entry at `from` when the
     /// position is an oplog time of a known term (the proof that the history is the same); the decoder drops it.
     ///

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use oplogue_connectors::mongodb::copy::MongoCopyTarget;
-use oplogue_connectors::mongodb::oplog::OplogSource;
 use oplogue_connectors::mongodb::sink::MongoSink;
 use oplogue_engine::error::{Kind, Result};
 use oplogue_engine::full_sync::Plan;
@@ -22,7 +21,7 @@ use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime};
 use oplogue_engine::pipeline::AtMark;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::CopyTarget as _;
-use oplogue_engine::source::{SnapshotReader, Source as _};
+use oplogue_engine::source::{SnapshotReader, Source};
 
 /// How often in a row indexes may not hold before that is a fault: a document on the target is in their way then.
 const ROUNDS: u32 = 5;
@@ -42,7 +41,7 @@ pub(super) struct Parts {
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) target: Arc<MongoCopyTarget>,
     pub(super) sink: Arc<MongoSink>,
-    pub(super) source: OplogSource,
+    pub(super) source: Box<dyn Source>,
 }
 
 /// Builds the waiting indexes of the copied collections when the overlap ends.

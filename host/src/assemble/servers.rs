@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use mongodb::Client;
 use oplogue_connectors::mongodb::alone::{self, WriterName};
+use oplogue_connectors::mongodb::change_stream::Shown;
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
-use oplogue_connectors::mongodb::topology::{self, Topology};
+use oplogue_connectors::mongodb::topology;
 use oplogue_engine::config::Config;
-use oplogue_engine::config::checked::{self, PluginEntry, PluginPath};
+use oplogue_engine::config::checked::{self, FetchMethod, PluginEntry, PluginPath};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::Namespaces;
 use oplogue_engine::plugin::PluginChain as _;
@@ -68,16 +69,26 @@ impl Servers {
             let options = options(ConnectMode::Primary, &config.checkpoint.root_ca_file);
             connect(Side::Store, &config.checkpoint.url.resolve()?, &options).await?
         };
-        let found = topology::inspect(Side::Source, &source, &mode.criteria()).await?;
+        let replica_set = match config.incr.fetch_method {
+            FetchMethod::Oplog => Self::inspect(&source, mode).await?,
+            FetchMethod::ChangeStream => Self::inspect_stream(&source, mode, config.filter.ddl_enable).await?,
+        };
+        Self::check_target(&target, &source, mode).await?;
+        Ok(Self { source, target, writing: Mutex::default(), store, replica_set, mode })
+    }
+
+    /// The name of the replica set whose oplog is read.
+    async fn inspect(source: &Client, mode: ConnectMode) -> Result<String> {
+        let found = topology::inspect(Side::Source, source, &mode.criteria()).await?;
         tracing::info!(
             replica_set = %found.replica_set,
             version = %found.version_text(),
             member = %found.member.address,
             "source is there"
         );
-        Self::check_privileges(&source, mode).await?;
-        Self::check_target(&target, &found).await?;
-        Ok(Self { source, target, writing: Mutex::default(), store, replica_set: found.replica_set, mode })
+        let privileges = Privileges::ask(Side::Source, source, &mode.criteria()).await?;
+        privileges.require(Side::Source, &privileges::of_source())?;
+        Ok(found.replica_set)
     }
 
     /// A client to write through, when nothing of an earlier run can reach the target any more.
@@ -98,17 +109,24 @@ impl Servers {
 
     /// A target that is the source would be dropped before it is copied, and one that cannot be written to would be
     /// found out in the middle of the copy.
-    async fn check_target((uri, options): &(String, ConnectOptions), source: &Topology) -> Result<()> {
-        let target = connect(Side::Sink, uri, options).await?;
-        let checked = Self::check_reached(&target, source).await;
-        target.shutdown().immediate(true).await;
+    async fn check_target(target: &(String, ConnectOptions), source: &Client, mode: ConnectMode) -> Result<()> {
+        let client = connect(Side::Sink, &target.0, &target.1).await?;
+        let checked = Self::check_reached(&client, source, mode).await;
+        client.shutdown().immediate(true).await;
         checked
     }
 
-    async fn check_reached(target: &Client, source: &Topology) -> Result<()> {
+    async fn check_reached(target: &Client, source: &Client, mode: ConnectMode) -> Result<()> {
         let criteria = ConnectMode::Primary.criteria();
-        let found = topology::inspect(Side::Sink, target, &criteria).await?;
-        if found.is_same_set(source) {
+        let privileges = privileges::require_some_writing(&Privileges::ask(Side::Sink, target, &criteria).await?);
+        let found = match topology::inspect(Side::Sink, target, &criteria).await {
+            Ok(found) => found,
+            // A mongos or a server alone: neither is the replica set that is read.
+            Err(error) if error.kind() == Kind::Unsupported => return privileges,
+            Err(error) => return Err(error),
+        };
+        let source = topology::inspect(Side::Source, source, &mode.criteria()).await.ok();
+        if source.is_some_and(|source| found.is_same_set(&source)) {
             let text = format!(
                 "tunnel.address is the source itself (replica set {}, {}): the copy would drop what it is to read",
                 found.replica_set, found.member.address
@@ -130,12 +148,26 @@ impl Servers {
             member = %found.member.address,
             "target is there"
         );
-        privileges::require_some_writing(&Privileges::ask(Side::Sink, target, &criteria).await?)
+        privileges
     }
 
-    async fn check_privileges(source: &Client, mode: ConnectMode) -> Result<()> {
+    /// The name of the replica set or cluster whose change stream is read, unless the stream lacks what was asked for.
+    async fn inspect_stream(source: &Client, mode: ConnectMode, ddl: bool) -> Result<String> {
+        let found = topology::cluster(Side::Source, source, &mode.criteria()).await?;
+        let shown = Shown::by(found.version);
+        let version = topology::version_text(found.version);
+        tracing::info!(source = %found.name, %version, ?shown, "source is there, its change stream is read");
+        if ddl && !shown.ddl {
+            let text = format!(
+                "filter.ddl_enable = true, but the change streams of MongoDB {version} show no create, createIndexes, \
+                 dropIndexes and collMod, and no identity of collections: set incr_sync.mongo_fetch_method = oplog, or \
+                 filter.ddl_enable = false"
+            );
+            return Err(Error::new(Side::Source, Kind::Unsupported, text));
+        }
         let privileges = Privileges::ask(Side::Source, source, &mode.criteria()).await?;
-        privileges.require(Side::Source, &privileges::of_source())
+        privileges.require(Side::Source, &privileges::of_stream())?;
+        Ok(found.name)
     }
 }
 

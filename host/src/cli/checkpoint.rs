@@ -152,7 +152,7 @@ fn described(one: &Stored) -> String {
         StoredKind::Ours => one.id.clone(),
         StoredKind::MongoShake => format!("{} (MongoShake's, replica set {})", one.id, one.name),
     };
-    let position = one.position.as_ref().map_or_else(|| "none".to_owned(), |p| time_text(p.time()));
+    let position = one.position.as_ref().map_or_else(|| "none".to_owned(), position_text);
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
             // Writing into a string cannot fail.
@@ -165,6 +165,18 @@ fn described(one: &Stored) -> String {
         line("lease", &format!("epoch {}, taken by {}", one.epoch, one.holder));
     }
     text
+}
+
+/// The time, and for a change stream the beginning of its resume token: `--json` has all of it.
+fn position_text(position: &Position) -> String {
+    const DIGITS_SHOWN: usize = 40;
+    let time = time_text(position.time());
+    let Position::Stream { token, .. } = position else {
+        return time;
+    };
+    let token = bson::RawDocument::from_bytes(token).ok().and_then(|token| token.get_str("_data").ok());
+    let shown: String = token.unwrap_or_default().chars().take(DIGITS_SHOWN).collect();
+    format!("{time}, change stream behind token {shown}…")
 }
 
 fn time_text(time: OpTime) -> String {
@@ -182,10 +194,8 @@ async fn replica_set_of(config: &Config, given: Option<&str>) -> Result<String> 
     let mode = connect_mode(config.connect_mode);
     let options = ConnectOptions { mode, ca_file: config.source_root_ca_file.clone(), ..ConnectOptions::default() };
     let source = client::connect(Side::Source, &uri.resolve()?, &options).await?;
-    let topology = topology::inspect(Side::Source, &source, &mode.criteria()).await;
-    Ok(topology
-        .map_err(|e| e.context("ask the source for its replica set (--replica-set NAME avoids it)"))?
-        .replica_set)
+    let cluster = topology::cluster(Side::Source, &source, &mode.criteria()).await;
+    Ok(cluster.map_err(|e| e.context("ask the source for its replica set (--replica-set NAME avoids it)"))?.name)
 }
 
 async fn open(config: &Config, replica_set: &str) -> Result<MongoStore> {

@@ -35,6 +35,11 @@ impl PipelineConfig {
     /// When the machine has no free port.
     pub fn new(source: &str, target: &str) -> Result<Self> {
         let config = Self { keys: BTreeMap::new(), tables: Vec::new() };
+        // The long run goes through every test again with the other way of reading.
+        let config = match std::env::var("OPLOGUE_FETCH_METHOD") {
+            Ok(method) => config.set("incr_sync.mongo_fetch_method", method),
+            Err(_) => config,
+        };
         Ok(config
             .set("id", "test")
             .set("sync_mode", "all")

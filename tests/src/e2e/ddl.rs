@@ -34,7 +34,15 @@ async fn ddl_among_the_writes() -> Result<()> {
 
 #[tokio::test]
 async fn killed_among_ddl() -> Result<()> {
-    let rig = rig().await?;
+    killed(rig().await?).await
+}
+
+#[tokio::test]
+async fn killed_among_ddl_by_change_stream() -> Result<()> {
+    killed(rig().await?.by_change_stream()).await
+}
+
+async fn killed(rig: Rig) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(rig.load.seed);
     let mut collector = Collector::start(&rig.config()?.set("filter.ddl_enable", true))?;
     handed_over(&mut collector).await?;

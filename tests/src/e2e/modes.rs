@@ -11,7 +11,15 @@ use super::rig::{PATIENCE, Rig, handed_over};
 
 #[tokio::test]
 async fn all_copies_and_follows_a_mixed_load() -> Result<()> {
-    let rig = Rig::start().await?;
+    copies_and_follows(Rig::start().await?).await
+}
+
+#[tokio::test]
+async fn all_copies_and_follows_a_mixed_load_by_change_stream() -> Result<()> {
+    copies_and_follows(Rig::start().await?.by_change_stream()).await
+}
+
+async fn copies_and_follows(rig: Rig) -> Result<()> {
     rig.fill(300).await?;
     let mut load = rig.start_load();
     load.reach(300, PATIENCE).await?;

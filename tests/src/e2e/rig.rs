@@ -21,6 +21,7 @@ pub(super) struct Rig {
     pub(super) source: ReplicaSet,
     pub(super) target: ReplicaSet,
     pub(super) load: LoadOptions,
+    by_change_stream: bool,
 }
 
 impl Rig {
@@ -37,7 +38,12 @@ impl Rig {
         let (source, target) = tokio::join!(ReplicaSet::start(source), ReplicaSet::start(target));
         // Enough writers to overlap, few enough to leave the collector a core.
         let load = LoadOptions { workers: 3, rate: Some(1_500.0), ..LoadOptions::default() };
-        Ok(Self { source: source?, target: target?, load })
+        Ok(Self { source: source?, target: target?, load, by_change_stream: false })
+    }
+
+    /// Reads the source's change stream instead of its oplog.
+    pub(super) fn by_change_stream(self) -> Self {
+        Self { by_change_stream: true, ..self }
     }
 
     /// Fills the source with that many documents a collection.
@@ -51,6 +57,8 @@ impl Rig {
 
     pub(super) fn config(&self) -> Result<PipelineConfig> {
         let config = PipelineConfig::between(&self.source, &self.target)?;
+        let config =
+            if self.by_change_stream { config.set("incr_sync.mongo_fetch_method", "change_stream") } else { config };
         Ok(config.set("checkpoint.storage.url", self.source.uri_as_user()))
     }
 

@@ -5,29 +5,24 @@
 //! entry). It reads with majority concern, so an entry that came out of it is never rolled back. This module never
 //! looks into an entry beyond its `ts` and `t`, never retries, and holds a permit for every byte it asks for.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::{RawDocumentBuf, Timestamp, rawdoc};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use mongodb::Client;
 use mongodb::options::{CursorType, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatchCursor;
-use oplogue_engine::budget::{Budget, Permit};
+use oplogue_engine::budget::Budget;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{OpTime, Position, RawBatch};
 use oplogue_engine::source::{Source, Window};
 
 use super::client::ConnectMode;
-use super::reply::{self, CursorSlot, REPLY_BYTES_MAX};
-use super::{classify, topology};
+use super::tail::{self, Tail};
+use super::{classify, reply, topology};
 
 const READ: &str = "read the oplog (needs `read` on `local`)";
-
-/// Memory asked for before the size of replies is known.
-const FIRST_REPLY_BYTES: usize = 1024 * 1024;
 
 /// How the oplog is read.
 #[derive(Debug, Clone)]
@@ -69,6 +64,10 @@ enum Start {
 impl Start {
     fn of(from: &Position) -> Self {
         let time = from.time();
+        if let Position::Stream { .. } = from {
+            // A token's time need not be an entry's, and it may stand among several events of that time.
+            return Self::Date(time);
+        }
         match time {
             OpTime { secs: 0 | 1, term: -1, .. } => Self::Oldest,
             OpTime { inc: 0, .. } => Self::Date(time),
@@ -88,15 +87,13 @@ impl Start {
 pub struct OplogSource {
     client: Client,
     options: OplogOptions,
-    budget: Budget,
-    cursor: CursorSlot,
+    tail: Tail,
     /// The first reply, read by `open` to prove the position.
     ready: Option<RawBatch>,
     /// The entry that the first reply with entries must begin with, while that has not come.
     expected: Option<OpTime>,
     /// The member that the cursor reads.
     member: SelectionCriteria,
-    reply_bytes: usize,
 }
 
 impl OplogSource {
@@ -104,27 +101,7 @@ impl OplogSource {
     #[must_use]
     pub fn new(client: Client, options: OplogOptions, budget: Budget) -> Self {
         let member = options.mode.criteria();
-        let reply_bytes = FIRST_REPLY_BYTES;
-        Self {
-            client,
-            options,
-            budget,
-            cursor: CursorSlot::default(),
-            ready: None,
-            expected: None,
-            member,
-            reply_bytes,
-        }
-    }
-
-    /// Picks the member to read and stays with it: the window must be that member's, members' oplogs differ in length.
-    async fn pick_member(&mut self) -> Result<()> {
-        self.member = self.options.mode.criteria();
-        if self.options.mode != ConnectMode::Standalone {
-            let picked = topology::last_write(Side::Source, &self.client, &self.member).await?.address;
-            self.member = SelectionCriteria::Predicate(Arc::new(move |server| server.address().to_string() == picked));
-        }
-        Ok(())
+        Self { client, options, tail: Tail::new(budget), ready: None, expected: None, member }
     }
 
     async fn find(&self, start: Start) -> Result<RawBatchCursor> {
@@ -150,25 +127,7 @@ impl OplogSource {
     }
 
     async fn read(&mut self) -> Result<RawBatch> {
-        let mut permit = self.budget.acquire(self.reply_bytes).await;
-        let Some(cursor) = self.cursor.get() else {
-            return Err(Error::new(Side::Source, Kind::Bug, "the oplog is read before it is opened"));
-        };
-        let reply = match cursor.next().await {
-            Some(reply) => reply.map_err(|e| classify::error(Side::Source, READ, e))?,
-            None => {
-                return Err(Error::new(Side::Source, Kind::CursorLost, format!("{READ}: the cursor ended")));
-            }
-        };
-        let bytes = reply.as_raw_document().as_bytes().len();
-        let entries = reply::array(reply)?;
-        if reply::first_document(&entries)?.is_none() {
-            return Ok(RawBatch { entries, reached: None, permit: Permit::none() });
-        }
-        permit.resize(bytes);
-        // A quarter more than the last reply, so that growing replies are seen coming.
-        self.reply_bytes = (bytes + bytes / 4).clamp(FIRST_REPLY_BYTES, REPLY_BYTES_MAX);
-        Ok(RawBatch { entries, reached: None, permit })
+        self.tail.next(tail::failed(READ)).await
     }
 
     /// Compares the first entry ever seen by this cursor with the position it was opened at.
@@ -229,12 +188,7 @@ impl OplogSource {
     }
 
     fn primary(&self) -> SelectionCriteria {
-        match self.options.mode {
-            ConnectMode::Standalone => ConnectMode::Standalone.criteria(),
-            ConnectMode::Primary | ConnectMode::SecondaryPreferred | ConnectMode::Secondary | ConnectMode::Nearest => {
-                ConnectMode::Primary.criteria()
-            }
-        }
+        tail::primary(self.options.mode)
     }
 }
 
@@ -242,10 +196,10 @@ impl OplogSource {
 impl Source for OplogSource {
     async fn open(&mut self, from: &Position) -> Result<()> {
         let start = Start::of(from);
-        self.cursor.put(None);
+        self.tail.put(None);
         self.ready = None;
-        self.pick_member().await?;
-        self.cursor.put(Some(self.find(start).await?));
+        self.member = tail::pick_member(&self.client, self.options.mode).await?;
+        self.tail.put(Some(self.find(start).await?));
         self.expected = match start {
             Start::Entry(time) => Some(time),
             Start::Oldest | Start::Date(_) => None,
@@ -257,6 +211,9 @@ impl Source for OplogSource {
         }
         if let Start::Date(date) = start {
             self.prove_date(date).await?;
+        }
+        if let Position::Stream { time, .. } = from {
+            self.prove_not_ahead(*time).await?;
         }
         self.ready = Some(first);
         Ok(())
@@ -316,7 +273,7 @@ fn is_entry(found: OpTime, expected: OpTime) -> bool {
 }
 
 /// The oldest entry of one member's oplog.
-async fn oldest(client: &Client, member: &SelectionCriteria) -> Result<OpTime> {
+pub(super) async fn oldest(client: &Client, member: &SelectionCriteria) -> Result<OpTime> {
     let command: RawDocumentBuf = rawdoc! {
         "find": "oplog.rs",
         "sort": { "$natural": 1 },
@@ -342,7 +299,7 @@ pub fn window_text(window: &Window) -> String {
     format!("the oplog holds {} to {}", dated(window.oldest), dated(window.newest))
 }
 
-fn dated(time: OpTime) -> String {
+pub(super) fn dated(time: OpTime) -> String {
     let date = jiff::Timestamp::from_second(i64::from(time.secs)).map(|date| date.to_string()).unwrap_or_default();
     format!("{time} = {date}")
 }

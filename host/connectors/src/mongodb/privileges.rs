@@ -37,17 +37,27 @@ impl fmt::Display for Need {
 /// The needs of reading a source with the oplog and the full copy.
 #[must_use]
 pub fn of_source() -> Vec<Need> {
-    let need = |database: &str, collection: &str, action, purpose: &str| Need {
-        database: database.to_owned(),
-        collection: collection.to_owned(),
-        action,
-        purpose: purpose.to_owned(),
+    let oplog = Need {
+        database: "local".to_owned(),
+        collection: "oplog.rs".to_owned(),
+        action: "find",
+        purpose: "tailing the oplog (role `read` on `local`)".to_owned(),
     };
-    vec![
-        need("local", "oplog.rs", "find", "tailing the oplog (role `read` on `local`)"),
-        need("", "", "find", "the full copy (role `readAnyDatabase`)"),
-        need("", "", "listCollections", "the full copy (role `readAnyDatabase`)"),
-        need("", "", "listIndexes", "copying indexes (role `readAnyDatabase`)"),
+    std::iter::once(oplog).chain(of_copy()).collect()
+}
+
+/// The needs of reading a source with a change stream and the full copy.
+#[must_use]
+pub fn of_stream() -> Vec<Need> {
+    let stream = everywhere("changeStream", "the change stream (role `readAnyDatabase`)");
+    std::iter::once(stream).chain(of_copy()).collect()
+}
+
+fn of_copy() -> [Need; 3] {
+    [
+        everywhere("find", "the full copy (role `readAnyDatabase`)"),
+        everywhere("listCollections", "the full copy (role `readAnyDatabase`)"),
+        everywhere("listIndexes", "copying indexes (role `readAnyDatabase`)"),
     ]
 }
 
@@ -67,6 +77,10 @@ pub fn require_some_writing(privileges: &Privileges) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn everywhere(action: &'static str, purpose: &str) -> Need {
+    Need { database: String::new(), collection: String::new(), action, purpose: purpose.to_owned() }
 }
 
 /// The needs of the checkpoint store.

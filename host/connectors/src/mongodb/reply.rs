@@ -74,6 +74,18 @@ pub fn array(batch: RawBatch) -> Result<Bytes, Malformed> {
     Err(missing)
 }
 
+/// The place behind the reply in a change stream: `postBatchResumeToken`. Replies of other cursors have none.
+///
+/// # Errors
+/// `Malformed` when the reply is none of a cursor.
+pub fn resume_token(batch: &RawBatch) -> Result<Option<Bytes>, Malformed> {
+    let missing = Malformed { offset: 0, reason: "a cursor's reply holds no batch" };
+    let cursor = raw::find(batch.as_raw_document().as_bytes(), "cursor")?.ok_or(missing)?;
+    let token = raw::find(cursor.value, "postBatchResumeToken")?.filter(|token| token.kind == kind::DOCUMENT);
+    // A copy: a slice would keep the whole reply alive as long as the position.
+    Ok(token.map(|token| Bytes::copy_from_slice(token.value)))
+}
+
 /// Whether the cursor is finished on the server: nothing follows this reply.
 ///
 /// # Errors

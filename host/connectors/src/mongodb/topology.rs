@@ -12,13 +12,15 @@ use oplogue_engine::model::OpTime;
 
 use super::classify;
 
+/// `major, minor, patch` of a server.
+pub type Version = [u32; 3];
+
 /// What `hello` and `buildInfo` say about one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     /// Name of the replica set.
     pub replica_set: String,
-    /// `major, minor, patch`.
-    pub version: [u32; 3],
+    pub version: Version,
     /// Protocol version; 21 is MongoDB 7.0, 17 is 6.0, 9 is 4.4.
     pub max_wire_version: i32,
     /// `featureCompatibilityVersion`, where the user may read it.
@@ -42,6 +44,30 @@ pub struct Member {
     pub newest: OpTime,
 }
 
+/// What a change stream can be opened on: a replica set, or a sharded cluster behind a `mongos`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Name of the replica set; [`SHARDED`] behind a `mongos`.
+    pub name: String,
+    pub is_mongos: bool,
+    pub version: Version,
+}
+
+/// What a sharded cluster is called where a replica set has a name; MongoShake's word.
+pub const SHARDED: &str = "mongos";
+
+/// How far the writes of a replica set or sharded cluster have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// What a majority holds. Behind a `mongos`, the cluster time: nothing that happened is later.
+    pub majority: OpTime,
+    /// What the server asked has itself.
+    pub written: OpTime,
+    /// Whether the server asked leads: another one may be behind.
+    pub is_primary: bool,
+    pub is_mongos: bool,
+}
+
 impl Topology {
     /// Whether the server is at least of this version.
     #[must_use]
@@ -58,9 +84,14 @@ impl Topology {
     /// The version as people write it, `6.0.27`.
     #[must_use]
     pub fn version_text(&self) -> String {
-        let [major, minor, patch] = self.version;
-        format!("{major}.{minor}.{patch}")
+        version_text(self.version)
     }
+}
+
+/// A version as people write it, `6.0.27`.
+#[must_use]
+pub fn version_text([major, minor, patch]: Version) -> String {
+    format!("{major}.{minor}.{patch}")
 }
 
 /// Asks one server that `criteria` picks what it is.
@@ -91,6 +122,40 @@ pub async fn last_write(side: Side, client: &Client, criteria: &SelectionCriteri
     member(side, &hello)
 }
 
+/// Asks what a change stream would be opened on.
+///
+/// # Errors
+/// As [`inspect`], but for a `mongos`.
+pub async fn cluster(side: Side, client: &Client, criteria: &SelectionCriteria) -> Result<Cluster> {
+    let hello = hello(side, client, criteria).await?;
+    let is_mongos = is_mongos(&hello);
+    let name = if is_mongos { SHARDED.to_owned() } else { replica_set(side, &hello)? };
+    let build = run(side, client, criteria, doc! { "buildInfo": 1 }).await?;
+    Ok(Cluster { name, is_mongos, version: version(&build) })
+}
+
+/// Asks how far the writes have come, of a replica set or through a `mongos`. One round trip.
+///
+/// # Errors
+/// As [`inspect`], but for a `mongos`.
+pub async fn newest(side: Side, client: &Client, criteria: &SelectionCriteria) -> Result<Newest> {
+    let hello = hello(side, client, criteria).await?;
+    if is_mongos(&hello) {
+        let time = hello.get_document("$clusterTime").ok().and_then(|time| time.get_timestamp("clusterTime").ok());
+        let missing =
+            || Error::new(side, Kind::Unavailable, "ask the server what it is: it reports no cluster time yet");
+        let time = time.map(|ts| OpTime::new(ts.time, ts.increment, -1)).ok_or_else(missing)?;
+        return Ok(Newest { majority: time, written: time, is_primary: true, is_mongos: true });
+    }
+    replica_set(side, &hello)?;
+    let Member { writable_primary, majority, newest, .. } = member(side, &hello)?;
+    Ok(Newest { majority, written: newest, is_primary: writable_primary, is_mongos: false })
+}
+
+fn is_mongos(hello: &Document) -> bool {
+    hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid")
+}
+
 async fn hello(side: Side, client: &Client, criteria: &SelectionCriteria) -> Result<Document> {
     run(side, client, criteria, doc! { "hello": 1 }).await
 }
@@ -102,7 +167,7 @@ async fn run(side: Side, client: &Client, criteria: &SelectionCriteria, command:
 }
 
 fn replica_set(side: Side, hello: &Document) -> Result<String> {
-    if hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid") {
+    if is_mongos(hello) {
         let text = "the address is a mongos of a sharded cluster, which this version does not read; \
                     give the addresses of a replica set";
         return Err(Error::new(side, Kind::Unsupported, text));
@@ -135,7 +200,7 @@ pub fn op_time(document: &Document) -> Option<OpTime> {
     Some(OpTime::new(ts.time, ts.increment, term.unwrap_or(-1)))
 }
 
-fn version(build: &Document) -> [u32; 3] {
+fn version(build: &Document) -> Version {
     let numbers = build.get_array("versionArray").ok();
     let number = |n: usize| {
         let found = numbers.and_then(|numbers| numbers.get(n)).and_then(bson::Bson::as_i32);

@@ -58,6 +58,15 @@ pub enum MissingDocument {
     Stop,
 }
 
+/// `incr_sync.mongo_fetch_method`: what changes are read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchMethod {
+    /// The oplog of each replica set.
+    Oplog,
+    /// One change stream over everything.
+    ChangeStream,
+}
+
 /// `log.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
@@ -129,6 +138,7 @@ pub struct FullSync {
 /// Incremental (`incr_sync.*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incr {
+    pub fetch_method: FetchMethod,
     /// `incr_sync.worker`: lanes, 1 to 256.
     pub workers: usize,
     /// Zero = at once. Becomes the plugin `target-delay`.

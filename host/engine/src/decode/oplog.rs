@@ -63,8 +63,14 @@ impl Entry {
         Ok(entry)
     }
 
-    fn walk(bytes: &Bytes) -> Result<Self> {
-        let mut entry = Self {
+    /// A command entry as the oplog has it, for a change of the catalogue that was learned in another form.
+    pub(super) fn of_command(ns: String, o: Bytes, collection: Option<CollectionUuid>, at: (OpTime, i64)) -> Self {
+        let ns = Bytes::from(ns);
+        Self { op: b'c', ns, collection, o, time: at.0, wall_ms: at.1, ..Self::empty() }
+    }
+
+    fn empty() -> Self {
+        Self {
             op: 0,
             ns: Bytes::new(),
             collection: None,
@@ -76,7 +82,11 @@ impl Entry {
             session: None,
             previous: None,
             groups_writes: false,
-        };
+        }
+    }
+
+    fn walk(bytes: &Bytes) -> Result<Self> {
+        let mut entry = Self::empty();
         let mut lsid = None;
         let mut number = None;
         for element in Elements::new(bytes)? {
@@ -185,7 +195,7 @@ impl Entry {
 ///
 /// A logged modifier document always begins with its `$v` or first modifier, so a replacement that merely holds a
 /// `$` name further back is not mistaken for one.
-fn update(o: &Bytes) -> Result<(Operation, Bytes)> {
+pub(super) fn update(o: &Bytes) -> Result<(Operation, Bytes)> {
     let Some(first) = Elements::new(o)?.next() else {
         return Ok((Operation::Replace, o.clone()));
     };

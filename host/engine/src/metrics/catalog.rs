@@ -64,6 +64,8 @@ catalog! {
         "Changes found in the entries, by operation; inner operations of transactions count one each";
     DECODE_DROPPED = Counter "oplogue_decode_dropped_entries_total" ["reason"]
         "Entries that carry nothing to replicate, by reason";
+    DECODE_WHOLE = Counter "oplogue_decode_whole_documents_total" []
+        "Updates that a change stream showed as whole documents, since the server tells no exact form of them";
     PLUGIN_SEEN = Counter "oplogue_plugin_seen_changes_total" []
         "Changes given to the plugin chain; always kept + dropped + dead";
     PLUGIN_KEPT = Counter "oplogue_plugin_kept_changes_total" []

@@ -87,6 +87,7 @@ impl SourceMetrics {
 pub struct DecodeMetrics {
     pub changes: Labelled<Operation>,
     pub dropped: Labelled<DropReason>,
+    pub whole: Counter,
 }
 
 #[derive(Debug)]
@@ -280,6 +281,7 @@ fn stages(to: &mut Registrar) -> Stages {
         decode: DecodeMetrics {
             changes: to.labelled(catalog::DECODE_CHANGES),
             dropped: to.labelled(catalog::DECODE_DROPPED),
+            whole: to.counter(catalog::DECODE_WHOLE),
         },
         plugin: PluginMetrics {
             seen: to.counter(catalog::PLUGIN_SEEN),

@@ -55,6 +55,8 @@ label! {
         Repeated = "repeated",
         /// A collection's bookkeeping that has no effect on documents.
         Internal = "internal",
+        /// An update whose document was gone when the change stream looked for it.
+        Gone = "gone",
     }
 }
 

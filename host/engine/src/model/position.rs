@@ -8,6 +8,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use super::raw::{self, Malformed, kind};
+
 /// An oplog time: `ts` (seconds and increment) and the election term `t` it was written in.
 ///
 /// Ordered by `ts` first; the term only tells histories apart. `term` is -1 where a server reports none.
@@ -62,6 +64,37 @@ pub enum Position {
 }
 
 impl Position {
+    /// The position of a resume token, whose cluster time stands in it.
+    ///
+    /// `_data` is a string of hexadecimal digits (MongoDB 4.2 and later): the sort form of a timestamp, 0x82 and eight
+    /// bytes, and then what tells events of one time apart.
+    ///
+    /// # Errors
+    /// When the token has no such beginning.
+    pub fn of_token(token: Bytes) -> Result<Self, Malformed> {
+        let malformed = |offset| Malformed { offset, reason: "a resume token does not begin with its cluster time" };
+        let data = raw::find(&token, "_data")?.filter(|data| data.kind == kind::STRING).ok_or(malformed(0))?;
+        let offset = data.offset;
+        let digits = |from: usize, to: usize| {
+            let text = data.value.get(4 + from..4 + to).and_then(|text| std::str::from_utf8(text).ok());
+            text.and_then(|text| u32::from_str_radix(text, 16).ok()).ok_or(malformed(offset))
+        };
+        if digits(0, 2)? != 0x82 {
+            return Err(malformed(offset));
+        }
+        let time = OpTime::new(digits(2, 10)?, digits(10, 18)?, -1);
+        Ok(Self::Stream { token, time })
+    }
+
+    /// The same position with a token of its own, where it was a part of a reply that it would keep alive.
+    #[must_use]
+    pub fn detached(self) -> Self {
+        match self {
+            Self::Stream { token, time } => Self::Stream { token: Bytes::copy_from_slice(&token), time },
+            Self::Oplog(_) => self,
+        }
+    }
+
     /// The source time of this position, whatever its form.
     #[must_use]
     pub fn time(&self) -> OpTime {
@@ -74,5 +107,23 @@ impl Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.time().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(data: &str) -> Bytes {
+        Bytes::from(bson::rawdoc! { "_data": data }.into_bytes())
+    }
+
+    #[test]
+    fn a_resume_token_tells_its_time() {
+        let position = Position::of_token(token("826B03A92A0000000C2B022C0100296E5A1004318A9B")).unwrap();
+        assert_eq!(position.time(), OpTime::new(0x6b03_a92a, 12, -1));
+        for broken in ["", "82", "826B03A92A", "836B03A92A0000000C", "826B03A92Z0000000C"] {
+            assert!(Position::of_token(token(broken)).is_err(), "{broken}");
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ack::SlotId;
 use crate::budget::Budget;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Stage};
-use crate::decode::Decoder;
+use crate::decode::Decode;
 use crate::error::{Action, Error, Kind, Result, Side};
 use crate::metrics::{Metrics, Status};
 use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Position};
@@ -65,7 +65,7 @@ pub struct IncrementalOptions {
 /// Everything one incremental run is made of. The source is open at the checkpoint's position.
 pub struct Incremental {
     pub source: Box<dyn Source>,
-    pub decoder: Decoder,
+    pub decoder: Box<dyn Decode>,
     /// The budget that the source's batches are taken from.
     pub budget: Budget,
     /// Where open transactions go that do not fit into memory.

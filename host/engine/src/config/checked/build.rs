@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, Config, ConnectMode, CreateIndex, Filter, FullSync, Incr, Limits, Log, LogFile, LogLevel,
+    Checkpoint, Config, ConnectMode, CreateIndex, FetchMethod, Filter, FullSync, Incr, Limits, Log, LogFile, LogLevel,
     MissingDocument, Monitor, PluginEntry, SyncMode,
 };
 use crate::config::keys::{self, Status};
@@ -25,6 +25,8 @@ const VERSIONS: std::ops::RangeInclusive<i64> = 4..=14;
 const VERSION_KNOWN: i64 = 10;
 
 const SPECIAL_DBS: [&str; 5] = ["admin", "local", "config", "mongoshake", "system.views"];
+
+const FETCH_METHOD: &str = "incr_sync.mongo_fetch_method";
 
 struct Builder<'a> {
     settings: &'a Settings,
@@ -46,6 +48,7 @@ pub(in crate::config) fn build(
     builder.ports();
     builder.filters();
     builder.missing_document();
+    builder.change_stream();
     builder.object_id_list();
     builder.address_of_monitor();
     let (source, target) = (sources.first()?.clone(), target?);
@@ -182,6 +185,26 @@ impl Builder<'_> {
         }
     }
 
+    /// What a change stream never shows is refused here; what depends on the source's version is said.
+    fn change_stream(&mut self) {
+        const SPECIAL: &str = "filter.pass.special.db";
+        if self.settings.text(FETCH_METHOD) != "change_stream" {
+            return;
+        }
+        let hidden = |db: &String| matches!(db.as_str(), "admin" | "local" | "config");
+        if let Some(db) = self.settings.list(SPECIAL).iter().find(|db| hidden(db)) {
+            let fault = Fault::new(format!("{db} is not shown by change streams"));
+            self.fault(SPECIAL, fault.suggest("delete it, or set incr_sync.mongo_fetch_method = oplog"));
+        }
+        let lacks = if self.settings.flag("filter.ddl_enable") {
+            "with filter.ddl_enable = true the source must be MongoDB 6.0 or later: older change streams show no create, \
+             createIndexes, dropIndexes and collMod"
+        } else {
+            "a source older than MongoDB 6.0 shows no exact form of updates: 5.0 is asked for the whole document of each"
+        };
+        self.note(FETCH_METHOD, lacks);
+    }
+
     fn object_id_list(&mut self) {
         const KEY: &str = "incr_sync.shard_by_object_id_whitelist";
         if !self.settings.list(KEY).is_empty() && self.settings.text("incr_sync.shard_key") != "collection" {
@@ -313,6 +336,10 @@ fn full_sync(s: &Settings) -> FullSync {
 
 fn incr(s: &Settings) -> Incr {
     Incr {
+        fetch_method: match s.text(FETCH_METHOD) {
+            "change_stream" => FetchMethod::ChangeStream,
+            _ => FetchMethod::Oplog,
+        },
         workers: s.count("incr_sync.worker"),
         target_delay: s.time("incr_sync.target_delay"),
         missing_document: match s.text("incr_sync.executor.missing_document") {

@@ -11,14 +11,15 @@ use super::{KeySpec, TimeUnit, key};
 const QUEUES: &str = "queue sizes are hints: limits.memory_bytes bounds all queues in bytes";
 const BY_KEY: &str = "changes are always spread and ordered by namespace and _id";
 const OTHER_TUNNEL: &str = "it matters only when tunnel is not direct";
-const CHANGE_STREAM: &str = "it matters only with incr_sync.mongo_fetch_method = change_stream";
+const CHANGE_STREAM: &str =
+    "whole documents are asked for where a server shows no exact form of an update, and nowhere else";
 const COUNT_MAX: i64 = 1 << 30;
 
 #[rustfmt::skip]
 pub(super) const KEYS: &[KeySpec] = &[
-    key("incr_sync.mongo_fetch_method", OneOf(&["oplog", "change_stream"]), "oplog", Conf(4), DefaultOnly("reading change streams"),
-        "Where changes are read from."),
-    key("incr_sync.change_stream.watch_full_document", Bool, "false", Conf(4), Inert(CHANGE_STREAM),
+    key("incr_sync.mongo_fetch_method", OneOf(&["oplog", "change_stream"]), "oplog", Conf(4), Supported,
+        "Where changes are read from. A change stream needs no right to read the oplog and passes a mongos; docs/OPERATIONS.md says what it lacks, by version of the source."),
+    key("incr_sync.change_stream.watch_full_document", Bool, "false", Conf(4), Hint(CHANGE_STREAM),
         "Ask for whole documents."),
     key("incr_sync.oplog.gids", Texts, "", Conf(4), DefaultOnly("replication in both directions"),
         "Global ids of Alibaba's kernels."),

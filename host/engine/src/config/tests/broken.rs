@@ -83,7 +83,7 @@ const CASES: &[Case] = &[
     conf("checkpoint.storage.url = env:", "checkpoint.storage.url", &["environment variable"]),
     // Not built.
     whole("tunnel = kafka\nmongo_urls = mongodb://a\ntunnel.address = t@b:9092", "tunnel", &["a tunnel other than direct is not built yet", "only direct is accepted"]),
-    conf("incr_sync.mongo_fetch_method = change_stream", "incr_sync.mongo_fetch_method", &["reading change streams is not built yet", "only oplog"]),
+    conf("incr_sync.mongo_fetch_method = change_stream\nfilter.pass.special.db = admin", "filter.pass.special.db", &["not shown by change streams"]),
     conf("master_quorum = true", "master_quorum", &["not built yet", "only false is accepted"]),
     conf("incr_sync.oplog.gids = abc", "incr_sync.oplog.gids", &["both directions is not built yet", "only a blank value"]),
     conf("mongo_s_url = mongodb://c", "mongo_s_url", &["a sharded cluster is not built yet"]),

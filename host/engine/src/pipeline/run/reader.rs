@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::budget::Budget;
-use crate::decode::{DecodeCounts, Decoder, Need, Step};
+use crate::decode::{Answer, Decode, DecodeCounts, Need, Step};
 use crate::error::{Kind, Result};
 use crate::metrics::{DropReason, Metrics, Status};
 use crate::model::ChangeBatch;
@@ -28,7 +28,7 @@ const NEWEST_EVERY: Duration = Duration::from_secs(1);
 /// What the reader is made of.
 pub(super) struct Parts {
     pub(super) source: Box<dyn Source>,
-    pub(super) decoder: Decoder,
+    pub(super) decoder: Box<dyn Decode>,
     /// Memory for the pieces of large transactions.
     pub(super) budget: Budget,
     pub(super) spill: Spill,
@@ -113,17 +113,16 @@ impl Reader {
     /// Gets the decoder what it needs to end a transaction, or to keep one open.
     async fn answer(&mut self, need: Need) -> Result<()> {
         let Parts { source, decoder, budget, spill } = &mut self.parts;
-        match need {
-            Need::Memory { bytes } => decoder.granted(budget.acquire(bytes).await),
+        let answer = match need {
+            Need::Memory { bytes } => Answer::Memory(budget.acquire(bytes).await),
             Need::Entry { time } => {
                 let entry = source.entry_at(time).await;
-                let entry = entry.map_err(|e| e.context("complete a transaction that began before the position"))?;
-                decoder.entry(entry)?;
+                Answer::Entry(entry.map_err(|e| e.context("complete a transaction that began before the position"))?)
             }
-            Need::Store(operations) => decoder.stored(spill.store(operations).await?)?,
-            Need::Load(stored) => decoder.loaded(spill.load(stored).await?)?,
-        }
-        Ok(())
+            Need::Store(operations) => Answer::Stored(spill.store(operations).await?),
+            Need::Load(stored) => Answer::Loaded(spill.load(stored).await?),
+        };
+        decoder.answer(answer)
     }
 
     async fn ask_newest(&mut self) -> Result<()> {
@@ -146,9 +145,11 @@ impl Reader {
             (DropReason::Own, now.own - before.own),
             (DropReason::Internal, now.index_build_steps - before.index_build_steps),
             (DropReason::Aborted, now.aborted - before.aborted),
+            (DropReason::Gone, now.gone - before.gone),
         ] {
             dropped.of(reason).inc_by(count);
         }
+        self.metrics.decode.whole.inc_by(now.whole - before.whole);
     }
 }
 
