@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, StreamOptions};
+use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
+use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
 use oplogue_connectors::mongodb::sink::{MissingDocument, MongoSink, SinkOptions};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
@@ -328,7 +330,12 @@ impl Job {
             metrics: self.hooks.metrics.clone(),
             status: self.hooks.status.clone(),
             options: IncrementalOptions {
-                core: CoreOptions { lanes: self.config.incr.workers, overlap_until, single_lane },
+                core: CoreOptions {
+                    lanes: self.config.incr.workers,
+                    overlap_until,
+                    single_lane,
+                    auto: self.config.incr.auto_lanes,
+                },
                 checkpoint_interval: self.config.checkpoint.interval,
                 stage,
                 configuration: self.config.sha256().to_owned(),
@@ -454,6 +461,11 @@ impl Job {
             majority: self.config.incr.majority_enable,
             after_copy: stage == Stage::CatchUp,
         };
+        let conflicts = self
+            .config
+            .incr
+            .record_conflicts
+            .then(|| ConflictLog::new(client.clone(), &self.config.conflict_db(), &self.config.id));
         let sink = MongoSink::new(
             client,
             Some(self.servers.source.clone()),
@@ -461,7 +473,8 @@ impl Job {
             Arc::clone(&self.namespaces),
             options,
         );
-        Ok(Arc::new(sink.measured_by(self.hooks.metrics.clone())))
+        let sink = sink.measured_by(self.hooks.metrics.clone()).recording_to(conflicts);
+        Ok(Arc::new(sink.marked_by(self.config.incr.origin.map(Marks::new))))
     }
 
     fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {
@@ -503,6 +516,8 @@ impl Job {
         DecodeOptions {
             own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
             own_databases: vec![self.config.conflict_db()],
+            drop_origins: self.config.incr.drop_origins.clone(),
+            global_ids: self.config.incr.global_ids.clone(),
             transaction_bytes: self.config.limits.transaction_bytes,
         }
     }

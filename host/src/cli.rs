@@ -7,6 +7,7 @@
 pub mod argv;
 pub mod check;
 pub mod checkpoint;
+pub mod conflicts;
 pub mod convert;
 pub mod run;
 pub mod signals;
@@ -64,6 +65,8 @@ enum Command {
     Convert(FileArgs),
     /// Look at or move the stored position of a job that is not running.
     Checkpoint(checkpoint::CheckpointArgs),
+    /// List the conflicts that were recorded on the target.
+    Conflicts(conflicts::ConflictsArgs),
     /// Print rates and positions of a running job every second.
     Stat(stat::StatArgs),
     /// Print the version.
@@ -105,6 +108,7 @@ fn dispatch(command: &Command) -> Exit {
         Command::Check(args) => answer(&check::check(&args.file)),
         Command::Convert(args) => answer(&convert::convert(&args.file)),
         Command::Checkpoint(args) => checkpoint::run(args),
+        Command::Conflicts(args) => conflicts::run(args),
         Command::Stat(args) => stat::run(args),
         Command::Version => {
             print(concat!("oplogue ", env!("CARGO_PKG_VERSION")));

@@ -78,6 +78,7 @@ pub fn router(monitored: Monitored) -> Router {
         .route("/worker", get(paths::worker))
         .route("/queue", get(paths::queue))
         .route("/executor", get(paths::executor))
+        .route("/conflicts", get(paths::conflicts))
         .route("/persist", get(paths::persist))
         .route("/conf", get(paths::conf))
         .route("/sentinel", get(paths::sentinel))

@@ -12,12 +12,14 @@ pub mod topology;
 mod transaction;
 
 pub mod change_stream;
+pub mod mark;
 pub mod oplog;
 pub mod reply;
 pub mod snapshot;
 mod tail;
 
 pub(crate) mod command;
+pub mod conflict;
 pub mod copy;
 pub(crate) mod ddl;
 pub(crate) mod identity;

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{Elements, kind};
-use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position, RawBatch};
+use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Origin, Position, RawBatch};
 use crate::spill::Stored;
 use ending::{Ending, Next};
 use oplog::Entry;
@@ -67,6 +67,11 @@ pub struct DecodeOptions {
     pub own_collections: Vec<String>,
     /// Databases that are Oplogue's own altogether (conflict records).
     pub own_databases: Vec<String>,
+    /// Changes from these clusters are dropped: the target has them (`incr_sync.loop_prevention.drop`).
+    pub drop_origins: Vec<Origin>,
+    /// Entries with another global id than these, or with none, are dropped; empty: the id is not looked at
+    /// (`incr_sync.oplog.gids`).
+    pub global_ids: Vec<String>,
     /// Bytes that open transactions may hold in memory; what is more is put aside.
     pub transaction_bytes: usize,
 }
@@ -81,6 +86,8 @@ pub struct DecodeCounts {
     pub noop: u64,
     pub from_migrate: u64,
     pub own: u64,
+    /// What came from a cluster that has it: dropped by its mark or its global id.
+    pub looped: u64,
     /// `startIndexBuild` and `abortIndexBuild`: the index comes with `commitIndexBuild`.
     pub index_build_steps: u64,
     /// Transactions that were aborted.
@@ -378,6 +385,10 @@ impl Decoder {
             self.counts.from_migrate += 1;
             return Ok(());
         }
+        if self.options.is_looped(entry) {
+            self.counts.looped += 1;
+            return Ok(());
+        }
         match entry.op {
             b'n' => {
                 self.counts.noop += 1;
@@ -516,6 +527,18 @@ impl Decode for Decoder {
 }
 
 impl DecodeOptions {
+    /// Whether the target has it already, because it came from there. All entries of a transaction carry the mark, so
+    /// none of a dropped one is ever kept open.
+    fn is_looped(&self, entry: &Entry) -> bool {
+        let Self { drop_origins, global_ids, .. } = self;
+        if entry.origin.is_some_and(|origin| drop_origins.contains(&origin)) {
+            return true;
+        }
+        !global_ids.is_empty()
+            && entry.op != b'n'
+            && !global_ids.iter().any(|id| entry.global_id.as_deref() == Some(id.as_bytes()))
+    }
+
     fn is_own(&self, entry: &Entry) -> bool {
         let ns = entry.ns();
         let Some(database) = ns.strip_suffix(".$cmd") else {

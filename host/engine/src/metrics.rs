@@ -6,14 +6,16 @@
 //! asks [`Metrics::encode`] and [`Status::snapshot`].
 
 pub mod catalog;
+pub mod conflicts;
 pub mod copy;
 pub mod families;
 pub mod labels;
 pub mod positions;
 pub mod status;
 
+pub use conflicts::{ConflictNow, Conflicts};
 pub use copy::{CollectionProgress, CollectionState, CopyProgress};
 pub use families::{Labelled, Metrics};
-pub use labels::{DropReason, SyncStage, WriteKind};
+pub use labels::{ConflictKind, DropReason, SyncStage, WriteKind};
 pub use positions::Positions;
 pub use status::{Status, StatusSnapshot, Trouble};

@@ -8,6 +8,7 @@ pub mod change;
 pub mod ddl;
 pub mod key;
 pub mod namespace;
+pub mod origin;
 pub mod position;
 pub mod raw;
 
@@ -16,4 +17,5 @@ pub use change::{Change, CollectionUuid, Operation};
 pub use ddl::Ddl;
 pub use key::DocumentKey;
 pub use namespace::{Namespace, NamespaceId, Namespaces};
+pub use origin::Origin;
 pub use position::{OpTime, Position};

@@ -5,10 +5,12 @@
 //! where that provably gives the same result. A scope says what a DDL fences. Nothing here does I/O.
 
 pub mod coalesce;
+pub mod contention;
 pub mod lane;
 pub mod scope;
 pub mod spread;
 
+pub use contention::Contention;
 pub use lane::{Lane, Pending};
 pub use scope::Scope;
 pub use spread::Spread;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::model::{Change, CollectionUuid, NamespaceId, OpTime};
+use crate::model::{Change, CollectionUuid, NamespaceId, OpTime, Origin};
 
 /// An update's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +24,14 @@ impl Patch {
     /// Bytes of its document.
     #[must_use]
     pub fn bytes(&self) -> usize {
+        self.document().len()
+    }
+
+    /// Its document, raw.
+    #[must_use]
+    pub fn document(&self) -> &Bytes {
         match self {
-            Self::Diff(bytes) | Self::Modifiers(bytes) => bytes.len(),
+            Self::Diff(bytes) | Self::Modifiers(bytes) => bytes,
         }
     }
 }
@@ -63,6 +69,10 @@ pub struct Write {
     /// by it and not by the name: a later DDL may have moved or dropped the collection already, and something else may
     /// stand under that name now (correctness.md §6).
     pub collection: Option<CollectionUuid>,
+    /// The cluster that the change came to the source from; `None`: it was made at the source.
+    pub origin: Option<Origin>,
+    /// It must not be written before those that stand before it in its flush.
+    pub in_order: bool,
 }
 
 /// Why one statement was not applied.
@@ -131,8 +141,9 @@ pub trait Sink: Send + Sync {
     /// in one transaction on the target (correctness.md §4). The caller has drained the collection. Unlike in
     /// [`Sink::write`], a document may occur more than once; its writes then stand in source order.
     ///
-    /// Returns the writes that collide even so: true conflicts.
-    async fn settle(&self, writes: &[Write]) -> Result<FlushReport>;
+    /// Returns the writes that collide even so. `last_word`: the target stands where the source stood, so these are
+    /// true conflicts; a sink that records conflicts records them and returns none.
+    async fn settle(&self, writes: &[Write], last_word: bool) -> Result<FlushReport>;
 }
 
 /// Prepares the target for the full copy and finishes it.

@@ -265,6 +265,7 @@ fn entry(names: &Namespaces, i: usize) -> Fallible<Change> {
         time: OpTime::new(1_700_000_000, i as u32 + 1, 1),
         wall_ms: 1_700_000_000_000 + i as i64,
         collection: None,
+        origin: None,
         not_before_ms: 0,
         ddl: None,
     })

@@ -27,6 +27,7 @@ pub const PATHS: &[(&str, &str)] = &[
     ("/worker", "lanes"),
     ("/queue", "memory held between source and acknowledgement"),
     ("/executor", "statements by kind"),
+    ("/conflicts", "changes that the target refused for good: counts, and the last ones"),
     ("/persist", "stage of the fetcher"),
     ("/conf", "the configuration, secrets masked"),
     ("/sentinel", "run-time options"),
@@ -97,9 +98,32 @@ pub(super) async fn executor(State(run): State<Monitored>) -> Json<Value> {
         "delete": of(WriteKind::Delete),
         "ddl": sink.ddl_executed.get(),
         "error": sink.refused.get(),
-        "conflicts": sink.conflicts.get(),
+        "conflicts": sink.conflicts.sum(),
         "missing": sink.missing.get(),
         "refetched": sink.refetched.get(),
+    }))
+}
+
+pub(super) async fn conflicts(State(run): State<Monitored>) -> Json<Value> {
+    let conflicts = &run.metrics.sink.recent_conflicts;
+    let counts = conflicts.counts().into_iter();
+    let last = conflicts.last().into_iter();
+    Json(json!({
+        "counts": counts
+            .map(|(kind, namespace, count)| json!({ "kind": kind, "namespace": namespace, "count": count }))
+            .collect::<Vec<_>>(),
+        "last": last
+            .map(|one| json!({
+                "kind": one.kind.text(),
+                "namespace": one.namespace,
+                "id": one.id,
+                "operation": one.operation,
+                "time": { "unix": one.time.0, "increment": one.time.1 },
+                "code": one.code,
+                "error": redact(&one.message),
+                "recorded": one.recorded,
+            }))
+            .collect::<Vec<_>>(),
     }))
 }
 

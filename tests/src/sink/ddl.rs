@@ -49,6 +49,8 @@ pub(super) async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
             overlap,
             time: change.time,
             collection: change.collection,
+            origin: change.origin,
+            in_order: false,
         };
         assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     }

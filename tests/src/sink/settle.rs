@@ -40,7 +40,7 @@ async fn swaps_and_cycles_are_settled_with_their_other_fields() {
     assert!(!bench.sink.write(&writes).await.unwrap().refused.is_empty(), "no order of single writes does it");
     let (_other, bench) = unique(&start).await;
     let writes = [set(&bench, 1, 2, false), set(&bench, 2, 3, false), set(&bench, 3, 1, false)];
-    let report = bench.sink.settle(&writes).await.unwrap();
+    let report = bench.sink.settle(&writes, true).await.unwrap();
     assert_eq!(report.refused, []);
     assert!(report.operation_time.is_some());
     let expected = [
@@ -51,7 +51,7 @@ async fn swaps_and_cycles_are_settled_with_their_other_fields() {
     assert_eq!(found(&bench).await, expected);
     // Settling again, as a replay would, changes nothing.
     let writes = [set(&bench, 1, 2, true), set(&bench, 2, 3, true), set(&bench, 3, 1, true)];
-    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, expected);
 }
 
@@ -68,7 +68,7 @@ async fn several_writes_of_a_document_count_in_order() {
         bench.write("s.c", "t.c", &doc! { "_id": 3 }, Content::Replace(raw(&doc! { "_id": 3, "u": 7 })), false),
         set(&bench, 4, 4, true),
     ];
-    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
     let expected = [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 1 }, doc! { "_id": 3, "u": 7 }];
     assert_eq!(found(&bench).await, expected, "4 is missing and in overlap: no document is invented");
 }
@@ -82,7 +82,7 @@ async fn a_true_conflict_is_named_and_the_rest_is_settled() {
         set(&bench, 2, 1, false),
         bench.write("s.c", "t.c", &doc! { "_id": 3 }, Content::Insert(raw(&doc! { "_id": 3, "u": 9 })), false),
     ];
-    let report = bench.sink.settle(&writes).await.unwrap();
+    let report = bench.sink.settle(&writes, true).await.unwrap();
     let [(2, Refusal::UniqueKey { index, .. })] = report.refused.as_slice() else { panic!("{:?}", report.refused) };
     assert_eq!(index, "u_1");
     assert_eq!(found(&bench).await, [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 1 }, doc! { "_id": 9, "u": 9 }]);

@@ -95,6 +95,8 @@ impl Bench {
             overlap,
             time: OpTime::default(),
             collection: None,
+            origin: None,
+            in_order: false,
         }
     }
 

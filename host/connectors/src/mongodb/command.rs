@@ -12,6 +12,7 @@ use oplogue_engine::model::{Namespace, OpTime};
 
 use super::classify;
 use super::literal::needs_literal;
+use super::mark::{self, Mark, Numbering};
 use super::patch::exact;
 use super::writer::RawWriter;
 
@@ -174,11 +175,13 @@ impl Concern {
 }
 
 /// How commands are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Manner {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner<'a> {
     pub(crate) concern: Concern,
     /// The user may bypass validators, so documents that the source accepted are not judged again.
     pub(crate) bypass_validation: bool,
+    /// Where its changes come from, when a collector behind the target must know.
+    pub(crate) mark: Option<Mark<'a>>,
 }
 
 /// One statement's error as the server reported it.
@@ -188,6 +191,8 @@ pub(crate) struct StatementError {
     pub(crate) message: String,
     /// The violated index, of a duplicate key.
     pub(crate) key_pattern: Option<Document>,
+    /// The value of it that another document has.
+    pub(crate) key_value: Option<Box<Document>>,
 }
 
 /// What became of a batch.
@@ -208,14 +213,19 @@ pub(crate) async fn send(
     client: &Client,
     namespace: &Namespace,
     statements: &[&Statement<'_>],
-    manner: Manner,
+    manner: Manner<'_>,
 ) -> Result<Outcome> {
     let mut total = Outcome::default();
     let mut rest = statements;
     let mut offset = 0;
-    while let Some(first) = rest.first() {
-        let (command, taken) = build(namespace.collection(), first.verb(), rest, manner);
-        let part = run(client, namespace, command).await?;
+    while !rest.is_empty() {
+        let (part, taken) = match manner.mark {
+            Some(mark) => mark::send(client, namespace, rest, manner, mark).await?,
+            None => {
+                let (command, taken) = build(namespace.collection(), rest, manner, Numbering::None);
+                (run(client, namespace, command).await?, taken)
+            }
+        };
         total.matched += part.matched;
         total.errors.extend(part.errors.into_iter().map(|(at, error)| (at + offset, error)));
         total.operation_time = total.operation_time.max(part.operation_time);
@@ -225,13 +235,20 @@ pub(crate) async fn send(
     Ok(total)
 }
 
-/// One command with as many of `statements` as fit, and how many those are.
-pub(crate) fn build(collection: &str, verb: Verb, statements: &[&Statement<'_>], manner: Manner) -> (Vec<u8>, usize) {
+/// One command with as many of `statements`, all of one verb, as fit, and how many those are.
+pub(crate) fn build(
+    collection: &str,
+    statements: &[&Statement<'_>],
+    manner: Manner<'_>,
+    numbering: Numbering,
+) -> (Vec<u8>, usize) {
+    let verb = statements.first().map_or(Verb::Insert, |first| first.verb());
     let estimate: usize = statements.iter().map(|s| s.bytes()).sum();
     let mut writer = RawWriter::with_capacity(estimate.min(COMMAND_BYTES) + 1024);
     writer.string(verb.command(), collection);
     writer.boolean("ordered", false);
     write_concern(&mut writer, manner.concern);
+    numbering.append(&mut writer);
     if manner.bypass_validation && verb != Verb::Delete {
         writer.boolean("bypassDocumentValidation", true);
     }
@@ -299,6 +316,7 @@ pub(crate) fn whole_error(e: &mongodb::error::Error) -> Option<StatementError> {
         code: i32::try_from(integer(&reply, "code")?).ok()?,
         message: reply.get_str("errmsg").unwrap_or_default().to_owned(),
         key_pattern: Some(pattern),
+        key_value: reply.get_document("keyValue").ok().cloned().map(Box::new),
     })
 }
 
@@ -312,6 +330,7 @@ fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
             code: i32::try_from(integer(error, "code")?).ok()?,
             message: error.get_str("errmsg").unwrap_or_default().to_owned(),
             key_pattern: pattern,
+            key_value: error.get_document("keyValue").ok().cloned().map(Box::new),
         },
     ))
 }
@@ -341,13 +360,13 @@ mod tests {
         Document::from_reader(bytes).unwrap()
     }
 
-    const MANNER: Manner = Manner { concern: Concern::One, bypass_validation: false };
+    const MANNER: Manner<'static> = Manner { concern: Concern::One, bypass_validation: false, mark: None };
 
     #[test]
     fn ids_that_look_like_operators_are_compared_as_values() {
         let key = rawdoc! { "_id": { "$gt": 1 }, "shard": "x" };
         let delete = Statement::Delete { key: key.as_bytes() };
-        let (bytes, taken) = build("c", Verb::Delete, &[&delete], MANNER);
+        let (bytes, taken) = build("c", &[&delete], MANNER, Numbering::None);
         assert_eq!(taken, 1);
         assert_eq!(
             read_command(&bytes),
@@ -360,12 +379,12 @@ mod tests {
     fn a_command_stays_below_the_limit_but_always_takes_one() {
         let document = rawdoc! { "_id": 1, "x": "y".repeat(6 * 1024 * 1024) };
         let insert = Statement::Insert(document.as_bytes());
-        let (bytes, taken) = build("c", Verb::Insert, &[&insert, &insert, &insert], MANNER);
+        let (bytes, taken) = build("c", &[&insert, &insert, &insert], MANNER, Numbering::None);
         assert_eq!(taken, 2);
         assert!(bytes.len() < 16 * 1024 * 1024);
         let large = rawdoc! { "_id": 1, "x": "y".repeat(16 * 1024 * 1024 - 100) };
         let insert = Statement::Insert(large.as_bytes());
-        assert_eq!(build("c", Verb::Insert, &[&insert, &insert], MANNER).1, 1);
+        assert_eq!(build("c", &[&insert, &insert], MANNER, Numbering::None).1, 1);
     }
 
     #[test]

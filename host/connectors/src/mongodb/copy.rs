@@ -71,8 +71,8 @@ impl MongoCopyTarget {
         Executor::new(&self.sink, plan.uuid, false, self.concern())
     }
 
-    async fn manner(&self) -> Result<Manner> {
-        let manner = self.sink.manner(self.sink.target().await?);
+    async fn manner(&self) -> Result<Manner<'_>> {
+        let manner = self.sink.manner(self.sink.target().await?, None);
         let concern = if self.options.majority { Concern::Majority } else { manner.concern };
         Ok(Manner { concern, ..manner })
     }
@@ -168,7 +168,7 @@ impl MongoCopyTarget {
         target: NamespaceId,
         document: &Bytes,
         error: StatementError,
-        manner: Manner,
+        manner: Manner<'_>,
     ) -> Result<Option<OpTime>> {
         let key = selector(document)?;
         let mut error = error;

@@ -71,7 +71,7 @@ impl MongoSink {
             return Ok(DdlOutcome::Already);
         }
         // A mark that survived what it marks would lose it: nothing here may be rolled back.
-        let concern = if target.is_replicated { Concern::Majority } else { self.manner(target).concern };
+        let concern = if target.is_replicated { Concern::Majority } else { self.concern(target) };
         let executor = Executor { time: change.time, ..Executor::new(self, change.collection, overlap, concern) };
         let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
         self.executed(change.time).await?;

@@ -13,14 +13,14 @@ use bytes::Bytes;
 use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
+use oplogue_engine::model::{self, DocumentKey, Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::{FlushReport, Write};
 
 use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
 use super::patch::{self, modifiers};
-use super::sink::{MongoSink, refusal};
-use super::transaction::{self, Broken, Committed};
+use super::sink::{MongoSink, is_unique, refusal};
+use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
 
 mod image;
@@ -29,6 +29,9 @@ use image::{Computed, Image, Origin};
 
 /// How often a transaction that the server broke off is tried again.
 const TRIES: usize = 8;
+
+/// Writes with their places, by collection and the cluster that they come from.
+type Groups<'w> = BTreeMap<(NamespaceId, Option<model::Origin>), Vec<(usize, &'w Write)>>;
 
 /// What one try came to.
 enum Try {
@@ -61,15 +64,17 @@ impl From<Error> for Unwritten {
 }
 
 impl MongoSink {
-    pub(super) async fn settle_group(&self, writes: &[Write]) -> Result<FlushReport> {
-        let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
+    pub(super) async fn settle_group(&self, writes: &[Write], last_word: bool) -> Result<FlushReport> {
+        one_origin_each(writes)?;
+        // A transaction has one mark, so changes of different origins are settled apart.
+        let mut groups: Groups<'_> = BTreeMap::new();
         for (index, write) in writes.iter().enumerate() {
             if let Some(destination) = self.destination(write) {
-                groups.entry(destination).or_default().push((index, write));
+                groups.entry((destination, write.origin)).or_default().push((index, write));
             }
         }
         let mut report = FlushReport::default();
-        for (namespace, all) in groups {
+        for ((namespace, _), all) in groups {
             let name = self.namespaces.name(namespace);
             let mut group = Vec::with_capacity(all.len());
             for (index, write) in all {
@@ -77,7 +82,8 @@ impl MongoSink {
                     group.push((index, write));
                 }
             }
-            let part = self.settle_namespace(&name, &group).await.map_err(|e| e.context(format!("settle {name}")))?;
+            let part = self.settle_namespace(&name, &group, last_word).await;
+            let part = part.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
             report.operation_time = part.operation_time.max(report.operation_time);
         }
@@ -85,7 +91,12 @@ impl MongoSink {
         Ok(report)
     }
 
-    async fn settle_namespace(&self, name: &Namespace, writes: &[(usize, &Write)]) -> Result<FlushReport> {
+    async fn settle_namespace(
+        &self,
+        name: &Namespace,
+        writes: &[(usize, &Write)],
+        last_word: bool,
+    ) -> Result<FlushReport> {
         let mut images = image::images(writes)?;
         let mut report = FlushReport::default();
         let mut broken_off = 0;
@@ -97,7 +108,12 @@ impl MongoSink {
                 }
                 Try::Collides(at, error) => {
                     let image = images.remove(at);
-                    report.refused.extend(image.writes.iter().map(|(index, _)| (*index, refusal(&error))));
+                    for (index, write) in &image.writes {
+                        let waits = is_unique(&error) && !last_word;
+                        if waits || !self.lose(name, write, &error).await? {
+                            report.refused.push((*index, refusal(&error)));
+                        }
+                    }
                 }
                 Try::Uncomputed(at) => {
                     if let Some(image) = images.get_mut(at) {
@@ -115,19 +131,20 @@ impl MongoSink {
     }
 
     async fn settle_once(&self, name: &Namespace, images: &[Image<'_>]) -> Result<Try> {
-        let manner = self.manner(self.target().await?);
-        let mut session = transaction::begin(&self.client, manner).await?;
-        match self.rewrite(&mut session, name, images, manner).await {
-            Ok(None) => Ok(match transaction::commit(session).await? {
+        let origin = images.first().and_then(|image| image.last().origin);
+        let manner = self.manner(self.target().await?, origin);
+        let mut open = transaction::begin(&self.client, manner).await?;
+        match self.rewrite(&mut open, name, images, manner).await {
+            Ok(None) => Ok(match transaction::commit(open).await? {
                 Committed::At(time) => Try::Settled(time),
                 Committed::Again(e) => Try::Again(e),
             }),
             Ok(Some((at, error))) => {
-                transaction::abort(session).await;
+                transaction::abort(open).await;
                 Ok(Try::Collides(at, error))
             }
             Err(unwritten) => {
-                transaction::abort(session).await;
+                transaction::abort(open).await;
                 match unwritten {
                     Unwritten::Image(at) => Ok(Try::Uncomputed(at)),
                     Unwritten::Broken(Broken::Driver(e)) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => {
@@ -142,21 +159,21 @@ impl MongoSink {
     /// Reads what must be read, deletes everything, writes the images. The first collision ends it.
     async fn rewrite(
         &self,
-        session: &mut ClientSession,
+        open: &mut Transaction<'_>,
         name: &Namespace,
         images: &[Image<'_>],
-        manner: Manner,
+        manner: Manner<'_>,
     ) -> Result<Option<(usize, StatementError)>, Unwritten> {
         let mut computed: Vec<Computed> = Vec::with_capacity(images.len());
         for (at, image) in images.iter().enumerate() {
-            let found = self.compute(session, name, image).await;
+            let found = self.compute(open, name, image).await;
             computed.push(found.map_err(|broken| match broken {
                 Broken::Driver(e) if is_about_the_document(&e) => Unwritten::Image(at),
                 broken @ (Broken::Driver(_) | Broken::Other(_)) => Unwritten::Broken(broken),
             })?);
         }
         let deletes: Vec<Statement<'_>> = images.iter().map(|image| Statement::Delete { key: image.key() }).collect();
-        if let Some((at, error)) = self.send_in(session, name, &deletes, manner).await? {
+        if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
             return Ok(Some((at, error)));
         }
         let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
@@ -167,7 +184,7 @@ impl MongoSink {
         }
         for run in finals.chunk_by(|a, b| a.1.verb() == b.1.verb()) {
             let statements: Vec<Statement<'_>> = run.iter().map(|(_, statement)| statement.clone()).collect();
-            if let Some((at, error)) = self.send_in(session, name, &statements, manner).await? {
+            if let Some((at, error)) = self.send_in(open, name, &statements, manner).await? {
                 return Ok(Some((run.get(at).map_or(0, |(at, _)| *at), error)));
             }
         }
@@ -177,7 +194,7 @@ impl MongoSink {
     /// The state of a document that is updated.
     async fn compute(
         &self,
-        session: &mut ClientSession,
+        open: &mut Transaction<'_>,
         name: &Namespace,
         image: &Image<'_>,
     ) -> Result<Computed, Broken> {
@@ -188,7 +205,7 @@ impl MongoSink {
             Origin::Diffs(base, diffs) => match patch::pipeline(dialect, base, diffs) {
                 Ok(stages) if base.is_some() => Ok(Computed::Stages(stages)),
                 Ok(stages) => {
-                    let found = self.read(session, name, image, &stages).await?;
+                    let found = self.read(open, name, image, &stages).await?;
                     self.or_absent(name, image, found).await
                 }
                 Err(patch::CompileError::Diff(e)) => {
@@ -197,7 +214,7 @@ impl MongoSink {
                 Err(_) => self.from_source(image).await,
             },
             Origin::Modifiers(Some(base), updates) => self.modified(image, base, &updates).await,
-            Origin::Modifiers(None, updates) => match self.read(session, name, image, EMPTY_ARRAY).await? {
+            Origin::Modifiers(None, updates) => match self.read(open, name, image, EMPTY_ARRAY).await? {
                 Some(found) => self.modified(image, &found, &updates).await,
                 None => self.or_absent(name, image, None).await,
             },
@@ -232,7 +249,7 @@ impl MongoSink {
     /// What the target has, with `stages` (a raw array) over it.
     async fn read(
         &self,
-        session: &mut ClientSession,
+        open: &mut Transaction<'_>,
         name: &Namespace,
         image: &Image<'_>,
         stages: &[u8],
@@ -244,8 +261,10 @@ impl MongoSink {
             w.splice_values(stages);
         });
         w.document("cursor", |_| ());
+        open.numbering().append(&mut w);
         let database = self.client.database(name.database());
         let command = command::raw(w.finish())?;
+        let session = open.session()?;
         let cursor = database.run_raw_cursor_command(command).session(&mut *session).await.map_err(Broken::Driver)?;
         first(cursor, session).await.map_err(Broken::Driver)
     }
@@ -253,13 +272,13 @@ impl MongoSink {
     /// Sends statements of one verb inside the transaction; the first error and its index.
     async fn send_in(
         &self,
-        session: &mut ClientSession,
+        open: &mut Transaction<'_>,
         name: &Namespace,
         statements: &[Statement<'_>],
-        manner: Manner,
+        manner: Manner<'_>,
     ) -> Result<Option<(usize, StatementError)>, Broken> {
         let all: Vec<&Statement<'_>> = statements.iter().collect();
-        let outcome = transaction::send(&self.client, session, name, &all, manner).await?;
+        let outcome = transaction::send(&self.client, open, name, &all, manner).await?;
         Ok(outcome.errors.into_iter().next())
     }
 }
@@ -272,6 +291,20 @@ fn is_about_the_document(e: &DriverError) -> bool {
     let passing = e.contains_label(TRANSIENT_TRANSACTION_ERROR);
     let refused = |kind| matches!(kind, Kind::CannotApply | Kind::Unsupported);
     !passing && e.server_response().is_some() && refused(classify::kind(Side::Sink, e))
+}
+
+/// Refuses a document whose writes were made at different clusters: they cannot go into one marked transaction, nor
+/// into two without leaving their order.
+fn one_origin_each(writes: &[Write]) -> Result<()> {
+    let mut origins: BTreeMap<(NamespaceId, DocumentKey), Option<model::Origin>> = BTreeMap::new();
+    for write in writes {
+        let key = (write.target, DocumentKey::of_document(&write.key)?);
+        if *origins.entry(key).or_insert(write.origin) != write.origin {
+            let text = "settle unique keys: several clusters changed one document at a time";
+            return Err(Error::new(Side::Sink, Kind::Conflict, text));
+        }
+    }
+    Ok(())
 }
 
 /// The first document of a cursor, raw.

@@ -14,12 +14,14 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime};
+use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime, Origin};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
 use tokio::sync::OnceCell;
 
 use super::command::{Concern, Manner};
+use super::conflict::ConflictLog;
 use super::identity::{Catalogue, Whereabouts};
+use super::mark::{Mark, Marks};
 use super::patch::Dialect;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology, transaction};
@@ -27,6 +29,7 @@ use super::{classify, topology, transaction};
 mod counters;
 mod cure;
 mod future;
+mod lose;
 mod mend;
 mod namespace;
 mod plan;
@@ -85,6 +88,10 @@ pub struct MongoSink {
     future: FromFuture,
     pub(super) predecessors: Predecessors,
     together: Together,
+    /// Marks every write, where other collectors read what is written here.
+    marks: Option<Marks>,
+    /// Where changes go that the target refuses for good; `None`: they stop the run.
+    conflicts: Option<ConflictLog>,
     ready: OnceCell<Target>,
 }
 
@@ -123,6 +130,8 @@ impl MongoSink {
             future: FromFuture::default(),
             predecessors: Predecessors::default(),
             together: Together::default(),
+            marks: None,
+            conflicts: None,
             ready: OnceCell::new(),
         }
     }
@@ -131,6 +140,20 @@ impl MongoSink {
     #[must_use]
     pub fn measured_by(mut self, series: oplogue_engine::metrics::Metrics) -> Self {
         self.counters.series = Some(series);
+        self
+    }
+
+    /// Marks what it writes. Nothing else may number writes through the sink's client.
+    #[must_use]
+    pub fn marked_by(mut self, marks: Option<Marks>) -> Self {
+        self.marks = marks;
+        self
+    }
+
+    /// Records what the target refuses for good and goes on, instead of stopping.
+    #[must_use]
+    pub fn recording_to(mut self, conflicts: Option<ConflictLog>) -> Self {
+        self.conflicts = conflicts;
         self
     }
 
@@ -189,22 +212,35 @@ impl MongoSink {
             let text = "the target is older than MongoDB 4.4, which lacks what exact updates need";
             Error::new(Side::Sink, Kind::Unsupported, text)
         })?;
+        let is_mongos = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
+        if self.marks.is_some() && hello.get_str("setName").is_err() && !is_mongos {
+            let text = "the target is a standalone server, which logs nothing that could carry a mark: loop prevention \
+                        (incr_sync.loop_prevention.origin) needs a replica set";
+            return Err(Error::new(Side::Sink, Kind::Unsupported, text));
+        }
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
         self.catalogue.load().await?;
         transaction::end_leftovers(&self.client).await;
         Ok(Target {
             bypass_validation: privileges.allows(&bypass()),
-            is_mongos: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
+            is_mongos,
             is_replicated: hello.get_str("setName").is_ok(),
             dialect,
         })
     }
 
-    pub(super) fn manner(&self, target: Target) -> Manner {
+    pub(super) fn concern(&self, target: Target) -> Concern {
+        Concern::of(self.options.majority || target.is_mongos)
+    }
+
+    /// How writes are sent whose changes came to the source from `origin`.
+    pub(super) fn manner(&self, target: Target, origin: Option<Origin>) -> Manner<'_> {
+        let marks = self.marks.as_ref();
         Manner {
-            concern: Concern::of(self.options.majority || target.is_mongos),
+            concern: self.concern(target),
             bypass_validation: target.bypass_validation,
+            mark: marks.map(|marks| Mark { marks, origin: origin.unwrap_or(marks.origin()) }),
         }
     }
 }
@@ -269,8 +305,8 @@ impl Sink for MongoSink {
         })
     }
 
-    async fn settle(&self, writes: &[Write]) -> Result<FlushReport> {
-        self.settle_group(writes).await
+    async fn settle(&self, writes: &[Write], last_word: bool) -> Result<FlushReport> {
+        self.settle_group(writes, last_word).await
     }
 }
 
@@ -287,6 +323,11 @@ pub(super) fn is_own_id(error: &super::command::StatementError) -> bool {
 /// Whether a whole document was refused for a name in it that begins with `$`.
 pub(super) fn is_dollar_name(error: &super::command::StatementError) -> bool {
     error.code == cure::DOLLAR_PREFIXED
+}
+
+/// Whether a statement was refused because of a unique index other than the `_id`'s.
+pub(super) fn is_unique(error: &super::command::StatementError) -> bool {
+    error.code == cure::DUPLICATE_KEY && error.key_pattern.is_some() && !cure::is_id(error)
 }
 
 /// A refusal of the engine, out of a statement's error.

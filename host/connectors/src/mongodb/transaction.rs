@@ -17,6 +17,7 @@ use oplogue_engine::model::{Namespace, OpTime};
 
 use super::classify;
 use super::command::{self, Concern, Manner, Outcome, Statement};
+use super::mark::{self, Lease, Numbering};
 
 /// How often a commit of unknown outcome is asked for again.
 const COMMIT_TRIES: usize = 8;
@@ -65,8 +66,45 @@ pub(super) enum Committed {
     Again(DriverError),
 }
 
-/// Begins a transaction that commits with the concern of `manner`.
-pub(super) async fn begin(client: &Client, manner: Manner) -> Result<ClientSession> {
+/// An open transaction: the driver's own, or one of ours whose number carries a mark.
+pub(super) enum Transaction<'a> {
+    Driver(Box<ClientSession>),
+    Marked {
+        lease: Lease<'a>,
+        number: i64,
+        /// The first command was sent.
+        opened: bool,
+        concern: Concern,
+    },
+}
+
+impl Transaction<'_> {
+    /// The number that the next command must carry.
+    pub(super) fn numbering(&mut self) -> Numbering {
+        match self {
+            Self::Driver(_) => Numbering::None,
+            Self::Marked { number, opened, .. } => {
+                Numbering::Transaction { number: *number, first: !std::mem::replace(opened, true) }
+            }
+        }
+    }
+
+    /// The session to run a command in that has its number.
+    pub(super) fn session(&mut self) -> Result<&mut ClientSession> {
+        match self {
+            Self::Driver(session) => Ok(session),
+            Self::Marked { lease, .. } => lease.session(),
+        }
+    }
+}
+
+/// Begins a transaction that commits with the concern of `manner`, under its mark.
+pub(super) async fn begin<'a>(client: &Client, manner: Manner<'a>) -> Result<Transaction<'a>> {
+    if let Some(mark) = manner.mark {
+        let mut lease = mark.marks.lease(client).await?;
+        let number = lease.number(mark.origin)?;
+        return Ok(Transaction::Marked { lease, number, opened: false, concern: manner.concern });
+    }
     let failed = |e| classify::error(Side::Sink, "start a transaction", e);
     let mut session = client.start_session().causal_consistency(false).await.map_err(failed)?;
     let concern = match manner.concern {
@@ -75,26 +113,27 @@ pub(super) async fn begin(client: &Client, manner: Manner) -> Result<ClientSessi
     };
     let concern = WriteConcern::builder().w(concern).build();
     session.start_transaction().write_concern(concern).await.map_err(failed)?;
-    Ok(session)
+    Ok(Transaction::Driver(Box::new(session)))
 }
 
 /// Sends statements of one verb inside a transaction, in as few commands as their size allows. Ends behind the first
 /// command with an error, which has ended the transaction as well.
 pub(super) async fn send(
     client: &Client,
-    session: &mut ClientSession,
+    transaction: &mut Transaction<'_>,
     name: &Namespace,
     statements: &[&Statement<'_>],
-    manner: Manner,
+    manner: Manner<'_>,
 ) -> Result<Outcome, Broken> {
     let manner = Manner { concern: Concern::OfTransaction, ..manner };
     let mut total = Outcome::default();
     let mut rest = statements;
     let mut offset = 0;
-    while let Some(first) = rest.first() {
-        let (command, taken) = command::build(name.collection(), first.verb(), rest, manner);
-        let database = client.database(name.database());
-        let outcome = match database.run_raw_command(command::raw(command)?).session(&mut *session).await {
+    while !rest.is_empty() {
+        let (command, taken) = command::build(name.collection(), rest, manner, transaction.numbering());
+        let command = command::raw(command)?;
+        let session = transaction.session()?;
+        let outcome = match client.database(name.database()).run_raw_command(command).session(session).await {
             Ok(reply) => command::read(name, &reply)?,
             Err(e) => match command::whole_error(&e) {
                 // In a transaction some servers report a statement's error as the command's own.
@@ -117,7 +156,18 @@ pub(super) async fn send(
 ///
 /// # Errors
 /// `Unavailable` when the outcome stays unknown.
-pub(super) async fn commit(mut session: ClientSession) -> Result<Committed> {
+pub(super) async fn commit(transaction: Transaction<'_>) -> Result<Committed> {
+    match transaction {
+        Transaction::Driver(session) => commit_driver(*session).await,
+        Transaction::Marked { lease, opened: false, .. } => {
+            lease.done();
+            Ok(Committed::At(None))
+        }
+        Transaction::Marked { lease, number, concern, .. } => commit_marked(lease, number, concern).await,
+    }
+}
+
+async fn commit_driver(mut session: ClientSession) -> Result<Committed> {
     for _ in 0..COMMIT_TRIES {
         match session.commit_transaction().await {
             Ok(()) => {
@@ -134,10 +184,52 @@ pub(super) async fn commit(mut session: ClientSession) -> Result<Committed> {
     Err(Error::new(Side::Sink, Kind::Unavailable, "commit a transaction: its outcome stays unknown"))
 }
 
+/// A commit whose answer is lost is not asked for again: the pipeline goes back, as for any write.
+async fn commit_marked(mut lease: Lease<'_>, number: i64, concern: Concern) -> Result<Committed> {
+    match mark::end(&mut lease, "commitTransaction", number, concern).await? {
+        Ok(reply) => {
+            lease.done();
+            if let Ok(failed) = reply.get_document("writeConcernError") {
+                let text = failed.get_str("errmsg").unwrap_or_default();
+                let text = format!("commit a transaction: it is not majority-committed: {text}");
+                return Err(Error::new(Side::Sink, Kind::Unavailable, text));
+            }
+            Ok(Committed::At(command::operation_time(&reply)))
+        }
+        Err(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) && classify::code(&e).is_some() => {
+            lease.done();
+            Ok(Committed::Again(e))
+        }
+        Err(e) => Err(classify::error(Side::Sink, "commit a transaction", e)),
+    }
+}
+
 /// Gives a transaction up. The server forgets it by itself when this fails.
-pub(super) async fn abort(mut session: ClientSession) {
-    if let Err(e) = session.abort_transaction().await {
-        tracing::debug!(error = %e, "a transaction could not be aborted; it ends by itself");
+pub(super) async fn abort(transaction: Transaction<'_>) {
+    let failed = match transaction {
+        Transaction::Driver(mut session) => session.abort_transaction().await.err().map(|e| e.to_string()),
+        Transaction::Marked { lease, opened: false, .. } => {
+            lease.done();
+            None
+        }
+        Transaction::Marked { mut lease, number, .. } => {
+            match mark::end(&mut lease, "abortTransaction", number, Concern::OfTransaction).await {
+                Ok(Ok(_)) => {
+                    lease.done();
+                    None
+                }
+                // The server had ended it already: the session is as good as before.
+                Ok(Err(e)) if classify::code(&e).is_some() => {
+                    lease.done();
+                    None
+                }
+                Ok(Err(e)) => Some(e.to_string()),
+                Err(e) => Some(e.to_string()),
+            }
+        }
+    };
+    if let Some(error) = failed {
+        tracing::debug!(error, "a transaction could not be aborted; it ends by itself");
     }
 }
 

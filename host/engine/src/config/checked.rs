@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::uri::MongoUri;
+use crate::model::Origin;
 
 pub(super) use build::build;
 
@@ -141,11 +142,21 @@ pub struct Incr {
     pub fetch_method: FetchMethod,
     /// `incr_sync.worker`: lanes, 1 to 256.
     pub workers: usize,
+    /// `incr_sync.shard_key = auto`: collections whose unique keys collide too often go on in one lane.
+    pub auto_lanes: bool,
     /// Zero = at once. Becomes the plugin `target-delay`.
     pub target_delay: Duration,
     pub missing_document: MissingDocument,
     pub insert_on_dup_update: bool,
     pub majority_enable: bool,
+    /// `incr_sync.conflict_write_to = db`.
+    pub record_conflicts: bool,
+    /// `incr_sync.oplog.gids`; empty: not looked at.
+    pub global_ids: Vec<String>,
+    /// `incr_sync.loop_prevention.origin`: marks writes.
+    pub origin: Option<Origin>,
+    /// `incr_sync.loop_prevention.drop`.
+    pub drop_origins: Vec<Origin>,
     /// `incr_sync.reader.fetch_batch_size`: entries asked for in one cursor reply.
     pub fetch_batch_size: usize,
 }

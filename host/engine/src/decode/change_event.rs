@@ -174,6 +174,7 @@ impl Event {
             time: self.time,
             wall_ms: self.wall_ms,
             collection: self.collection,
+            origin: None,
             not_before_ms: 0,
             ddl: None,
         }

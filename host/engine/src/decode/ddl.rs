@@ -61,6 +61,7 @@ pub(super) fn decode(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Ch
         time: entry.time,
         wall_ms: entry.wall_ms,
         collection: entry.collection,
+        origin: entry.origin,
         not_before_ms: 0,
         ddl: Some(Box::new(ddl)),
     }))

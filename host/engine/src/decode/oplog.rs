@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{self, Element, Elements, kind};
-use crate::model::{Change, CollectionUuid, Namespaces, OpTime, Operation};
+use crate::model::{Change, CollectionUuid, Namespaces, OpTime, Operation, Origin};
 
 /// A parsed envelope.
 #[derive(Debug, Clone)]
@@ -30,6 +30,10 @@ pub struct Entry {
     pub from_migrate: bool,
     /// `lsid` and `txnNumber`, raw, of an entry that belongs to a session.
     pub session: Option<(Bytes, i64)>,
+    /// Where a collector had read it that wrote it here: a mark in `txnNumber`.
+    pub origin: Option<Origin>,
+    /// `g`: the global id that kernels of Alibaba write.
+    pub global_id: Option<Bytes>,
     /// `prevOpTime`; `None` when it is the first (or no) entry of a chain. Statements of retryable writes have one too:
     /// only those of transactions are looked at.
     pub previous: Option<OpTime>,
@@ -60,6 +64,8 @@ impl Entry {
         entry.wall_ms = commit.wall_ms;
         entry.session = None;
         entry.previous = None;
+        entry.origin = commit.origin;
+        entry.global_id = entry.global_id.or_else(|| commit.global_id.clone());
         Ok(entry)
     }
 
@@ -80,6 +86,8 @@ impl Entry {
             wall_ms: 0,
             from_migrate: false,
             session: None,
+            origin: None,
+            global_id: None,
             previous: None,
             groups_writes: false,
         }
@@ -106,6 +114,7 @@ impl Entry {
                 (b"fromMigrate", kind::BOOLEAN) => entry.from_migrate = element.value == [1],
                 (b"lsid", kind::DOCUMENT) => lsid = Some(bytes.slice(element.offset..element.end())),
                 (b"txnNumber", kind::INT64) => number = Some(raw::read_i64(element.value, 0)?),
+                (b"g", kind::STRING) => entry.global_id = Some(text(bytes, &element)),
                 (b"multiOpType", kind::INT32) => entry.groups_writes = raw::read_i32(element.value, 0)? == 1,
                 (b"prevOpTime", kind::DOCUMENT) => {
                     entry.previous = op_time(element.value)?;
@@ -113,6 +122,7 @@ impl Entry {
                 _ => {}
             }
         }
+        entry.origin = number.and_then(Origin::of_transaction);
         entry.session = lsid.zip(number);
         if entry.op == 0 {
             return Err(missing("op"));
@@ -185,6 +195,7 @@ impl Entry {
             time: self.time,
             wall_ms: self.wall_ms,
             collection: self.collection,
+            origin: self.origin,
             not_before_ms: 0,
             ddl: None,
         })

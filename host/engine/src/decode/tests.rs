@@ -315,3 +315,50 @@ fn every_cut_of_an_entry_is_an_error_and_never_a_panic() {
         let _outcome = decoder().decode(flipped).is_ok();
     }
 }
+
+#[test]
+fn changes_that_came_from_the_target_are_dropped_and_move_the_position() {
+    let (here, there, third) = (Origin::new(1).unwrap(), Origin::new(2).unwrap(), Origin::new(3).unwrap());
+    let options = DecodeOptions { drop_origins: vec![there], ..DecodeOptions::default() };
+    let mut decoder = Decoder::new(Namespaces::shared(), options, OpTime::new(100, 0, 1));
+    let insert = |id: i32| doc! { "op": "i", "ns": "a.b", "o": { "_id": id } };
+    let transaction = |ids: [i32; 2], more: Document| {
+        let inner: Vec<Document> = ids.map(insert).to_vec();
+        with(doc! { "op": "c", "ns": "admin.$cmd", "o": with(doc! { "applyOps": inner }, more) }, doc! {})
+    };
+    let previous = |inc| doc! { "prevOpTime": { "ts": Timestamp { time: 100, increment: inc }, "t": 1_i64 } };
+    let batches = decoder
+        .decode(raw(vec![
+            entry(1, insert(1)),
+            entry(2, with(insert(2), session(there.transaction(5)))),
+            entry(3, with(insert(3), session(third.transaction(6)))),
+            entry(4, with(insert(4), session(7))),
+            entry(5, with(transaction([5, 6], doc! {}), session(here.transaction(8)))),
+            entry(6, with(transaction([7, 8], doc! { "partialTxn": true }), session(there.transaction(9)))),
+            entry(7, with(with(transaction([9, 10], doc! {}), session(there.transaction(9))), previous(6))),
+        ]))
+        .unwrap();
+    let changes: Vec<_> = batches.iter().flat_map(|batch| &batch.changes).collect();
+    let ids = changes.iter().map(|c| bson::RawDocument::from_bytes(&c.body).unwrap().get_i32("_id").unwrap());
+    assert_eq!(ids.collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
+    let origins: Vec<_> = changes.iter().map(|change| change.origin).collect();
+    assert_eq!(origins, [None, Some(third), None, Some(here), Some(here)]);
+    assert_eq!((decoder.counts().looped, position(batches.last().unwrap())), (3, 7));
+}
+
+#[test]
+fn with_global_ids_only_their_entries_pass() {
+    let options = DecodeOptions { global_ids: vec!["here".into()], ..DecodeOptions::default() };
+    let mut decoder = Decoder::new(Namespaces::shared(), options, OpTime::new(100, 0, 1));
+    let insert = |id: i32| doc! { "op": "i", "ns": "a.b", "o": { "_id": id } };
+    let batches = decoder
+        .decode(raw(vec![
+            entry(1, with(insert(1), doc! { "g": "here" })),
+            entry(2, with(insert(2), doc! { "g": "there" })),
+            entry(3, insert(3)),
+            entry(4, doc! { "op": "n", "ns": "", "o": { "msg": "periodic noop" } }),
+        ]))
+        .unwrap();
+    assert_eq!(batches[0].changes.len(), 1);
+    assert_eq!((decoder.counts().looped, decoder.counts().noop, position(&batches[0])), (2, 1, 4));
+}

@@ -406,6 +406,7 @@ fn snapshot_batch(task: &Task, documents: &Bytes, permit: Permit, after: OpTime,
             time: after,
             wall_ms: now_ms,
             collection: task.collection.plan.uuid,
+            origin: None,
             not_before_ms: 0,
             ddl: None,
         });

@@ -100,8 +100,8 @@ catalog! {
         "Flushes sent to the target";
     SINK_REFUSED = Counter "oplogue_sink_refused_statements_total" []
         "Statements that the target refused";
-    SINK_CONFLICTS = Counter "oplogue_sink_conflicts_total" []
-        "True unique-key conflicts: the source had no such state";
+    SINK_CONFLICTS = Counter "oplogue_sink_conflicts_total" ["kind"]
+        "Changes that the target refused for good, by reason";
     SINK_MISSING = Counter "oplogue_sink_missing_documents_total" []
         "Updates whose document was not on the target";
     SINK_REFETCHED = Counter "oplogue_sink_refetched_documents_total" []

@@ -18,8 +18,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::catalog::{self, Description};
+use super::conflicts::Conflicts;
 use super::copy::CollectionState;
-use super::labels::{DropReason, Label, SyncStage, WriteKind};
+use super::labels::{ConflictKind, DropReason, Label, SyncStage, WriteKind};
 use super::status::{Status, StatusSnapshot};
 use crate::model::Operation;
 use crate::plugin::ChainReport;
@@ -129,7 +130,9 @@ pub struct SinkMetrics {
     pub changes: Counter,
     pub flushes: Counter,
     pub refused: Counter,
-    pub conflicts: Counter,
+    pub conflicts: Labelled<ConflictKind>,
+    /// Which they were.
+    pub recent_conflicts: Conflicts,
     pub missing: Counter,
     pub refetched: Counter,
     pub transactions: Counter,
@@ -313,7 +316,8 @@ fn sink(to: &mut Registrar) -> SinkMetrics {
         changes: to.counter(catalog::SINK_CHANGES),
         flushes: to.counter(catalog::SINK_FLUSHES),
         refused: to.counter(catalog::SINK_REFUSED),
-        conflicts: to.counter(catalog::SINK_CONFLICTS),
+        conflicts: to.labelled(catalog::SINK_CONFLICTS),
+        recent_conflicts: Conflicts::default(),
         missing: to.counter(catalog::SINK_MISSING),
         refetched: to.counter(catalog::SINK_REFETCHED),
         transactions: to.counter(catalog::SINK_TRANSACTIONS),

@@ -45,6 +45,8 @@ label! {
         FromMigrate = "from_migrate",
         /// Oplogue's own databases.
         Own = "own",
+        /// It came from the target: loop prevention.
+        Looped = "looped",
         /// A DDL while `filter.ddl_enable` is false.
         Ddl = "ddl",
         /// An operation type that the configuration drops.
@@ -57,6 +59,36 @@ label! {
         Internal = "internal",
         /// An update whose document was gone when the change stream looked for it.
         Gone = "gone",
+    }
+}
+
+label! {
+    /// Why a change was refused for good.
+    ConflictKind as "kind" {
+        /// An insert whose `_id` is taken; the target's document is kept.
+        DuplicateId = "duplicate_id",
+        /// Another document has the value of a unique index.
+        UniqueKey = "unique_key",
+        /// A validator of the target.
+        Validation = "validation",
+        /// The `_id` or the shard key would change.
+        Immutable = "immutable_field",
+        /// Any other reason of the server.
+        Other = "other",
+    }
+}
+
+impl ConflictKind {
+    /// The kind of a statement's error code; `is_unique` where the index is known not to be the `_id`'s.
+    #[must_use]
+    pub fn of_code(code: i32, is_unique: bool) -> Self {
+        match code {
+            _ if is_unique => Self::UniqueKey,
+            11000 => Self::DuplicateId,
+            121 => Self::Validation,
+            66 => Self::Immutable,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -129,6 +161,7 @@ mod tests {
     #[test]
     fn each_value_stands_at_its_place() {
         places_are_right::<DropReason>();
+        places_are_right::<ConflictKind>();
         places_are_right::<WriteKind>();
         places_are_right::<SyncStage>();
         places_are_right::<Operation>();

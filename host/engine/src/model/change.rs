@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::ddl::Ddl;
 use super::namespace::NamespaceId;
+use super::origin::Origin;
 use super::position::OpTime;
 
 /// A collection's identity on one server (`ui` of the oplog, `info.uuid` of `listCollections`).
@@ -68,6 +69,8 @@ pub struct Change {
     pub wall_ms: i64,
     /// The source collection's identity, when the entry carried one.
     pub collection: Option<CollectionUuid>,
+    /// The cluster that the change came to the source from, when a collector wrote it there.
+    pub origin: Option<Origin>,
     /// Wall-clock milliseconds before which the change must not be written; 0 = at once. Set by delay plugins.
     pub not_before_ms: i64,
     /// The parsed command of a [`Operation::Ddl`].

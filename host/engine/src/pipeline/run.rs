@@ -385,10 +385,10 @@ impl Loop {
                         Ok(())
                     });
                 }
-                Command::Settle { fence, writes } => {
+                Command::Settle { fence, writes, last_word } => {
                     let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
                     tasks.spawn("settle", async move {
-                        let outcome = sink.settle(&writes).await;
+                        let outcome = sink.settle(&writes, last_word).await;
                         done.send(FenceDone::Settle(fence, outcome)).await.ok();
                         Ok(())
                     });
@@ -417,6 +417,10 @@ impl Loop {
         schedule.coalesced.inc_by(counts.coalesced - before.coalesced);
         schedule.parked.inc_by(counts.parked - before.parked);
         schedule.barriers.inc_by(counts.fences - before.fences);
+        if counts.one_lane > before.one_lane {
+            let collections = counts.one_lane - before.one_lane;
+            tracing::info!(collections, "unique keys collide too often: written in one lane from now on");
+        }
         self.metrics.sink.changes.inc_by(counts.accepted - before.accepted);
     }
 

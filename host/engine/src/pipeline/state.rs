@@ -17,7 +17,7 @@ use crate::model::key::selector;
 use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::{Acks, Address};
-use crate::schedule::{Lane, Pending, Scope, Spread};
+use crate::schedule::{Contention, Lane, Pending, Scope, Spread};
 use crate::sink::{FlushReport, Refusal, Write};
 
 pub use fence::FenceId;
@@ -30,8 +30,9 @@ pub enum Command {
     Flush { lane: usize, writes: Vec<Write> },
     /// Execute the DDL; everything in its scope is drained. Answer with [`Core::fence_done`].
     Ddl { fence: FenceId, change: Box<Change>, overlap: bool },
-    /// Settle colliding writes; their collections are drained. Answer with [`Core::settled`].
-    Settle { fence: FenceId, writes: Vec<Write> },
+    /// Settle colliding writes; their collections are drained. Answer with [`Core::settled`]. `last_word`: what
+    /// collides even so is a true conflict.
+    Settle { fence: FenceId, writes: Vec<Write>, last_word: bool },
     /// The overlap mark is reached and everything before it is written. Answer with [`Core::fence_done`].
     Mark { fence: FenceId },
 }
@@ -46,6 +47,8 @@ pub struct CoreOptions {
     /// Target collections whose changes must keep their order as a whole: capped ones, and ones with a collation,
     /// under which different `_id`s may be one key.
     pub single_lane: HashSet<NamespaceId>,
+    /// A collection whose unique keys collide again and again goes on in one lane (`incr_sync.shard_key = auto`).
+    pub auto: bool,
 }
 
 /// Counts for the status page and the tests.
@@ -56,6 +59,8 @@ pub struct CoreCounts {
     pub coalesced: u64,
     pub parked: u64,
     pub fences: u64,
+    /// Collections that went on in one lane because their unique keys collided too often.
+    pub one_lane: u64,
 }
 
 /// The state machine.
@@ -67,6 +72,9 @@ pub struct Core {
     tracker: AckTracker,
     /// Which lanes a collection uses, and how much of it is pending or in flight.
     spread: Spread,
+    contention: Contention,
+    /// Collections that are to go on in one lane as soon as they are drained.
+    to_one_lane: HashSet<NamespaceId>,
     /// A collection that would gain from more lanes.
     crowded: Option<NamespaceId>,
     fences: Vec<Fence>,
@@ -94,6 +102,8 @@ impl Core {
             lanes,
             tracker: AckTracker::default(),
             spread: Spread::new(lane_count),
+            contention: Contention::default(),
+            to_one_lane: HashSet::new(),
             crowded: None,
             fences: Vec::new(),
             held: Held::default(),
@@ -296,6 +306,8 @@ impl Core {
             overlap,
             time: change.time,
             collection: change.collection,
+            origin: change.origin,
+            in_order: false,
         };
         let pending = Pending { address, write, acks: Acks::one(slot) };
         if let Some(free) = self.join_parked(pending)? {
@@ -304,9 +316,10 @@ impl Core {
         Ok(())
     }
 
-    fn enqueue(&mut self, pending: Pending) {
+    fn enqueue(&mut self, mut pending: Pending) {
         let address = pending.address;
         let keep_order = self.options.single_lane.contains(&address.0);
+        pending.write.in_order = keep_order;
         let lane = self.spread.lane(address, keep_order);
         if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending, keep_order)) {
             self.counts.coalesced += 1;

@@ -66,6 +66,9 @@ pub struct Pending {
 impl Pending {
     /// Merges `later`, of the same document, into this one; gives it back when they must stay two writes.
     pub fn absorb(&mut self, later: Self) -> Option<Self> {
+        if self.write.origin != later.write.origin {
+            return Some(later);
+        }
         let same_side = self.write.overlap == later.write.overlap;
         let earlier = std::mem::replace(&mut self.write.content, Content::Delete);
         match merge(earlier, later.write.content, same_side) {

@@ -15,6 +15,8 @@ const CROWDED: usize = 16_384;
 struct Share {
     /// Writes that are pending or in flight.
     outstanding: usize,
+    /// Writes that have come back so far.
+    returned: u64,
     /// First lane and number of lanes; 0 before the first write.
     first: usize,
     width: usize,
@@ -72,6 +74,7 @@ impl Spread {
             return false;
         }
         share.outstanding -= 1;
+        share.returned += 1;
         if share.outstanding == 0 {
             self.active -= 1;
         }
@@ -83,6 +86,12 @@ impl Spread {
     #[must_use]
     pub fn is_drained(&self, namespace: NamespaceId) -> bool {
         self.shares.get(namespace.index()).is_none_or(|share| share.outstanding == 0)
+    }
+
+    /// How many writes of `namespace` have come back so far.
+    #[must_use]
+    pub fn returned(&self, namespace: NamespaceId) -> u64 {
+        self.shares.get(namespace.index()).map_or(0, |share| share.returned)
     }
 
     /// Whether nothing at all is pending or in flight.

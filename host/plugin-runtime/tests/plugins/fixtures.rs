@@ -135,6 +135,7 @@ pub(crate) fn change(names: &Namespaces, operation: Operation, ns: &str, body: &
         time: OpTime::new(100, 1, 1),
         wall_ms: 1_000_000,
         collection: None,
+        origin: None,
         not_before_ms: 0,
         ddl: None,
     }

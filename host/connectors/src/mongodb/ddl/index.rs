@@ -139,7 +139,7 @@ impl MongoSink {
         let mut postponed = self.postponed.lock().await;
         while let Some((id, spec)) = postponed.last() {
             let name = self.namespaces.name(*id);
-            self.build_indexes(&name, &[spec], self.manner(target).concern).await?;
+            self.build_indexes(&name, &[spec], self.concern(target)).await?;
             postponed.pop();
         }
         Ok(())

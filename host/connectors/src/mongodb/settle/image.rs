@@ -169,6 +169,8 @@ mod tests {
             overlap: false,
             time: OpTime::default(),
             collection: None,
+            origin: None,
+            in_order: false,
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use oplogue_engine::metrics::Metrics;
+use oplogue_engine::metrics::{ConflictNow, Metrics};
 
 /// Live counters, shared by all lanes.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ pub struct SinkCounts {
     pub refetched: u64,
     /// Updates, outside of overlap, whose document was not there.
     pub missing: u64,
-    /// Inserts, outside of overlap, whose document stood there already and was kept.
+    /// Changes that the target refused for good, and inserts whose document stood there already and was kept.
     pub conflicts: u64,
     /// Statements written a second time, in another form or after a collision.
     pub repeated: u64,
@@ -47,11 +47,12 @@ pub struct SinkCounts {
 }
 
 impl Counters {
-    pub(crate) fn one_conflict(&self) {
+    pub(crate) fn one_conflict(&self, conflict: ConflictNow) {
         count(&self.conflicts, 1);
-        self.series.iter().for_each(|series| {
-            series.sink.conflicts.inc();
-        });
+        if let Some(series) = &self.series {
+            series.sink.conflicts.of(conflict.kind).inc();
+            series.sink.recent_conflicts.note(conflict);
+        }
     }
 
     pub(crate) fn one_missing(&self) {

@@ -76,7 +76,7 @@ mod tests {
     use bytes::Bytes;
 
     fn error(code: i32, pattern: Option<bson::Document>) -> StatementError {
-        StatementError { code, message: String::new(), key_pattern: pattern }
+        StatementError { code, message: String::new(), key_pattern: pattern, key_value: None }
     }
 
     #[test]

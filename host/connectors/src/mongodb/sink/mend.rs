@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements};
-use oplogue_engine::model::{DocumentKey, Namespace, OpTime};
+use oplogue_engine::model::{DocumentKey, Namespace, OpTime, Origin};
 use oplogue_engine::sink::{FlushReport, Write};
 
 use super::counters::count;
@@ -16,7 +16,7 @@ use super::cure::{self, Cure, cure};
 use super::namespace::{Item, Place};
 use super::plan::{Form, Plan, plan, whole};
 use super::predecessor::name_now;
-use super::{MissingDocument, MongoSink, merge, refusal};
+use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
 use crate::mongodb::writer::RawWriter;
@@ -62,14 +62,15 @@ impl MongoSink {
                 Next::Whole(report) => return Ok(Mended { report, whole: true }),
             };
             count(&self.counters.repeated, 1);
-            match self.send_one(place, &statement, item.overlap).await? {
+            match self.send_one(place, &statement, item.write.origin, item.overlap).await? {
                 Ok(time) => return Ok(Mended { report: done(time), whole: false }),
                 Err(next) => trouble = next,
             }
         }
         match trouble {
             Trouble::Error(error) => {
-                final_refusal(place, item.index, &error).map(|report| Mended { report, whole: false })
+                let report = self.refuse(place, item.index, item.write, &error).await?;
+                Ok(Mended { report, whole: false })
             }
             Trouble::Missing => {
                 let text = format!("update {}: the document comes and goes; somebody else writes there", place.name);
@@ -93,14 +94,14 @@ impl MongoSink {
         Ok(match cured {
             Cure::Accept => Next::Done(FlushReport::default()),
             Cure::Again => Next::Send(statement),
-            Cure::Refuse => Next::Done(final_refusal(place, item.index, error)?),
-            Cure::Duplicate => self.duplicate(place, item)?,
+            Cure::Refuse => Next::Done(self.refuse(place, item.index, item.write, error).await?),
+            Cure::Duplicate => self.duplicate(place, item, error).await?,
             Cure::DeleteFirst | Cure::InsertAnew => {
                 let delete = Statement::Delete { key: &item.write.key };
-                match (self.send_one(place, &delete, true).await?, body(item.write)) {
+                match (self.send_one(place, &delete, item.write.origin, true).await?, body(item.write)) {
                     (Ok(_), Some(document)) if cured == Cure::InsertAnew => Next::Send(Statement::Insert(document)),
                     (Ok(_), _) => Next::Send(statement),
-                    (Err(_), _) => Next::Done(final_refusal(place, item.index, error)?),
+                    (Err(_), _) => Next::Done(self.refuse(place, item.index, item.write, error).await?),
                 }
             }
             Cure::Exact => match plan(item.write, Form { fast: false, ..self.form(place, item.overlap) })? {
@@ -118,10 +119,11 @@ impl MongoSink {
         &self,
         place: &Place,
         statement: &Statement<'_>,
+        origin: Option<Origin>,
         overlap: bool,
     ) -> Result<Result<Option<OpTime>, Trouble>> {
         self.catalogue.still_held().await?;
-        let manner = self.manner(place.target);
+        let manner = self.manner(place.target, origin);
         let mut outcome = command::send(&self.client, &place.name, &[statement], manner).await?;
         Ok(match outcome.errors.pop() {
             Some((_, error)) => Err(Trouble::Error(error)),
@@ -131,19 +133,15 @@ impl MongoSink {
     }
 
     /// An insert, outside of overlap, whose `_id` is taken.
-    fn duplicate<'a>(&self, place: &Place, item: &Item<'a>) -> Result<Next<'a>> {
+    async fn duplicate<'a>(&self, place: &Place, item: &Item<'a>, error: &StatementError) -> Result<Next<'a>> {
         let Some(document) = body(item.write) else {
             return Ok(Next::Done(FlushReport::default()));
         };
         if item.overlap || self.options.insert_on_dup_update {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
         }
-        self.counters.one_conflict();
-        tracing::warn!(
-            namespace = %place.name,
-            id = %shown_id(&item.write.key),
-            "an inserted document stands on the target already; the target's is kept (insert_on_dup_update = false)"
-        );
+        // With or without a record, the target's document is kept: that is what insert_on_dup_update = false says.
+        self.lose(&place.name, item.write, error).await?;
         Ok(Next::Done(FlushReport::default()))
     }
 
@@ -180,25 +178,27 @@ impl MongoSink {
     /// delete is on the way.
     async fn refetch(&self, place: &Place, index: usize, write: &Write) -> Result<FlushReport> {
         match self.fetch(write).await? {
-            Some(document) => self.put(place, index, &write.key, &document).await,
+            Some(document) => self.put(place, index, write, &document).await,
             None => Ok(FlushReport::default()),
         }
     }
 
     /// Writes a whole document, whatever stands there.
-    async fn put(&self, place: &Place, index: usize, key: &[u8], document: &[u8]) -> Result<FlushReport> {
+    async fn put(&self, place: &Place, index: usize, write: &Write, document: &[u8]) -> Result<FlushReport> {
+        let key = &write.key;
         let statements = match whole(key, document)? {
             Plan::One(statement) => vec![statement],
             Plan::Steps(statements) => statements,
             Plan::Refetch | Plan::Nothing => Vec::new(),
         };
-        let mut tried = self.put_all(place, &statements).await?;
+        let mut tried = self.put_all(place, &statements, write.origin).await?;
         if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) {
-            tried = self.put_all(place, &[Statement::Delete { key }, Statement::Insert(document)]).await?;
+            tried =
+                self.put_all(place, &[Statement::Delete { key }, Statement::Insert(document)], write.origin).await?;
         }
         match tried {
             Ok(time) => Ok(done(time)),
-            Err(error) => final_refusal(place, index, &error),
+            Err(error) => self.refuse(place, index, write, &error).await,
         }
     }
 
@@ -206,10 +206,11 @@ impl MongoSink {
         &self,
         place: &Place,
         statements: &[Statement<'_>],
+        origin: Option<Origin>,
     ) -> Result<Result<Option<OpTime>, StatementError>> {
         let mut time = None;
         for statement in statements {
-            match self.send_one(place, statement, true).await? {
+            match self.send_one(place, statement, origin, true).await? {
                 Ok(at) => time = at.max(time),
                 Err(Trouble::Missing) => {}
                 Err(Trouble::Error(error)) => return Ok(Err(error)),
@@ -259,7 +260,7 @@ impl MongoSink {
         };
         let mut report = FlushReport::default();
         for statement in steps {
-            match self.send_one(place, statement, overlap).await? {
+            match self.send_one(place, statement, write.origin, overlap).await? {
                 Ok(time) => merge(&mut report, done(time)),
                 Err(trouble) => {
                     let item = Item { index, write, statement: statement.clone(), overlap };
@@ -367,16 +368,6 @@ fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
         }
     }
     Ok(found)
-}
-
-/// The refusal of one change; an error when the server could not say what became of it.
-fn final_refusal(place: &Place, index: usize, error: &StatementError) -> Result<FlushReport> {
-    if let Some(kind @ (Kind::Unavailable | Kind::FailedOver)) = classify::of_code(error.code) {
-        let text = format!("write to {}: {} (code {})", place.name, error.message, error.code);
-        return Err(Error::new(Side::Sink, kind, text));
-    }
-    tracing::debug!(namespace = %place.name, code = error.code, "a statement is refused");
-    Ok(FlushReport { refused: vec![(index, refusal(error))], operation_time: None })
 }
 
 fn done(operation_time: Option<OpTime>) -> FlushReport {

@@ -6,14 +6,14 @@
 
 use futures_util::future::join_all;
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{Namespace, NamespaceId};
+use oplogue_engine::model::{Namespace, NamespaceId, Origin};
 use oplogue_engine::sink::{FlushReport, Write};
 
 use super::counters::count;
 use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
 use super::{MissingDocument, MongoSink, Target, merge};
-use crate::mongodb::command::{self, Outcome, Statement};
+use crate::mongodb::command::{self, Outcome, Statement, Verb};
 
 /// A planned write: its place in the flush, and what it becomes.
 pub(super) struct Item<'a> {
@@ -64,7 +64,8 @@ impl MongoSink {
         target: Target,
     ) -> Result<Prepared<'a>> {
         let place = Place { name: self.namespaces.name(namespace), target };
-        let ordered = self.catalogue.info(&place.name).is_some_and(|info| info.is_ordered());
+        let ordered = self.catalogue.info(&place.name).is_some_and(|info| info.is_ordered())
+            || writes.first().is_some_and(|(_, write)| write.in_order);
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
@@ -115,7 +116,7 @@ impl MongoSink {
         let Prepared { place, items, .. } = prepared;
         let mut all = Sent { report: FlushReport::default(), troubles: Vec::new() };
         if prepared.ordered {
-            for run in items.chunk_by(|a, b| a.statement.verb() == b.statement.verb()) {
+            for run in items.chunk_by(|a, b| together(a) == together(b)) {
                 let sent = self.send_group(place, run.iter().collect()).await?;
                 merge(&mut all.report, sent.report);
                 for (item, trouble) in sent.troubles {
@@ -123,7 +124,7 @@ impl MongoSink {
                 }
             }
         } else {
-            for sent in join_all(by_verb(items).map(|group| self.send_group(place, group))).await {
+            for sent in join_all(groups(items).into_iter().map(|group| self.send_group(place, group))).await {
                 let sent = sent?;
                 merge(&mut all.report, sent.report);
                 all.troubles.extend(sent.troubles);
@@ -169,7 +170,7 @@ impl MongoSink {
     /// Sends statements of one verb; returns those in trouble.
     async fn send_group<'i, 'a>(&self, place: &Place, items: Vec<&'i Item<'a>>) -> Result<Sent<'i, 'a>> {
         let statements: Vec<&Statement<'_>> = items.iter().map(|item| &item.statement).collect();
-        let manner = self.manner(place.target);
+        let manner = self.manner(place.target, items.first().and_then(|item| item.write.origin));
         let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
         let report = FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() };
         Ok(Sent { report, troubles: self.troubles(place, &items, outcome).await? })
@@ -203,13 +204,23 @@ impl MongoSink {
     }
 }
 
-/// The items of each verb that occurs.
-pub(super) fn by_verb<'i, 'a>(items: &'i [Item<'a>]) -> impl Iterator<Item = Vec<&'i Item<'a>>> {
-    let mut groups: [Vec<&'i Item<'a>>; 3] = Default::default();
+/// What goes into one command with each other: one verb, of changes of one origin.
+type Kind = (Verb, Option<Origin>);
+
+fn together(item: &Item<'_>) -> Kind {
+    (item.statement.verb(), item.write.origin)
+}
+
+/// The items of each verb, and of each origin, that occurs.
+pub(super) fn groups<'i, 'a>(items: &'i [Item<'a>]) -> Vec<Vec<&'i Item<'a>>> {
+    let mut groups: Vec<(Kind, Vec<&'i Item<'a>>)> = Vec::new();
     for item in items {
-        if let Some(group) = groups.get_mut(item.statement.verb() as usize) {
-            group.push(item);
+        let key = together(item);
+        match groups.iter_mut().find(|(of, _)| *of == key) {
+            Some((_, group)) => group.push(item),
+            None => groups.push((key, vec![item])),
         }
     }
-    groups.into_iter().filter(|group| !group.is_empty())
+    groups.sort_by_key(|(key, _)| *key);
+    groups.into_iter().map(|(_, group)| group).collect()
 }

@@ -184,6 +184,8 @@ mod tests {
             overlap: false,
             time: OpTime::default(),
             collection: None,
+            origin: None,
+            in_order: false,
         }
     }
 

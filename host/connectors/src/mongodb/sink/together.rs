@@ -9,15 +9,14 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use mongodb::ClientSession;
 use oplogue_engine::error::Result;
 use oplogue_engine::model::{Namespace, NamespaceId};
 use oplogue_engine::sink::FlushReport;
 
-use super::namespace::{Item, Prepared, Sent, by_verb};
+use super::namespace::{Item, Prepared, Sent, groups};
 use super::{MongoSink, Target};
 use crate::mongodb::command::{Manner, Outcome, Statement};
-use crate::mongodb::transaction::{self, Broken, Committed};
+use crate::mongodb::transaction::{self, Broken, Committed, Transaction};
 
 /// Fewer statements are quicker on their own: a transaction costs a round trip and an entry of `config.transactions`.
 const STATEMENTS_MIN: usize = 64;
@@ -70,7 +69,7 @@ struct Part<'i, 'a> {
     /// Place among the prepared ones.
     at: usize,
     prepared: &'i Prepared<'a>,
-    /// Statements of one verb each.
+    /// Statements of one verb and origin each.
     groups: Vec<Vec<&'i Item<'a>>>,
 }
 
@@ -131,17 +130,21 @@ impl MongoSink {
             .iter()
             .enumerate()
             .filter(|(_, part)| fits(part) && self.together.admits(part.namespace))
-            .map(|(at, prepared)| Part { at, prepared, groups: by_verb(&prepared.items).collect() })
+            .map(|(at, prepared)| Part { at, prepared, groups: groups(&prepared.items) })
             .collect();
         let items = || parts.iter().flat_map(|part| &part.prepared.items);
         let commands: usize = parts.iter().map(|part| part.groups.len()).sum();
         let statements_min = STATEMENTS_MIN.max(commands * STATEMENTS_A_COMMAND_MIN);
+        // A transaction has one mark.
+        let origin = items().next().and_then(|item| item.write.origin);
+        let one_origin = items().all(|item| item.write.origin == origin);
         let bytes: usize = items().map(|item| item.statement.bytes()).sum();
-        if items().count() >= statements_min && bytes <= BYTES_MAX { parts } else { Vec::new() }
+        if items().count() >= statements_min && bytes <= BYTES_MAX && one_origin { parts } else { Vec::new() }
     }
 
     async fn transact(&self, parts: &[Part<'_, '_>], target: Target) -> Result<Transacted> {
-        let manner = self.manner(target);
+        let origin = parts.iter().flat_map(|part| &part.prepared.items).next().and_then(|item| item.write.origin);
+        let manner = self.manner(target, origin);
         let mut session = transaction::begin(&self.client, manner).await?;
         let mut outcomes = Vec::with_capacity(parts.len());
         for part in parts {
@@ -171,9 +174,9 @@ impl MongoSink {
     /// Sends one part; `None` when the server refused a statement.
     async fn fill(
         &self,
-        session: &mut ClientSession,
+        session: &mut Transaction<'_>,
         part: &Part<'_, '_>,
-        manner: Manner,
+        manner: Manner<'_>,
     ) -> Result<Option<Vec<Outcome>>, Broken> {
         let mut outcomes = Vec::with_capacity(part.groups.len());
         for group in &part.groups {

@@ -18,6 +18,7 @@ use crate::config::report::{Fault, Report};
 use crate::config::settings::Settings;
 use crate::config::uri::MongoUri;
 use crate::config::value::{Value, split_uris};
+use crate::model::Origin;
 
 /// MongoShake's versions of its file that are read.
 const VERSIONS: std::ops::RangeInclusive<i64> = 4..=14;
@@ -50,6 +51,8 @@ pub(in crate::config) fn build(
     builder.missing_document();
     builder.change_stream();
     builder.object_id_list();
+    builder.loop_prevention();
+    builder.conflicts();
     builder.address_of_monitor();
     let (source, target) = (sources.first()?.clone(), target?);
     builder.one_cluster(&source, &target);
@@ -212,6 +215,32 @@ impl Builder<'_> {
         }
     }
 
+    /// A change stream does not tell who wrote what is not in a transaction.
+    fn loop_prevention(&mut self) {
+        const DROP: &str = "incr_sync.loop_prevention.drop";
+        let dropped = self.settings.list(DROP);
+        if let Some(wrong) = dropped.iter().find(|text| origin(text).is_none()) {
+            self.fault(DROP, Fault::new(format!("names {wrong}, which is no number from 1 to 255")));
+        }
+        if !dropped.is_empty() && self.settings.text("incr_sync.mongo_fetch_method") == "change_stream" {
+            let fault = Fault::new("needs incr_sync.mongo_fetch_method = oplog: change streams do not show the marks");
+            self.fault(DROP, fault);
+        }
+        if self.settings.int("incr_sync.loop_prevention.origin") > 0 && self.settings.flag("filter.ddl_enable") {
+            let text = "DDL carries no mark: of two collectors in opposite directions only one may replicate it";
+            self.note("incr_sync.loop_prevention.origin", text);
+        }
+    }
+
+    /// No released plugin contract has an entry for conflicts.
+    fn conflicts(&mut self) {
+        const KEY: &str = "incr_sync.conflict_write_to";
+        if self.settings.text(KEY) == "sdk" {
+            let fault = Fault::new("handing conflicts to a plugin is not built; none and db are accepted");
+            self.fault(KEY, fault.suggest("db records them on the target"));
+        }
+    }
+
     fn address_of_monitor(&mut self) {
         if !self.settings.ip("monitor.listen").is_loopback() {
             self.note("monitor.listen", "the status ports have no authentication and are open to the network");
@@ -288,6 +317,11 @@ impl Builder<'_> {
     }
 }
 
+/// A cluster's number, 1 to 255.
+fn origin(text: &str) -> Option<Origin> {
+    text.trim().parse().ok().and_then(Origin::new)
+}
+
 fn path(s: &Settings, key: &str) -> Option<PathBuf> {
     Some(s.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
 }
@@ -341,6 +375,7 @@ fn incr(s: &Settings) -> Incr {
             _ => FetchMethod::Oplog,
         },
         workers: s.count("incr_sync.worker"),
+        auto_lanes: s.text("incr_sync.shard_key") == "auto",
         target_delay: s.time("incr_sync.target_delay"),
         missing_document: match s.text("incr_sync.executor.missing_document") {
             "ignore" => MissingDocument::Ignore,
@@ -350,6 +385,10 @@ fn incr(s: &Settings) -> Incr {
         },
         insert_on_dup_update: s.flag("incr_sync.executor.insert_on_dup_update"),
         majority_enable: s.flag("incr_sync.executor.majority_enable"),
+        record_conflicts: s.text("incr_sync.conflict_write_to") == "db",
+        global_ids: s.list("incr_sync.oplog.gids"),
+        origin: u8::try_from(s.int("incr_sync.loop_prevention.origin")).ok().and_then(Origin::new),
+        drop_origins: s.list("incr_sync.loop_prevention.drop").iter().filter_map(|text| origin(text)).collect(),
         fetch_batch_size: s.count("incr_sync.reader.fetch_batch_size"),
     }
 }

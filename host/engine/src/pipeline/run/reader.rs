@@ -143,6 +143,7 @@ impl Reader {
             (DropReason::Noop, now.noop - before.noop),
             (DropReason::FromMigrate, now.from_migrate - before.from_migrate),
             (DropReason::Own, now.own - before.own),
+            (DropReason::Looped, now.looped - before.looped),
             (DropReason::Internal, now.index_build_steps - before.index_build_steps),
             (DropReason::Aborted, now.aborted - before.aborted),
             (DropReason::Gone, now.gone - before.gone),

@@ -134,15 +134,21 @@ impl Core {
             let settling = self.take_parked(scope);
             if !settling.is_empty() {
                 let writes = settling.iter().map(|pending| pending.write.clone()).collect();
+                let last_word = self.is_last_word(at);
                 if let Some(fence) = self.fences.get_mut(at) {
                     fence.settling = settling;
                     fence.phase = Phase::Settling;
                 }
-                self.commands.push(Command::Settle { fence: id, writes });
+                self.commands.push(Command::Settle { fence: id, writes, last_word });
                 return Ok(());
             }
         }
         self.fire_own(at)
+    }
+
+    /// Whether the target stands where the source stood once this barrier's scope is drained.
+    pub(super) fn is_last_word(&self, at: usize) -> bool {
+        self.passed_mark || self.fences.get(at).is_some_and(|fence| matches!(fence.purpose, Purpose::Mark))
     }
 
     /// Whether another barrier goes first. The mark waits for all others and for every change of the overlap; the

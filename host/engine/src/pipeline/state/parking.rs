@@ -38,6 +38,10 @@ impl Core {
         self.parked.insert(address, waiting);
         self.after_parking(address)?;
         let scope = Scope::Collection(address.0);
+        if self.options.auto && self.passed_mark && self.contention.collided(address.0, self.spread.returned(address.0))
+        {
+            self.to_one_lane.insert(address.0);
+        }
         let exists = self
             .fences
             .iter()
@@ -108,12 +112,13 @@ impl Core {
     /// `Conflict` when writes collide although the target stands where the source stood.
     pub fn settled(&mut self, id: FenceId, report: &FlushReport) -> Result<()> {
         let at = self.fences.iter().position(|fence| fence.id == id).ok_or_else(|| bug("unknown fence".into()))?;
+        let is_final = self.is_last_word(at);
         let Some(fence) = self.fences.get_mut(at) else {
             return Err(bug("unknown fence".into()));
         };
         let settling = std::mem::take(&mut fence.settling);
         fence.phase = Phase::Settled;
-        let is_final = self.passed_mark || matches!(fence.purpose, Purpose::Mark);
+        let scope = fence.scope;
         let only_settles = matches!(fence.purpose, Purpose::Settle);
         for (index, pending) in settling.into_iter().enumerate() {
             let refusal = report.refused.iter().find(|(at, _)| *at == index).map(|(_, refusal)| refusal);
@@ -132,6 +137,12 @@ impl Core {
                     return Err(self.refused(pending.address.0, &pending.write, &text, Kind::CannotApply));
                 }
             }
+        }
+        if let Scope::Collection(namespace) = scope
+            && self.to_one_lane.remove(&namespace)
+            && self.options.single_lane.insert(namespace)
+        {
+            self.counts.one_lane += 1;
         }
         if only_settles {
             self.lower(id)?;

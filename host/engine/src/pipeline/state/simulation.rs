@@ -42,6 +42,7 @@ fn change(operation: Operation, ns: NamespaceId, inc: u32, key: Bytes, body: Byt
         time: OpTime::new(1, inc, 1),
         wall_ms: 0,
         collection: None,
+        origin: None,
         not_before_ms: 0,
         ddl: None,
     }
@@ -173,7 +174,8 @@ fn run(
     crash: bool,
 ) -> usize {
     let single_lane = if rng.random_bool(0.3) { HashSet::from([namespaces.intern("db.c0")]) } else { HashSet::new() };
-    let options = CoreOptions { lanes: rng.random_range(1..5), overlap_until: until, single_lane };
+    let options =
+        CoreOptions { lanes: rng.random_range(1..5), overlap_until: until, single_lane, auto: rng.random_bool(0.3) };
     let mut core = Core::new(Arc::clone(namespaces), options);
     let mut todo = batches(rng, log, from);
     let mut out: Vec<Command> = Vec::new();
@@ -206,7 +208,7 @@ fn run(
                     }
                     core.fence_done(fence).unwrap();
                 }
-                Command::Settle { fence, writes } => {
+                Command::Settle { fence, writes, .. } => {
                     writes.iter().for_each(|write| target.apply(write));
                     core.settled(fence, &FlushReport::default()).unwrap();
                 }

@@ -27,7 +27,7 @@ impl Bench {
     fn new() -> Self {
         let namespaces = Namespaces::shared();
         let (namespace, other) = (namespaces.intern("db.a"), namespaces.intern("db.b"));
-        let options = CoreOptions { lanes: 2, overlap_until: MARK, single_lane: HashSet::new() };
+        let options = CoreOptions { lanes: 2, overlap_until: MARK, single_lane: HashSet::new(), auto: false };
         Self { core: Core::new(namespaces, options), seq: 0, namespace, other }
     }
 
@@ -82,6 +82,7 @@ fn change(inc: u32, namespace: NamespaceId, body: Bytes) -> Change {
         time: OpTime::new(1, inc, 1),
         wall_ms: 0,
         collection: None,
+        origin: None,
         not_before_ms: 0,
         ddl: None,
     }
@@ -149,7 +150,7 @@ fn a_change_held_while_parked_writes_are_settled_passes_the_mark() {
     let commands = bench.write(1, namespace, 1);
     assert!(bench.answer(commands, &[1]).is_empty(), "parked: in overlap it waits");
     let commands = bench.create_indexes(2);
-    let [Command::Settle { fence: index, writes }] = commands.as_slice() else { panic!("{commands:?}") };
+    let [Command::Settle { fence: index, writes, .. }] = commands.as_slice() else { panic!("{commands:?}") };
     assert_eq!(writes.len(), 1);
     assert!(bench.write(3, namespace, 3).is_empty(), "it waits for the index");
     assert!(bench.write(4, other, 4).is_empty());
@@ -162,7 +163,7 @@ fn a_change_held_while_parked_writes_are_settled_passes_the_mark() {
     let commands = bench.core.take_commands();
     assert_eq!(flush(&commands), (vec![3], true));
     let commands = bench.answer(commands, &[]);
-    let [Command::Settle { fence, writes }] = commands.as_slice() else { panic!("{commands:?}") };
+    let [Command::Settle { fence, writes, .. }] = commands.as_slice() else { panic!("{commands:?}") };
     assert_eq!(writes.iter().map(id).collect::<Vec<_>>(), [1], "the mark settles what is parked");
     bench.core.settled(*fence, &FlushReport::default()).unwrap();
     mark(&bench.core.take_commands());

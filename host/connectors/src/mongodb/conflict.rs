@@ -1,0 +1,207 @@
+//! Changes that the target refused for good, recorded on the target (`incr_sync.conflict_write_to = db`).
+//!
+//! A record holds all that a person, or a program, needs to decide later: the change with its bytes, the error, and
+//! the document that stood in its way. It is majority-committed before the change counts as done, so no position is
+//! ever stored past a conflict that a fail-over could forget. A replay writes the same record again under the same
+//! `_id`. Nothing here decides what a conflict is.
+
+use bson::{Document, doc};
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use mongodb::Client;
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::metrics::ConflictKind;
+use oplogue_engine::metrics::labels::Label as _;
+use oplogue_engine::model::Namespace;
+use oplogue_engine::model::raw::kind;
+use oplogue_engine::sink::{Content, Patch, Write};
+
+use super::classify;
+use super::command::{self, Concern, StatementError};
+use super::writer::RawWriter;
+
+/// The collection of records inside the conflict database.
+pub const COLLECTION: &str = "conflicts";
+
+/// A record may be as large as any document of the server.
+const RECORD_BYTES_MAX: usize = 16 << 20;
+
+/// Where conflicts are recorded.
+#[derive(Debug, Clone)]
+pub struct ConflictLog {
+    client: Client,
+    place: Namespace,
+    job: String,
+}
+
+/// One refused change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conflict<'a> {
+    pub(crate) kind: ConflictKind,
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) write: &'a Write,
+    pub(crate) error: &'a StatementError,
+}
+
+impl ConflictLog {
+    /// Records of `job` in `database` of the target behind `client`.
+    #[must_use]
+    pub fn new(client: Client, database: &str, job: &str) -> Self {
+        Self { client, place: Namespace::of(database, COLLECTION), job: job.to_owned() }
+    }
+
+    /// Records one conflict; back when the target's majority has it.
+    ///
+    /// # Errors
+    /// Those of the target; `CannotApply` when the change alone is too large for a record.
+    pub(crate) async fn record(&self, conflict: Conflict<'_>) -> Result<()> {
+        let winner = self.winner(conflict).await?;
+        let id = self.id(conflict);
+        let mut record = self.build(&id, conflict, winner.as_deref());
+        if record.len() > RECORD_BYTES_MAX {
+            record = self.build(&id, conflict, None);
+        }
+        if record.len() > RECORD_BYTES_MAX {
+            let text = format!("record a conflict of {}: the change is too large for a record", conflict.namespace);
+            return Err(Error::new(Side::Sink, Kind::CannotApply, text));
+        }
+        let mut w = RawWriter::with_capacity(record.len() + 256);
+        w.string("update", self.place.collection());
+        w.array("updates", |w| {
+            w.document("", |w| {
+                w.document("q", |w| w.raw_document("_id", &id));
+                w.raw_document("u", &record);
+                w.boolean("upsert", true);
+            });
+        });
+        command::write_concern(&mut w, Concern::Majority);
+        let reply = self.client.database(self.place.database()).run_raw_command(command::raw(w.finish())?).await;
+        let reply =
+            reply.map_err(|e| classify::error(Side::Sink, &format!("record a conflict in {}", self.place), e))?;
+        let outcome = command::read(&self.place, &reply)?;
+        let Some((_, error)) = outcome.errors.into_iter().next() else { return Ok(()) };
+        let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
+        let text = format!("record a conflict in {}: {} (code {})", self.place, error.message, error.code);
+        Err(Error::new(Side::Sink, kind, text))
+    }
+
+    /// The last `limit` records, newest first.
+    ///
+    /// # Errors
+    /// Those of the target.
+    pub async fn last(&self, limit: i64) -> Result<Vec<Document>> {
+        let failed = |e| classify::error(Side::Sink, &format!("read {}", self.place), e);
+        let records = self.client.database(self.place.database()).collection::<Document>(self.place.collection());
+        let found = records.find(doc! {}).sort(doc! { "$natural": -1 }).limit(limit).await.map_err(failed)?;
+        found.try_collect().await.map_err(failed)
+    }
+
+    /// The same for the same change of the same job, however often it is replayed.
+    fn id(&self, Conflict { namespace, write, .. }: Conflict<'_>) -> Vec<u8> {
+        let mut w = RawWriter::with_capacity(256);
+        w.string("job", &self.job);
+        w.value("time", kind::TIMESTAMP, &write.time.ts().to_le_bytes());
+        w.string("namespace", namespace.as_str());
+        // As bytes: names inside a document's `_id` may begin with a dollar, names inside a record's may not.
+        binary(&mut w, "key", &write.key);
+        w.value("change", kind::INT64, &fingerprint(&write.content).to_le_bytes());
+        w.finish()
+    }
+
+    fn build(&self, id: &[u8], conflict: Conflict<'_>, winner: Option<&[u8]>) -> Vec<u8> {
+        let Conflict { kind, namespace, write, error } = conflict;
+        let mut w = RawWriter::with_capacity(1024);
+        w.raw_document("_id", id);
+        w.string("kind", kind.text());
+        w.string("namespace", namespace.as_str());
+        w.value("time", kind::TIMESTAMP, &write.time.ts().to_le_bytes());
+        w.value("recorded_at", kind::DATE, &bson::DateTime::now().timestamp_millis().to_le_bytes());
+        w.raw_document("key", &write.key);
+        w.string("operation", operation(&write.content));
+        match &write.content {
+            Content::Insert(document) | Content::Replace(document) => w.raw_document("document", document),
+            Content::Patch(patches) => append_patches(&mut w, patches),
+            Content::Patched { base, patches } => {
+                w.raw_document("document", base);
+                append_patches(&mut w, patches);
+            }
+            Content::Delete => {}
+        }
+        w.int("code", error.code);
+        w.string("error", &error.message);
+        if let Some(winner) = winner {
+            w.raw_document("winner", winner);
+        }
+        w.finish()
+    }
+
+    /// The target's document that the change lost to: the one with the same unique value, else the one of its `_id`.
+    async fn winner(&self, Conflict { namespace, write, error, .. }: Conflict<'_>) -> Result<Option<Bytes>> {
+        let by_value = error.key_value.as_ref().filter(|value| !value.contains_key("_id"));
+        let mut w = RawWriter::with_capacity(write.key.len() + 256);
+        w.string("find", namespace.collection());
+        match by_value.map(|value| value.to_vec()) {
+            Some(Ok(value)) => command::selector(&mut w, "filter", &value),
+            Some(Err(_)) | None => command::selector(&mut w, "filter", &write.key),
+        }
+        w.int("limit", 1);
+        w.boolean("singleBatch", true);
+        let failed = |e| classify::error(Side::Sink, &format!("look for the winner of a conflict in {namespace}"), e);
+        let database = self.client.database(namespace.database());
+        let mut found = database.run_raw_cursor_command(command::raw(w.finish())?).await.map_err(failed)?;
+        if found.advance().await.map_err(failed)? {
+            return Ok(Some(Bytes::copy_from_slice(found.current().as_bytes())));
+        }
+        Ok(None)
+    }
+}
+
+/// The operation's name in records and logs.
+pub(crate) fn operation(content: &Content) -> &'static str {
+    match content {
+        Content::Insert(_) => "insert",
+        Content::Replace(_) | Content::Patched { .. } => "replace",
+        Content::Patch(_) => "update",
+        Content::Delete => "delete",
+    }
+}
+
+fn append_patches(w: &mut RawWriter, patches: &[Patch]) {
+    w.array("updates", |w| {
+        for patch in patches {
+            w.document("", |w| match patch {
+                Patch::Diff(diff) => w.raw_document("diff", diff),
+                Patch::Modifiers(modifiers) => w.raw_document("modifiers", modifiers),
+            });
+        }
+    });
+}
+
+fn binary(w: &mut RawWriter, name: &str, bytes: &[u8]) {
+    let mut value = Vec::with_capacity(bytes.len() + 5);
+    value.extend_from_slice(&i32::try_from(bytes.len()).unwrap_or(i32::MAX).to_le_bytes());
+    value.push(0);
+    value.extend_from_slice(bytes);
+    w.value(name, kind::BINARY, &value);
+}
+
+/// FNV-1a over the content: tells the changes of one transaction to one document apart.
+fn fingerprint(content: &Content) -> i64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut take = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    take(operation(content).as_bytes());
+    match content {
+        Content::Insert(document) | Content::Replace(document) => take(document),
+        Content::Delete => {}
+        Content::Patch(patches) => patches.iter().for_each(|patch| take(patch.document())),
+        Content::Patched { base, patches } => {
+            take(base);
+            patches.iter().for_each(|patch| take(patch.document()));
+        }
+    }
+    hash.cast_signed()
+}
