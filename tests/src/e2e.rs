@@ -21,3 +21,4 @@ mod silent_loss;
 mod stream;
 mod swap;
 mod tls;
+mod transactions;

@@ -481,7 +481,11 @@ impl Decoder {
         for element in Elements::new(operations)? {
             let element = element?;
             let inner = Entry::parse_inner(operations.slice(element.offset..element.end()), commit)?;
+            let first = self.changes.len();
             self.expand(&inner)?;
+            if commit.session.is_none() {
+                self.changes.iter_mut().skip(first).try_for_each(transaction::as_applied)?;
+            }
         }
         Ok(())
     }

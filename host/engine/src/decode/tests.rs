@@ -297,6 +297,27 @@ fn statements_of_retryable_writes_are_no_chain() {
 }
 
 #[test]
+fn the_command_apply_ops_is_taken_as_it_took_effect() {
+    let update = |o: Document| doc! { "op": "u", "ns": "a.b", "o": o, "o2": { "_id": 2, "n": 5 } };
+    let command = |ops: Vec<Document>| entry(1, doc! { "op": "c", "ns": "admin.$cmd", "o": { "applyOps": ops } });
+    let ops = vec![
+        doc! { "op": "i", "ns": "a.b", "o": { "x": 1, "_id": 1 } },
+        update(doc! { "$set": { "x": 2 } }),
+        doc! { "op": "d", "ns": "a.b", "o": { "_id": 3, "n": 5 } },
+    ];
+    let batches = decoder().decode(raw(vec![command(ops)])).unwrap();
+    let read = |bytes: &Bytes| bson::deserialize_from_slice::<Document>(bytes).unwrap();
+    let seen: Vec<_> = batches[0].changes.iter().map(|c| (c.operation, read(&c.key))).collect();
+    use Operation::{Delete, Replace, UpdateModifiers};
+    let expected = [(Replace, doc! {"_id": 1}), (UpdateModifiers, doc! {"_id": 2}), (Delete, doc! {"_id": 3})];
+    assert_eq!(seen, expected);
+    for o in [doc! { "$inc": { "n": 1 } }, doc! { "$v": 1, "$push": { "n": 1 } }] {
+        let error = decoder().decode(raw(vec![command(vec![update(o)])])).unwrap_err();
+        assert_eq!(error.kind(), Kind::CannotApply, "{error}");
+    }
+}
+
+#[test]
 fn an_entry_of_another_session_is_no_part() {
     let mut decoder = decoder();
     let end = end(2, 8, at(1), "commitTransaction");
