@@ -504,6 +504,10 @@ impl Job {
             own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
             own_databases: vec![self.config.conflict_db()],
             transaction_bytes: self.config.limits.transaction_bytes,
+            atomic_bytes: match self.config.incr.transactions {
+                checked::Transactions::Split => 0,
+                checked::Transactions::Atomic => self.config.limits.transaction_bytes,
+            },
         }
     }
 }

@@ -12,6 +12,7 @@ use oplogue_tests::servers::{Options, connect};
 
 use super::rig::Rig;
 
+mod atomic;
 mod forms;
 mod inside;
 mod large;

@@ -67,6 +67,15 @@ pub enum FetchMethod {
     ChangeStream,
 }
 
+/// `incr_sync.transaction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transactions {
+    /// Spread like any other writes.
+    Split,
+    /// In one transaction of the target.
+    Atomic,
+}
+
 /// `log.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
@@ -146,6 +155,8 @@ pub struct Incr {
     pub missing_document: MissingDocument,
     pub insert_on_dup_update: bool,
     pub majority_enable: bool,
+    /// `incr_sync.transaction`.
+    pub transactions: Transactions,
     /// `incr_sync.reader.fetch_batch_size`: entries asked for in one cursor reply.
     pub fetch_batch_size: usize,
 }
