@@ -519,6 +519,10 @@ impl Job {
             drop_origins: self.config.incr.drop_origins.clone(),
             global_ids: self.config.incr.global_ids.clone(),
             transaction_bytes: self.config.limits.transaction_bytes,
+            atomic_bytes: match self.config.incr.transactions {
+                checked::Transactions::Split => 0,
+                checked::Transactions::Atomic => self.config.limits.transaction_bytes,
+            },
         }
     }
 }

@@ -22,5 +22,6 @@ mod silent_loss;
 mod stream;
 mod swap;
 mod tls;
+mod transactions;
 mod two_way;
 mod unique;

@@ -20,6 +20,8 @@ pub mod load;
 
 pub mod cases;
 
+pub mod prepared;
+
 pub mod collector;
 
 pub mod example;

@@ -121,6 +121,26 @@ async fn a_position_of_another_history_is_refused() {
 }
 
 #[tokio::test]
+async fn single_entries_are_read_and_missing_ones_are_lost_history() {
+    let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
+    let mut source = guides_source(&set).await;
+    insert(&set.client(), [1, 2]).await;
+    let newest = source.newest().await.unwrap();
+    source.open(&Position::Oplog(newest)).await.unwrap();
+    let entry = RawDocumentBuf::from_bytes(source.entry_at(newest).await.unwrap().to_vec()).unwrap();
+    assert_eq!(time(&Document::try_from(entry).unwrap()), newest);
+    let window = source.window().await.unwrap();
+    let fallen_off = OpTime { secs: window.oldest.secs - 5, inc: 1, ..window.oldest };
+    let never = OpTime { inc: newest.inc + 1000, ..newest };
+    let other_history = OpTime { term: newest.term + 1, ..newest };
+    for lost in [fallen_off, never, other_history] {
+        let fault = source.entry_at(lost).await.unwrap_err();
+        assert_eq!(fault.kind(), Kind::HistoryLost, "{fault}");
+        assert!(fault.to_string().contains("the oplog holds"), "{fault}");
+    }
+}
+
+#[tokio::test]
 async fn a_start_before_the_window_is_refused_and_1970_means_the_oldest() {
     let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
     let mut source = guides_source(&set).await;

@@ -74,6 +74,9 @@ pub struct DecodeOptions {
     pub global_ids: Vec<String>,
     /// Bytes that open transactions may hold in memory; what is more is put aside.
     pub transaction_bytes: usize,
+    /// A transaction of up to so many bytes is one batch of its own, to become visible as one; 0 = its changes are
+    /// spread like any others.
+    pub atomic_bytes: usize,
 }
 
 /// Entries seen, by what became of them.
@@ -96,6 +99,8 @@ pub struct DecodeCounts {
     pub whole: u64,
     /// Of such updates, those whose document was gone by then: its delete follows.
     pub gone: u64,
+    /// Transactions that were to stay whole and do not: larger than that, or with DDL inside.
+    pub split: u64,
 }
 
 /// What comes out of the decoder next.
@@ -339,16 +344,19 @@ impl Decoder {
         Ok(false)
     }
 
-    /// A DDL stands alone, so that the position before it can be stored before it is executed.
+    /// A DDL stands alone, so that the position before it can be stored before it is executed; and so does a
+    /// transaction that shall stay whole.
     fn set_apart(&mut self, reply: &mut Reply, first: usize, before: OpTime) {
-        if self.changes.get(first..).unwrap_or_default().iter().any(|c| c.operation == Operation::Ddl) {
+        let own = self.changes.get(first..).unwrap_or_default();
+        let atomic = own.len() > 1 && self.options.atomic_bytes > 0;
+        if atomic || has_ddl(own) {
             let permit = reply.permit.clone().unwrap_or_else(|| Arc::new(Permit::none()));
             let tail = self.changes.split_off(first);
             if !self.changes.is_empty() {
                 self.pass_on(before, &permit);
             }
             self.changes = tail;
-            self.pass_on(self.safe_position(), &permit);
+            self.pass_on_transaction(permit);
             reply.passed_on = true;
         }
     }
@@ -364,12 +372,25 @@ impl Decoder {
         reply.permit = None;
     }
 
+    /// Passes on the changes of one entry, whole where that is wanted and possible.
+    fn pass_on_transaction(&mut self, permit: Arc<Permit>) {
+        let bytes: usize = self.changes.iter().map(Change::bytes).sum();
+        let wanted = self.options.atomic_bytes > 0 && self.changes.len() > 1;
+        let atomic = wanted && bytes <= self.options.atomic_bytes && !has_ddl(&self.changes);
+        self.counts.split += u64::from(wanted && !atomic);
+        self.pass_on(self.safe_position(), &permit);
+        if let Some(batch) = self.ready.back_mut() {
+            batch.atomic = atomic;
+        }
+    }
+
     fn pass_on(&mut self, last: OpTime, permit: &Arc<Permit>) {
         let changes = std::mem::take(&mut self.changes);
         let seq = self.next_seq;
         self.next_seq += 1;
         self.counts.changes += changes.len() as u64;
-        self.ready.push_back(ChangeBatch { seq, changes, last: Position::Oplog(last), permit: Arc::clone(permit) });
+        let (last, permit) = (Position::Oplog(last), Arc::clone(permit));
+        self.ready.push_back(ChangeBatch { seq, changes, last, atomic: false, permit });
     }
 
     /// The last entry, or the one before the first entry of the oldest transaction that is still open.
@@ -451,7 +472,7 @@ impl Decoder {
 
     /// A small transaction that lies in memory is expanded in its place; any other one in steps.
     fn end(&mut self, entry: &Entry, chain: Chain) -> Result<()> {
-        let ending = Ending::new(entry.clone(), chain);
+        let ending = Ending::new(entry.clone(), chain, self.options.atomic_bytes);
         match ending.inline(INLINE_BYTES_MAX) {
             Ok(parts) => parts.iter().try_for_each(|operations| self.expand_inner(entry, operations)),
             Err(ending) => {
@@ -474,14 +495,22 @@ impl Decoder {
                 Ok(Some(need))
             }
             Next::Part { operations, permit, is_last } => {
-                let commit = ending.commit().clone();
+                let (commit, whole) = (ending.commit().clone(), ending.is_whole());
                 if is_last {
                     self.last = time;
                 } else {
                     self.ending = Some(ending);
                 }
                 self.expand_inner(&commit, &operations).map_err(|e| e.context(format!("oplog entry {time}")))?;
-                self.pass_on(self.safe_position(), &Arc::new(permit));
+                match permit {
+                    Some(permit) if whole => self.pass_on_transaction(Arc::new(permit)),
+                    Some(permit) => {
+                        self.counts.split += u64::from(is_last && self.options.atomic_bytes > 0);
+                        self.pass_on(self.safe_position(), &Arc::new(permit));
+                    }
+                    // More of it follows, for the same batch.
+                    None => {}
+                }
                 Ok(None)
             }
         }
@@ -492,7 +521,11 @@ impl Decoder {
         for element in Elements::new(operations)? {
             let element = element?;
             let inner = Entry::parse_inner(operations.slice(element.offset..element.end()), commit)?;
+            let first = self.changes.len();
             self.expand(&inner)?;
+            if commit.session.is_none() {
+                self.changes.iter_mut().skip(first).try_for_each(transaction::as_applied)?;
+            }
         }
         Ok(())
     }
@@ -555,6 +588,10 @@ impl DecodeOptions {
         self.own_collections.iter().any(|own| own == ns)
             || self.own_databases.iter().any(|own| ns.split('.').next() == Some(own))
     }
+}
+
+fn has_ddl(changes: &[Change]) -> bool {
+    changes.iter().any(|change| change.operation == Operation::Ddl)
 }
 
 fn unasked() -> Error {

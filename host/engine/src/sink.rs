@@ -105,6 +105,15 @@ pub enum DdlOutcome {
     Postponed,
 }
 
+/// What became of transactions that were to become visible at once.
+#[derive(Debug, Default)]
+pub struct WholeReport {
+    /// As of a flush; indices count through all waves.
+    pub report: FlushReport,
+    /// Whether they did: one transaction of the target holds all of it.
+    pub at_once: bool,
+}
+
 /// How far the target's majority has come, and who leads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Durability {
@@ -135,6 +144,23 @@ pub trait Sink: Send + Sync {
     /// A checkpoint at `position` is stored: what only a replay of earlier changes needs may be forgotten.
     async fn stored(&self, _position: OpTime) -> Result<()> {
         Ok(())
+    }
+
+    /// Writes transactions of the source so that they become visible at once where the target can do that. The keys of
+    /// one wave are distinct; waves go one after the other. The caller has drained everything, and nothing is in overlap.
+    ///
+    /// # Errors
+    /// As [`Sink::write`].
+    async fn write_whole(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
+        let mut all = FlushReport::default();
+        let mut offset = 0;
+        for wave in waves {
+            let part = self.write(wave).await?;
+            all.refused.extend(part.refused.into_iter().map(|(at, refusal)| (at + offset, refusal)));
+            all.operation_time = all.operation_time.max(part.operation_time);
+            offset += wave.len();
+        }
+        Ok(WholeReport { report: all, at_once: false })
     }
 
     /// Settles a group of changes that collided on unique keys: writes the final state of all of them together,

@@ -294,7 +294,7 @@ fn sized(bytes: usize, make: impl Fn(&str) -> Document) -> Fallible<Bytes> {
 
 fn batch(template: &[Change]) -> ChangeBatch {
     let last = Position::Oplog(OpTime::new(1_700_000_001, 1, 1));
-    ChangeBatch { seq: 0, changes: template.to_vec(), last, permit: Arc::new(Permit::none()) }
+    ChangeBatch { seq: 0, changes: template.to_vec(), last, atomic: false, permit: Arc::new(Permit::none()) }
 }
 
 /// Every case of a group must do to a batch what the group's first one does.

@@ -131,20 +131,32 @@ impl MongoSink {
     }
 
     async fn settle_once(&self, name: &Namespace, images: &[Image<'_>]) -> Result<Try> {
-        let origin = images.first().and_then(|image| image.last().origin);
+        self.settle_groups(&[(name.clone(), images)]).await
+    }
+
+    async fn settle_groups<'a, I: AsRef<[Image<'a>]> + Sync>(&self, groups: &[(Namespace, I)]) -> Result<Try> {
+        let origin =
+            groups.iter().find_map(|(_, images)| images.as_ref().first()).and_then(|image| image.last().origin);
         let manner = self.manner(self.target().await?, origin);
-        let mut open = transaction::begin(&self.client, manner).await?;
-        match self.rewrite(&mut open, name, images, manner).await {
-            Ok(None) => Ok(match transaction::commit(open).await? {
+        let mut session = transaction::begin(&self.client, manner).await?;
+        let mut rewritten = Ok(None);
+        for (name, images) in groups {
+            rewritten = self.rewrite(&mut session, name, images.as_ref(), manner).await;
+            if !matches!(rewritten, Ok(None)) {
+                break;
+            }
+        }
+        match rewritten {
+            Ok(None) => Ok(match transaction::commit(session).await? {
                 Committed::At(time) => Try::Settled(time),
                 Committed::Again(e) => Try::Again(e),
             }),
             Ok(Some((at, error))) => {
-                transaction::abort(open).await;
+                transaction::abort(session).await;
                 Ok(Try::Collides(at, error))
             }
             Err(unwritten) => {
-                transaction::abort(open).await;
+                transaction::abort(session).await;
                 match unwritten {
                     Unwritten::Image(at) => Ok(Try::Uncomputed(at)),
                     Unwritten::Broken(Broken::Driver(e)) if e.contains_label(TRANSIENT_TRANSACTION_ERROR) => {
@@ -154,6 +166,34 @@ impl MongoSink {
                 }
             }
         }
+    }
+
+    /// Puts final images of all these writes, of whatever collections, in place in one transaction. `None` = that is not
+    /// possible: one collides with a document that is not among them, or has no image.
+    ///
+    /// # Errors
+    /// When the outcome is unknown.
+    pub(super) async fn settle_at_once(&self, writes: &[&Write]) -> Result<Option<OpTime>> {
+        let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
+        for (index, write) in writes.iter().enumerate() {
+            groups.entry(write.target).or_default().push((index, write));
+        }
+        let mut images = Vec::with_capacity(groups.len());
+        for (namespace, group) in &groups {
+            match image::images(group) {
+                Ok(of_group) => images.push((self.namespaces.name(*namespace), of_group)),
+                Err(e) if e.kind() == Kind::Unsupported => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        for _ in 0..TRIES {
+            match self.settle_groups(&images).await? {
+                Try::Settled(time) => return Ok(Some(time.unwrap_or_default())),
+                Try::Collides(..) | Try::Uncomputed(_) => return Ok(None),
+                Try::Again(e) => tracing::debug!(error = %e, "the settling transaction is tried again"),
+            }
+        }
+        Ok(None)
     }
 
     /// Reads what must be read, deletes everything, writes the images. The first collision ends it.

@@ -15,7 +15,7 @@ use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime, Origin};
-use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, Write};
+use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write};
 use tokio::sync::OnceCell;
 
 use super::command::{Concern, Manner};
@@ -35,6 +35,7 @@ mod namespace;
 mod plan;
 mod predecessor;
 mod together;
+mod whole;
 
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
@@ -303,6 +304,10 @@ impl Sink for MongoSink {
             (Some(majority), Some(newest)) => Durability { majority, newest, term: newest.term },
             _ => Durability { majority: settled, newest: OpTime::default(), term: 0 },
         })
+    }
+
+    async fn write_whole(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
+        self.write_waves(waves).await
     }
 
     async fn settle(&self, writes: &[Write], last_word: bool) -> Result<FlushReport> {

@@ -51,6 +51,11 @@ impl Broken {
         }
     }
 
+    /// Whether the server broke the transaction off for a reason that passes, such as a conflict with another one.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Driver(e) if e.contains_label(TRANSIENT_TRANSACTION_ERROR))
+    }
+
     pub(super) fn into_error(self, doing: &str) -> Error {
         match self {
             Self::Driver(e) => classify::error(Side::Sink, doing, e),

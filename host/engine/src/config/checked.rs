@@ -68,6 +68,15 @@ pub enum FetchMethod {
     ChangeStream,
 }
 
+/// `incr_sync.transaction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transactions {
+    /// Spread like any other writes.
+    Split,
+    /// In one transaction of the target.
+    Atomic,
+}
+
 /// `log.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
@@ -157,6 +166,8 @@ pub struct Incr {
     pub origin: Option<Origin>,
     /// `incr_sync.loop_prevention.drop`.
     pub drop_origins: Vec<Origin>,
+    /// `incr_sync.transaction`.
+    pub transactions: Transactions,
     /// `incr_sync.reader.fetch_batch_size`: entries asked for in one cursor reply.
     pub fetch_batch_size: usize,
 }

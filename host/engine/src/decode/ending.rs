@@ -21,10 +21,10 @@ const KEEP_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) enum Next {
     Need(Need),
-    /// These operations are to be passed on, with their memory.
+    /// These operations are to be passed on, with their memory: `None` = together with those that follow.
     Part {
         operations: Bytes,
-        permit: Permit,
+        permit: Option<Permit>,
         is_last: bool,
     },
 }
@@ -38,16 +38,25 @@ pub(super) struct Ending {
     permit: Option<Permit>,
     /// The next part itself, once it is here.
     part: Option<Bytes>,
+    /// Up to this size all parts are passed on as one.
+    whole_max: usize,
+    /// Whether they are; known when the walk is over.
+    whole: Option<bool>,
 }
 
 impl Ending {
-    pub(super) fn new(commit: Entry, chain: Chain) -> Self {
-        Self { commit, chain, permit: None, part: None }
+    pub(super) fn new(commit: Entry, chain: Chain, whole_max: usize) -> Self {
+        Self { commit, chain, permit: None, part: None, whole_max, whole: None }
     }
 
     /// The entry that made the operations visible.
     pub(super) fn commit(&self) -> &Entry {
         &self.commit
+    }
+
+    /// Whether all parts are passed on as one.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole.unwrap_or_default()
     }
 
     /// The position that holds for as long as not all of it has been passed on.
@@ -89,24 +98,28 @@ impl Ending {
         if let Some(time) = self.chain.head {
             return Next::Need(Need::Entry { time });
         }
+        let total = self.chain.bytes();
+        let whole = *self.whole.get_or_insert(total <= self.whole_max);
         if let Some(operations) = self.part.take() {
-            let permit = self.permit.take().unwrap_or_else(Permit::none);
-            return Next::Part { operations, permit, is_last: self.chain.parts.is_empty() };
+            return self.pass_on(operations);
         }
-        let bytes = self.chain.parts.front().map_or(0, Part::bytes);
         if self.permit.is_none() {
+            let bytes = if whole { total } else { self.chain.parts.front().map_or(0, Part::bytes) };
             return Next::Need(Need::Memory { bytes });
         }
         match self.chain.parts.pop_front() {
             Some(Part::Stored(stored)) => Next::Need(Need::Load(stored)),
             Some(Part::Oplog { time, .. }) => Next::Need(Need::Entry { time }),
-            Some(Part::Memory(operations)) => {
-                let permit = self.permit.take().unwrap_or_else(Permit::none);
-                Next::Part { operations, permit, is_last: self.chain.parts.is_empty() }
-            }
+            Some(Part::Memory(operations)) => self.pass_on(operations),
             // A chain that turned out to hold nothing: its end still moves the position.
-            None => Next::Part { operations: empty(), permit: Permit::none(), is_last: true },
+            None => self.pass_on(empty()),
         }
+    }
+
+    fn pass_on(&mut self, operations: Bytes) -> Next {
+        let is_last = self.chain.parts.is_empty();
+        let permit = if is_last || !self.is_whole() { self.permit.take() } else { None };
+        Next::Part { operations, permit, is_last }
     }
 }
 

@@ -195,7 +195,7 @@ impl StreamDecoder {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.counts.changes += changes.len() as u64;
-        ChangeBatch { seq, changes, last: last.detached(), permit: Arc::clone(permit) }
+        ChangeBatch { seq, changes, last: last.detached(), atomic: false, permit: Arc::clone(permit) }
     }
 
     /// Lets go of the reply: positions outlive it.

@@ -283,6 +283,72 @@ async fn what_does_not_fit_into_memory_is_put_aside_and_comes_back_in_order() {
     assert_eq!((batches, needs), (vec![(vec![9, 10], 10)], Vec::new()));
 }
 
+/// The ids of each batch, and whether it is to become visible at once.
+fn shapes(batches: &[ChangeBatch]) -> Vec<(Vec<u32>, bool)> {
+    batches.iter().map(|batch| (batch.changes.iter().map(id).collect(), batch.atomic)).collect()
+}
+
+#[test]
+fn a_transaction_that_stays_whole_is_a_batch_of_its_own() {
+    let whole = DecodeOptions { atomic_bytes: 250_000, ..options(1 << 20) };
+    let mut decoder = Decoder::new(Namespaces::shared(), whole, at(0));
+    let two = |inc: u32, padding: usize| {
+        let insert = |n: u32| doc! { "op": "i", "ns": "a.b", "o": { "_id": n, "p": "x".repeat(padding) } };
+        let o = doc! { "applyOps": [insert(inc), insert(inc + 1000)] };
+        entry(inc, with(with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(1)), link(NULL_TIME)))
+    };
+    let reply = vec![insert(1), two(2, 10), insert(3), two(4, 200_000), part(5, 7, NULL_TIME, "", 10), insert(6)];
+    let batches = decoder.decode(raw(reply)).unwrap();
+    let expected =
+        [(vec![1], false), (vec![2, 1002], true), (vec![3], false), (vec![4, 1004], false), (vec![5, 6], false)];
+    assert_eq!(shapes(&batches), expected, "one that is too large is split, one of one change needs no care");
+    assert_eq!(decoder.counts().split, 1);
+}
+
+#[tokio::test]
+async fn pieces_of_a_whole_transaction_come_in_one_batch_as_far_as_the_limit_allows() {
+    for (atomic_bytes, expected) in [
+        (400_000, vec![(vec![1, 2, 3], true), (vec![4], false)]),
+        (250_000, vec![(vec![1], false), (vec![2], false), (vec![3], false), (vec![4], false)]),
+    ] {
+        let log = [part(1, 7, NULL_TIME, "partialTxn", 100_000), part(2, 7, at(1), "partialTxn", 100_000)];
+        let options = DecodeOptions { atomic_bytes, ..options(1 << 20) };
+        let mut decoder = Decoder::new(Namespaces::shared(), options, at(2));
+        decoder.begin(raw(vec![part(3, 7, at(2), "", 100_000), insert(4)]));
+        let (mut batches, mut asked) = (Vec::new(), Vec::new());
+        loop {
+            match decoder.step().unwrap() {
+                Step::Batch(batch) => batches.push(batch),
+                Step::Need(Need::Memory { bytes }) => {
+                    asked.push(bytes / 100_000);
+                    decoder.granted(Permit::none());
+                }
+                Step::Need(Need::Entry { time }) => {
+                    let found = &log[time.inc as usize - 1];
+                    decoder.entry(Bytes::from(bson::serialize_to_vec(found).unwrap())).unwrap();
+                }
+                Step::Need(need @ (Need::Store(_) | Need::Load(_))) => panic!("{need:?}"),
+                Step::Done => break,
+            }
+        }
+        assert_eq!(shapes(&batches), expected);
+        let whole = expected.len() == 2;
+        assert_eq!(asked[0], if whole { 3 } else { 1 }, "memory is asked for all of it, or for each piece");
+        assert_eq!(decoder.counts().split, u64::from(!whole));
+    }
+}
+
+#[test]
+fn ddl_inside_a_transaction_splits_it() {
+    let whole = DecodeOptions { atomic_bytes: 250_000, ..options(1 << 20) };
+    let mut decoder = Decoder::new(Namespaces::shared(), whole, at(0));
+    let create = doc! { "op": "c", "ns": "a.$cmd", "o": { "create": "b" } };
+    let o = doc! { "applyOps": [create, { "op": "i", "ns": "a.b", "o": { "_id": 1 } }] };
+    let entry = entry(1, with(doc! { "op": "c", "ns": "admin.$cmd", "o": o }, session(1)));
+    let batches = decoder.decode(raw(vec![entry])).unwrap();
+    assert_eq!((batches.len(), batches[0].atomic, decoder.counts().split), (1, false, 1));
+}
+
 #[test]
 fn statements_of_retryable_writes_are_no_chain() {
     let retryable = |inc, previous| {
@@ -294,6 +360,27 @@ fn statements_of_retryable_writes_are_no_chain() {
     let entries = vec![retryable(1, NULL_TIME), retryable(2, at(1)), image, find_and_modify];
     let batches = decoder().decode(raw(entries)).unwrap();
     assert_eq!((batches[0].changes.len(), position(&batches[0])), (3, 4));
+}
+
+#[test]
+fn the_command_apply_ops_is_taken_as_it_took_effect() {
+    let update = |o: Document| doc! { "op": "u", "ns": "a.b", "o": o, "o2": { "_id": 2, "n": 5 } };
+    let command = |ops: Vec<Document>| entry(1, doc! { "op": "c", "ns": "admin.$cmd", "o": { "applyOps": ops } });
+    let ops = vec![
+        doc! { "op": "i", "ns": "a.b", "o": { "x": 1, "_id": 1 } },
+        update(doc! { "$set": { "x": 2 } }),
+        doc! { "op": "d", "ns": "a.b", "o": { "_id": 3, "n": 5 } },
+    ];
+    let batches = decoder().decode(raw(vec![command(ops)])).unwrap();
+    let read = |bytes: &Bytes| bson::deserialize_from_slice::<Document>(bytes).unwrap();
+    let seen: Vec<_> = batches[0].changes.iter().map(|c| (c.operation, read(&c.key))).collect();
+    use Operation::{Delete, Replace, UpdateModifiers};
+    let expected = [(Replace, doc! {"_id": 1}), (UpdateModifiers, doc! {"_id": 2}), (Delete, doc! {"_id": 3})];
+    assert_eq!(seen, expected);
+    for o in [doc! { "$inc": { "n": 1 } }, doc! { "$v": 1, "$push": { "n": 1 } }] {
+        let error = decoder().decode(raw(vec![command(vec![update(o)])])).unwrap_err();
+        assert_eq!(error.kind(), Kind::CannotApply, "{error}");
+    }
 }
 
 #[test]

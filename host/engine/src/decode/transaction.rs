@@ -29,8 +29,9 @@ use bytes::Bytes;
 
 use super::oplog::{Entry, missing};
 use crate::error::{Error, Kind, Result, Side};
-use crate::model::OpTime;
-use crate::model::raw::{self, kind};
+use crate::model::key::selector;
+use crate::model::raw::{self, Elements, kind};
+use crate::model::{Change, OpTime, Operation};
 use crate::spill::Stored;
 
 /// One entry's array of operations, wherever it is now.
@@ -205,6 +206,46 @@ pub(super) fn operations(entry: &Entry) -> Result<Bytes> {
     let array =
         raw::find(&entry.o, "applyOps")?.filter(|e| e.kind == kind::ARRAY).ok_or_else(|| missing("applyOps"))?;
     Ok(entry.o.slice(array.offset..array.end()))
+}
+
+/// Makes of an operation of the *command* `applyOps` what the server made of it. It is logged as the client wrote it
+/// and not as it took effect (seen on 5.0.4 and 6.0.27): an insert replaces a document that stands there, and of a
+/// selector only the `_id` counts.
+///
+/// # Errors
+/// `CannotApply` for operators whose effect depends on the document: it is not in the log.
+pub(super) fn as_applied(change: &mut Change) -> Result<()> {
+    match change.operation {
+        Operation::Insert => {
+            change.operation = Operation::Replace;
+            change.key = selector(&change.body)?;
+        }
+        Operation::Delete => change.key = selector(&change.key)?,
+        Operation::Replace | Operation::UpdateDiff => {
+            change.key = selector(&change.key)?;
+            refuse_operators(&change.body, &[])?;
+        }
+        Operation::UpdateModifiers => {
+            change.key = selector(&change.key)?;
+            refuse_operators(&change.body, &[b"$set", b"$unset"])?;
+        }
+        Operation::Snapshot | Operation::Ddl => {}
+    }
+    Ok(())
+}
+
+fn refuse_operators(update: &[u8], known: &[&[u8]]) -> Result<()> {
+    for element in Elements::new(update)? {
+        let name = element?.name;
+        if name.first() == Some(&b'$') && !known.contains(&name) {
+            let text = format!(
+                "an applyOps command of a client updates by {}: what came of it is not in the oplog",
+                String::from_utf8_lossy(name)
+            );
+            return Err(Error::new(Side::Source, Kind::CannotApply, text));
+        }
+    }
+    Ok(())
 }
 
 fn flag(entry: &Entry, name: &str) -> Result<bool> {

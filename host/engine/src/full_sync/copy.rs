@@ -411,5 +411,5 @@ fn snapshot_batch(task: &Task, documents: &Bytes, permit: Permit, after: OpTime,
             ddl: None,
         });
     }
-    Ok(ChangeBatch { seq: 0, changes, last: Position::Oplog(after), permit: Arc::new(permit) })
+    Ok(ChangeBatch { seq: 0, changes, last: Position::Oplog(after), atomic: false, permit: Arc::new(permit) })
 }

@@ -90,6 +90,8 @@ catalog! {
         "Changes put aside because of a unique key, to be settled with their collection drained";
     SCHEDULE_BARRIERS = Counter "oplogue_schedule_barriers_total" []
         "Fences that a DDL or a unique-key conflict raised over its own scope";
+    SCHEDULE_SPLIT = Counter "oplogue_schedule_split_transactions_total" []
+        "Transactions that were to stay whole and were written in parts (incr_sync.transaction = atomic)";
     SCHEDULE_BUSY_LANES = Gauge "oplogue_schedule_busy_lanes" []
         "Lanes with a flush in flight";
     SINK_STATEMENTS = Counter "oplogue_sink_written_statements_total" ["op"]

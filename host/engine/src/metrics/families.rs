@@ -120,6 +120,8 @@ pub struct ScheduleMetrics {
     pub coalesced: Counter,
     pub parked: Counter,
     pub barriers: Counter,
+    /// Transactions that were to stay whole and were written in parts.
+    pub split: Counter,
     pub busy_lanes: Gauge,
 }
 
@@ -300,6 +302,7 @@ fn stages(to: &mut Registrar) -> Stages {
             coalesced: to.counter(catalog::SCHEDULE_COALESCED),
             parked: to.counter(catalog::SCHEDULE_PARKED),
             barriers: to.counter(catalog::SCHEDULE_BARRIERS),
+            split: to.counter(catalog::SCHEDULE_SPLIT),
             busy_lanes: to.gauge(catalog::SCHEDULE_BUSY_LANES),
         },
         sink: sink(to),

@@ -32,6 +32,8 @@ pub struct ChangeBatch {
     pub changes: Vec<Change>,
     /// When every change of this and all earlier batches is durable, reading may go on from here.
     pub last: Position,
+    /// The changes are one transaction of the source, and shall become visible together.
+    pub atomic: bool,
     /// Held by every change's holder until the last one is done. Shared, since lanes split a batch.
     pub permit: Arc<Permit>,
 }

@@ -26,7 +26,7 @@ use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Position};
 use crate::pipeline::durable::DurableQueue;
 use crate::pipeline::state::{Command, Core, CoreCounts, CoreOptions, FenceId};
 use crate::plugin::PluginChain;
-use crate::sink::{DdlOutcome, Durability, FlushReport, Sink};
+use crate::sink::{DdlOutcome, Durability, FlushReport, Sink, WholeReport, Write};
 use crate::source::Source;
 use crate::spill::Spill;
 use crate::supervise::Supervisor;
@@ -143,6 +143,8 @@ struct Admitting {
     rest: std::vec::IntoIter<Change>,
     next: Option<Change>,
     last: Position,
+    /// They become visible together, when the last of them may.
+    atomic: bool,
 }
 
 /// What a fence's own task came to, with the newest write of the target after it: a DDL that was done already, or an
@@ -151,6 +153,7 @@ enum FenceDone {
     Ddl(FenceId, Result<(DdlOutcome, OpTime)>),
     Settle(FenceId, Result<FlushReport>),
     Mark(FenceId, Result<(Option<OpTime>, OpTime)>),
+    Whole(FenceId, Vec<Vec<Write>>, Result<WholeReport>),
 }
 
 struct Loop {
@@ -238,15 +241,20 @@ impl Loop {
         Err(Error::new(Side::Internal, Kind::Bug, "the reader ended without a reason"))
     }
 
-    fn take(&mut self, batch: ChangeBatch) -> Result<()> {
+    fn take(&mut self, mut batch: ChangeBatch) -> Result<()> {
         self.metrics.schedule.queued.inc_by(batch.changes.len() as u64);
         if batch.changes.iter().all(|change| change.not_before_ms == 0) {
             self.core.batch(batch)?;
             return self.after_core();
         }
         let slot = self.core.open(batch.seq, batch.changes.len(), batch.last.clone(), batch.permit)?;
+        let latest = batch.changes.iter().map(|change| change.not_before_ms).max().unwrap_or_default();
+        if batch.atomic {
+            batch.changes.iter_mut().for_each(|change| change.not_before_ms = latest);
+        }
         let mut rest = batch.changes.into_iter();
-        self.admitting = Some(Admitting { slot, next: rest.next(), rest, last: batch.last });
+        let (next, atomic) = (rest.next(), batch.atomic);
+        self.admitting = Some(Admitting { slot, next, rest, last: batch.last, atomic });
         self.admit_due()
     }
 
@@ -260,7 +268,12 @@ impl Loop {
         let now = self.status.clock().now_ms();
         if let Some(open) = &mut self.admitting {
             while let Some(change) = open.next.take_if(|change| change.not_before_ms <= now) {
-                self.core.offer(open.slot, change)?;
+                if open.atomic {
+                    let whole = std::iter::once(change).chain(open.rest.by_ref()).collect();
+                    self.core.offer_whole(open.slot, whole)?;
+                } else {
+                    self.core.offer(open.slot, change)?;
+                }
                 open.next = open.rest.next();
             }
             if open.next.is_none() {
@@ -297,6 +310,17 @@ impl Loop {
                     self.durable.wrote(time);
                 }
                 self.core.settled(id, &report)?;
+            }
+            FenceDone::Whole(id, waves, written) => {
+                let WholeReport { report, at_once } = written?;
+                if let Some(time) = report.operation_time {
+                    self.durable.wrote(time);
+                }
+                if !at_once {
+                    self.metrics.schedule.split.inc();
+                    tracing::warn!("the target did not take transactions as one: they were written in parts");
+                }
+                self.core.whole_done(id, waves, &report)?;
             }
             FenceDone::Mark(id, outcome) => {
                 let (outcome, newest) = outcome?;
@@ -393,6 +417,14 @@ impl Loop {
                         Ok(())
                     });
                 }
+                Command::Whole { fence, waves } => {
+                    let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
+                    tasks.spawn("whole transactions", async move {
+                        let outcome = sink.write_whole(&waves).await;
+                        done.send(FenceDone::Whole(fence, waves, outcome)).await.ok();
+                        Ok(())
+                    });
+                }
                 Command::Mark { fence } => {
                     let (at_mark, sink) = (Arc::clone(&self.at_mark), Arc::clone(&self.sink));
                     let done = self.fences.0.clone();
@@ -421,6 +453,7 @@ impl Loop {
             let collections = counts.one_lane - before.one_lane;
             tracing::info!(collections, "unique keys collide too often: written in one lane from now on");
         }
+        schedule.split.inc_by(counts.split - before.split);
         self.metrics.sink.changes.inc_by(counts.accepted - before.accepted);
     }
 

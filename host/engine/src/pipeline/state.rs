@@ -6,6 +6,7 @@
 
 mod fence;
 mod parking;
+mod whole;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -33,6 +34,9 @@ pub enum Command {
     /// Settle colliding writes; their collections are drained. Answer with [`Core::settled`]. `last_word`: what
     /// collides even so is a true conflict.
     Settle { fence: FenceId, writes: Vec<Write>, last_word: bool },
+    /// Write these so that all of them become visible at once: waves of distinct documents, one after the other.
+    /// Everything before them is written. Answer with [`Core::whole_done`].
+    Whole { fence: FenceId, waves: Vec<Vec<Write>> },
     /// The overlap mark is reached and everything before it is written. Answer with [`Core::fence_done`].
     Mark { fence: FenceId },
 }
@@ -61,6 +65,8 @@ pub struct CoreCounts {
     pub fences: u64,
     /// Collections that went on in one lane because their unique keys collided too often.
     pub one_lane: u64,
+    /// Transactions that were to stay whole and were spread, because they are in overlap.
+    pub split: u64,
 }
 
 /// The state machine.
@@ -124,8 +130,10 @@ impl Core {
     pub fn batch(&mut self, batch: ChangeBatch) -> Result<()> {
         let reached = batch.last.time();
         let slot = self.open(batch.seq, batch.changes.len(), batch.last, batch.permit)?;
-        for change in batch.changes {
-            self.offer(slot, change)?;
+        if batch.atomic && batch.changes.len() > 1 {
+            self.offer_whole(slot, batch.changes)?;
+        } else {
+            batch.changes.into_iter().try_for_each(|change| self.offer(slot, change))?;
         }
         self.close(reached)
     }
@@ -228,7 +236,7 @@ impl Core {
                     self.tracker.resolve(slot, 1)?;
                 }
             }
-            Purpose::Settle => {}
+            Purpose::Settle | Purpose::Whole(_) => {}
         }
         self.release()?;
         self.pump()
@@ -278,20 +286,30 @@ impl Core {
     /// Sends a change to its lane, or holds it when a barrier or an earlier held change stands before it.
     fn admit(&mut self, slot: SlotId, change: Change) -> Result<()> {
         if self.must_wait(&change) {
-            self.held.push(slot, change);
+            if let Some(change) = self.join_whole(slot, change) {
+                self.held.push(slot, change);
+            }
             return Ok(());
         }
         self.dispatch(slot, change)
     }
 
     fn dispatch(&mut self, slot: SlotId, change: Change) -> Result<()> {
-        let overlap = change.time.ts() <= self.options.overlap_until.ts();
         if let Some(ddl) = &change.ddl {
             self.learn(ddl);
             let scope = Scope::of(ddl);
             self.raise(scope, Purpose::Ddl { change: Some(Box::new(change)), slot });
             return Ok(());
         }
+        let pending = self.pending(slot, change)?;
+        if let Some(free) = self.join_parked(pending)? {
+            self.enqueue(free);
+        }
+        Ok(())
+    }
+
+    fn pending(&self, slot: SlotId, change: Change) -> Result<Pending> {
+        let overlap = change.time.ts() <= self.options.overlap_until.ts();
         let Some(content) = content(&change) else {
             return Err(bug("a DDL without its command".into()));
         };
@@ -309,11 +327,7 @@ impl Core {
             origin: change.origin,
             in_order: false,
         };
-        let pending = Pending { address, write, acks: Acks::one(slot) };
-        if let Some(free) = self.join_parked(pending)? {
-            self.enqueue(free);
-        }
-        Ok(())
+        Ok(Pending { address, write, acks: Acks::one(slot) })
     }
 
     fn enqueue(&mut self, mut pending: Pending) {

@@ -101,7 +101,7 @@ impl Stream {
     pub(crate) fn batch(&mut self, changes: Vec<Change>) -> ChangeBatch {
         self.seq += 1;
         let last = Position::Oplog(OpTime::new(self.seq as u32, 1, 1));
-        ChangeBatch { seq: self.seq, changes, last, permit: Arc::new(Permit::none()) }
+        ChangeBatch { seq: self.seq, changes, last, atomic: false, permit: Arc::new(Permit::none()) }
     }
 
     /// Runs changes through the chain; they must pass without a fault.

@@ -49,6 +49,13 @@ pub(super) struct Prepared<'a> {
     writes: &'a [(usize, &'a Write)],
 }
 
+impl Prepared<'_> {
+    /// Whether all of it can go in one transaction with others.
+    pub(super) fn fits_transaction(&self) -> bool {
+        self.apart.is_empty()
+    }
+}
+
 /// What came of the statements of one namespace, and those still in trouble.
 pub(super) struct Sent<'i, 'a> {
     pub(super) report: FlushReport,

@@ -14,7 +14,7 @@ use oplogue_engine::model::{Namespace, NamespaceId};
 use oplogue_engine::sink::FlushReport;
 
 use super::namespace::{Item, Prepared, Sent, groups};
-use super::{MongoSink, Target};
+use super::{MongoSink, Target, cure};
 use crate::mongodb::command::{Manner, Outcome, Statement};
 use crate::mongodb::transaction::{self, Broken, Committed, Transaction};
 
@@ -78,7 +78,18 @@ enum Transacted {
     /// Committed: its time, and the outcome of each group of each part.
     Written(FlushReport, Vec<Vec<Outcome>>),
     /// Rolled back: nothing was written. The collection that was the reason, if one was.
-    RolledBack(Option<NamespaceId>),
+    RolledBack(Option<NamespaceId>, Why),
+}
+
+/// Why a transaction came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// A unique index other than `_id` has a value in another document.
+    UniqueKey,
+    /// The server broke it off, and might take it the next time.
+    BrokenOff,
+    /// It refused a statement.
+    Refused,
 }
 
 impl MongoSink {
@@ -99,15 +110,54 @@ impl MongoSink {
         }
         let (report, outcomes) = match self.transact(&parts, target).await? {
             Transacted::Written(report, outcomes) => (report, outcomes),
-            Transacted::RolledBack(reason) => {
+            Transacted::RolledBack(reason, _) => {
                 self.counters.one_transaction(false);
                 reason.into_iter().for_each(|namespace| self.together.failed(namespace));
                 return Ok(sent);
             }
         };
+        parts.iter().for_each(|part| self.together.succeeded(part.prepared.namespace));
+        self.collect(&parts, &report, outcomes, &mut sent).await?;
+        Ok(sent)
+    }
+
+    /// Writes all of it in one transaction; what came of each part, or why nothing did.
+    ///
+    /// # Errors
+    /// When the transaction's outcome is unknown.
+    pub(super) async fn write_at_once<'i, 'a>(
+        &self,
+        prepared: &'i [Prepared<'a>],
+        target: Target,
+    ) -> Result<Result<Vec<Option<Sent<'i, 'a>>>, Why>> {
+        let parts: Vec<Part<'i, 'a>> = prepared
+            .iter()
+            .enumerate()
+            .map(|(at, prepared)| Part { at, prepared, groups: in_order(prepared) })
+            .collect();
+        match self.transact(&parts, target).await? {
+            Transacted::Written(report, outcomes) => {
+                let mut sent: Vec<Option<Sent<'i, 'a>>> = prepared.iter().map(|_| None).collect();
+                self.collect(&parts, &report, outcomes, &mut sent).await?;
+                Ok(Ok(sent))
+            }
+            Transacted::RolledBack(_, why) => {
+                self.counters.one_transaction(false);
+                Ok(Err(why))
+            }
+        }
+    }
+
+    /// Notes a transaction that was committed, and what each of its parts met.
+    async fn collect<'i, 'a>(
+        &self,
+        parts: &[Part<'i, 'a>],
+        report: &FlushReport,
+        outcomes: Vec<Vec<Outcome>>,
+        sent: &mut [Option<Sent<'i, 'a>>],
+    ) -> Result<()> {
         self.counters.one_transaction(true);
         for (part, outcomes) in parts.iter().zip(outcomes) {
-            self.together.succeeded(part.prepared.namespace);
             let mut troubles = Vec::new();
             for (items, outcome) in part.groups.iter().zip(outcomes) {
                 troubles.extend(self.troubles(&part.prepared.place, items, outcome).await?);
@@ -116,7 +166,7 @@ impl MongoSink {
                 *slot = Some(Sent { report: report.clone(), troubles });
             }
         }
-        Ok(sent)
+        Ok(())
     }
 
     /// The parts that go together; none when it is not worth it.
@@ -149,15 +199,16 @@ impl MongoSink {
         let mut outcomes = Vec::with_capacity(parts.len());
         for part in parts {
             match self.fill(&mut session, part, manner).await {
-                Ok(Some(of_part)) => outcomes.push(of_part),
-                Ok(None) => {
+                Ok(Ok(of_part)) => outcomes.push(of_part),
+                Ok(Err(why)) => {
                     transaction::abort(session).await;
-                    return Ok(Transacted::RolledBack(Some(part.prepared.namespace)));
+                    return Ok(Transacted::RolledBack(Some(part.prepared.namespace), why));
                 }
                 Err(broken) => {
                     transaction::abort(session).await;
+                    let why = if broken.is_passing() { Why::BrokenOff } else { Why::Refused };
                     return match broken.rolled_back() {
-                        Ok(()) => Ok(Transacted::RolledBack(Some(part.prepared.namespace))),
+                        Ok(()) => Ok(Transacted::RolledBack(Some(part.prepared.namespace), why)),
                         Err(broken) => Err(broken.into_error(&format!("write to {}", part.prepared.place.name))),
                     };
                 }
@@ -167,29 +218,40 @@ impl MongoSink {
             Committed::At(operation_time) => {
                 Transacted::Written(FlushReport { operation_time, ..FlushReport::default() }, outcomes)
             }
-            Committed::Again(_) => Transacted::RolledBack(None),
+            Committed::Again(_) => Transacted::RolledBack(None, Why::BrokenOff),
         })
     }
 
-    /// Sends one part; `None` when the server refused a statement.
+    /// Sends one part, until the server refuses a statement.
     async fn fill(
         &self,
         session: &mut Transaction<'_>,
         part: &Part<'_, '_>,
         manner: Manner<'_>,
-    ) -> Result<Option<Vec<Outcome>>, Broken> {
+    ) -> Result<Result<Vec<Outcome>, Why>, Broken> {
         let mut outcomes = Vec::with_capacity(part.groups.len());
         for group in &part.groups {
             let statements: Vec<&Statement<'_>> = group.iter().map(|item| &item.statement).collect();
             let outcome =
                 transaction::send(&self.client, session, &part.prepared.place.name, &statements, manner).await?;
-            if !outcome.errors.is_empty() {
-                return Ok(None);
+            if let Some((_, error)) = outcome.errors.first() {
+                let unique = error.code == cure::DUPLICATE_KEY && !cure::is_id(error);
+                return Ok(Err(if unique { Why::UniqueKey } else { Why::Refused }));
             }
             outcomes.push(outcome);
         }
-        Ok(Some(outcomes))
+        Ok(Ok(outcomes))
     }
+}
+
+/// The statements of a part in an order that is right where one may depend on another: as they came where order counts,
+/// deletes before all others where it does not.
+fn in_order<'i, 'a>(prepared: &'i Prepared<'a>) -> Vec<Vec<&'i Item<'a>>> {
+    if !prepared.ordered {
+        return groups(&prepared.items);
+    }
+    let runs = prepared.items.chunk_by(|a, b| a.statement.verb() == b.statement.verb());
+    runs.map(|run| run.iter().collect()).collect()
 }
 
 /// Whether the server takes transactions on a collection of that name. That it may be capped is known elsewhere.

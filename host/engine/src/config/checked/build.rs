@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Checkpoint, Config, ConnectMode, CreateIndex, FetchMethod, Filter, FullSync, Incr, Limits, Log, LogFile, LogLevel,
-    MissingDocument, Monitor, PluginEntry, SyncMode,
+    MissingDocument, Monitor, PluginEntry, SyncMode, Transactions,
 };
 use crate::config::keys::{self, Status};
 use crate::config::raw::Format;
@@ -53,6 +53,7 @@ pub(in crate::config) fn build(
     builder.object_id_list();
     builder.loop_prevention();
     builder.conflicts();
+    builder.transactions();
     builder.address_of_monitor();
     let (source, target) = (sources.first()?.clone(), target?);
     builder.one_cluster(&source, &target);
@@ -241,6 +242,15 @@ impl Builder<'_> {
         }
     }
 
+    fn transactions(&mut self) {
+        const KEY: &str = "incr_sync.transaction";
+        let stream = self.settings.text("incr_sync.mongo_fetch_method") == "change_stream";
+        if stream && self.settings.text(KEY) == "atomic" {
+            let fault = Fault::new("atomic goes only with incr_sync.mongo_fetch_method = oplog");
+            self.fault(KEY, fault.suggest("with a change stream transactions are split"));
+        }
+    }
+
     fn address_of_monitor(&mut self) {
         if !self.settings.ip("monitor.listen").is_loopback() {
             self.note("monitor.listen", "the status ports have no authentication and are open to the network");
@@ -389,6 +399,10 @@ fn incr(s: &Settings) -> Incr {
         global_ids: s.list("incr_sync.oplog.gids"),
         origin: u8::try_from(s.int("incr_sync.loop_prevention.origin")).ok().and_then(Origin::new),
         drop_origins: s.list("incr_sync.loop_prevention.drop").iter().filter_map(|text| origin(text)).collect(),
+        transactions: match s.text("incr_sync.transaction") {
+            "atomic" => Transactions::Atomic,
+            _ => Transactions::Split,
+        },
         fetch_batch_size: s.count("incr_sync.reader.fetch_batch_size"),
     }
 }

@@ -89,8 +89,8 @@ const CASES: &[Case] = &[
     toml("incr_sync.loop_prevention.drop = [\"256\"]", "incr_sync.loop_prevention.drop", &["no number from 1 to 255"]),
     conf("mongo_s_url = mongodb://c", "mongo_s_url", &["a sharded cluster is not built yet"]),
     conf("filter.op_types = d", "filter.op_types", &["newer than version 10", "not built yet"]),
-    toml("incr_sync.transaction = \"atomic\"", "incr_sync.transaction", &["atomically is not built yet", "only split"]),
     // Rules between keys.
+    toml("incr_sync.transaction = \"atomic\"\nincr_sync.mongo_fetch_method = \"change_stream\"", "incr_sync.transaction", &["only with incr_sync.mongo_fetch_method = oplog"]),
     conf("filter.namespace.black = a\nfilter.namespace.white = b", "filter.namespace.white", &["together with filter.namespace.black"]),
     conf("full_sync.http_port = 9100", "full_sync.http_port", &["differ from the other http_port"]),
     conf("tunnel = tcp", "sync_mode", &["must be incr with tunnel = tcp"]),

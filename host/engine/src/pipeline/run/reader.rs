@@ -13,7 +13,7 @@ use crate::budget::Budget;
 use crate::decode::{Answer, Decode, DecodeCounts, Need, Step};
 use crate::error::{Kind, Result};
 use crate::metrics::{DropReason, Metrics, Status};
-use crate::model::ChangeBatch;
+use crate::model::{ChangeBatch, OpTime};
 use crate::plugin::{ChainWorker, PluginChain};
 use crate::source::Source;
 use crate::spill::Spill;
@@ -94,7 +94,7 @@ impl Reader {
             loop {
                 match self.parts.decoder.step()? {
                     Step::Batch(batch) => {
-                        self.status.positions().set_read(batch.last.time());
+                        self.status.positions().set_read(read_up_to(&batch));
                         for change in &batch.changes {
                             self.metrics.decode.changes.of(change.operation).inc();
                         }
@@ -151,7 +151,22 @@ impl Reader {
             dropped.of(reason).inc_by(count);
         }
         self.metrics.decode.whole.inc_by(now.whole - before.whole);
+        let split = now.split - before.split;
+        if split > 0 {
+            self.metrics.schedule.split.inc_by(split);
+            tracing::warn!(
+                transactions = split,
+                "too large, or with DDL inside: written in parts although incr_sync.transaction = atomic"
+            );
+        }
     }
+}
+
+/// What was read by this batch: beyond its position where an open transaction holds that back. The next run's overlap
+/// goes by it, since all of it may be applied.
+fn read_up_to(batch: &ChangeBatch) -> OpTime {
+    let newest = batch.changes.last().map(|change| change.time).filter(|time| time.ts() > batch.last.time().ts());
+    newest.unwrap_or_else(|| batch.last.time())
 }
 
 fn pass_through(

@@ -6,6 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use super::whole::Whole;
 use super::{Command, Core, bug};
 use crate::ack::SlotId;
 use crate::error::Result;
@@ -21,6 +22,7 @@ pub(super) enum Purpose {
     Ddl { change: Option<Box<Change>>, slot: SlotId },
     Settle,
     Mark,
+    Whole(Whole),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +58,27 @@ impl Fence {
     }
 }
 
+/// What waits behind a barrier as one.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    One(Change),
+    /// A transaction that stays whole.
+    Whole(Vec<Change>),
+}
+
+impl Waiting {
+    fn changes(&self) -> &[Change] {
+        match self {
+            Self::One(change) => std::slice::from_ref(change),
+            Self::Whole(changes) => changes,
+        }
+    }
+}
+
 /// Changes behind barriers, in source order, with an index of what they cover.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    pub(super) changes: VecDeque<(SlotId, Change)>,
+    pub(super) changes: VecDeque<(SlotId, Waiting)>,
     namespaces: HashSet<NamespaceId>,
     scopes: Vec<Scope>,
 }
@@ -72,7 +91,13 @@ impl Held {
                 self.namespaces.insert(change.target);
             }
         }
-        self.changes.push_back((slot, change));
+        self.changes.push_back((slot, Waiting::One(change)));
+    }
+
+    /// A whole transaction waits for everything before it, and everything later waits for it.
+    pub(super) fn push_whole(&mut self, slot: SlotId, changes: Vec<Change>) {
+        self.scopes.push(Scope::Cluster);
+        self.changes.push_back((slot, Waiting::Whole(changes)));
     }
 
     /// Whether a later change of `namespace` must stay behind something that is held.
@@ -116,8 +141,11 @@ impl Core {
     /// Lets held changes go on as far as the remaining barriers allow.
     pub(super) fn release(&mut self) -> Result<()> {
         let held = std::mem::take(&mut self.held);
-        for (slot, change) in held.changes {
-            self.admit(slot, change)?;
+        for (slot, waiting) in held.changes {
+            match waiting {
+                Waiting::One(change) => self.admit(slot, change)?,
+                Waiting::Whole(changes) => self.admit_whole(slot, changes),
+            }
         }
         Ok(())
     }
@@ -158,9 +186,10 @@ impl Core {
         let until = self.options.overlap_until.ts();
         match fence.purpose {
             Purpose::Mark => {
-                self.fences.len() > 1 || self.held.changes.iter().any(|(_, change)| change.time.ts() <= until)
+                let mut held = self.held.changes.iter().flat_map(|(_, waiting)| waiting.changes());
+                self.fences.len() > 1 || held.any(|change| change.time.ts() <= until)
             }
-            Purpose::Ddl { .. } | Purpose::Settle => {
+            Purpose::Ddl { .. } | Purpose::Settle | Purpose::Whole(_) => {
                 let mut earlier = self.fences.iter().take(at);
                 earlier.any(|other| !matches!(other.purpose, Purpose::Mark) && other.scope.intersects(fence.scope))
             }
@@ -181,6 +210,10 @@ impl Core {
                 self.commands.push(Command::Ddl { fence: id, change, overlap });
             }
             Purpose::Mark => self.commands.push(Command::Mark { fence: id }),
+            Purpose::Whole(whole) => {
+                let changes = whole.take();
+                return self.fire_whole(id, changes);
+            }
             // Everything parked was settled with an earlier barrier: nothing is left to do.
             Purpose::Settle => {
                 self.lower(id)?;

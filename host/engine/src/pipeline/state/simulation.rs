@@ -157,7 +157,8 @@ fn batches(rng: &mut StdRng, log: &[Change], from: usize) -> VecDeque<ChangeBatc
         let n = log[at..at + most].iter().position(|c| c.ddl.is_some()).map_or(most, |ddl| ddl.max(1));
         let changes = log[at..at + n].to_vec();
         let last = Position::Oplog(changes.last().unwrap().time);
-        out.push_back(ChangeBatch { seq: out.len() as u64, changes, last, permit: Arc::new(Permit::none()) });
+        let atomic = changes[0].ddl.is_none() && rng.random_bool(0.3);
+        out.push_back(ChangeBatch { seq: out.len() as u64, changes, last, atomic, permit: Arc::new(Permit::none()) });
         at += n;
     }
     out
@@ -211,6 +212,10 @@ fn run(
                 Command::Settle { fence, writes, .. } => {
                     writes.iter().for_each(|write| target.apply(write));
                     core.settled(fence, &FlushReport::default()).unwrap();
+                }
+                Command::Whole { fence, waves } => {
+                    waves.iter().flatten().for_each(|write| target.apply(write));
+                    core.whole_done(fence, waves, &FlushReport::default()).unwrap();
                 }
                 Command::Mark { fence } => core.fence_done(fence).unwrap(),
             }

@@ -33,7 +33,7 @@ impl Bench {
 
     fn feed(&mut self, change: Change, permit: Permit) -> Vec<Command> {
         let last = Position::Oplog(change.time);
-        let batch = ChangeBatch { seq: self.seq, changes: vec![change], last, permit: Arc::new(permit) };
+        let batch = ChangeBatch { seq: self.seq, changes: vec![change], last, atomic: false, permit: Arc::new(permit) };
         self.seq += 1;
         self.core.batch(batch).unwrap();
         self.core.take_commands()

@@ -1,0 +1,100 @@
+//! Transactions of the source in one transaction of the target (`incr_sync.transaction = "atomic"`).
+//!
+//! All statements go in source order as far as it counts: waves one after the other, and within a wave deletes first.
+//! Where a unique index refuses that, final images of all documents are put in place, in one transaction too. What the
+//! target does not take as one even so (a document that another program put there, a statement that needs a cure, a
+//! transaction that is too large for it) is written in parts, and the caller is told.
+
+use oplogue_engine::error::Result;
+use oplogue_engine::model::NamespaceId;
+use oplogue_engine::sink::{FlushReport, Refusal, WholeReport, Write};
+
+use super::namespace::Prepared;
+use super::together::Why;
+use super::{MongoSink, merge};
+
+/// How often a transaction that the server broke off is tried again.
+const TRIES: usize = 8;
+
+type Indexed<'a> = (usize, &'a Write);
+
+impl MongoSink {
+    pub(super) async fn write_waves(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
+        let target = self.target().await?;
+        let groups = by_namespace(waves);
+        let mut prepared = Vec::with_capacity(groups.len());
+        for (namespace, group) in &groups {
+            prepared.push(self.prepare(*namespace, group, target).await?);
+        }
+        let fits = prepared.iter().all(Prepared::fits_transaction);
+        let tries = if fits && target.is_replicated && !target.is_mongos { TRIES } else { 0 };
+        for _ in 0..tries {
+            match self.write_at_once(&prepared, target).await? {
+                Ok(sent) => {
+                    let mut report = FlushReport::default();
+                    for (part, sent) in prepared.iter().zip(sent) {
+                        merge(&mut report, self.write_prepared(part, sent).await?);
+                    }
+                    return Ok(WholeReport { report, at_once: true });
+                }
+                Err(Why::BrokenOff) => {}
+                Err(Why::UniqueKey) => {
+                    let writes: Vec<&Write> = waves.iter().flatten().collect();
+                    if let Some(time) = self.settle_at_once(&writes).await? {
+                        let report = FlushReport { operation_time: Some(time), ..FlushReport::default() };
+                        return Ok(WholeReport { report, at_once: true });
+                    }
+                    break;
+                }
+                Err(Why::Refused) => break,
+            }
+        }
+        self.write_in_parts(waves).await
+    }
+
+    /// Wave by wave. Where unique keys collide, what is left is settled together.
+    async fn write_in_parts(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
+        use oplogue_engine::sink::Sink as _;
+        let mut all = FlushReport::default();
+        let mut offset = 0;
+        for (number, wave) in waves.iter().enumerate() {
+            let part = self.write(wave).await?;
+            all.operation_time = all.operation_time.max(part.operation_time);
+            let (unique, other): (Vec<_>, Vec<_>) =
+                part.refused.into_iter().partition(|(_, refusal)| matches!(refusal, Refusal::UniqueKey { .. }));
+            all.refused.extend(other.into_iter().map(|(at, refusal)| (at + offset, refusal)));
+            if !unique.is_empty() {
+                let own = unique.iter().filter_map(|(at, _)| Some((at + offset, wave.get(*at)?)));
+                let later = waves.iter().skip(number + 1).flatten().enumerate();
+                let later = later.map(|(at, write)| (at + offset + wave.len(), write));
+                let rest: Vec<Indexed<'_>> = own.chain(later).collect();
+                let writes: Vec<Write> = rest.iter().map(|(_, write)| (*write).clone()).collect();
+                let settled = self.settle_group(&writes, true).await?;
+                all.operation_time = all.operation_time.max(settled.operation_time);
+                let refused = settled.refused.into_iter();
+                all.refused.extend(refused.filter_map(|(at, refusal)| Some((rest.get(at)?.0, refusal))));
+                break;
+            }
+            offset += wave.len();
+        }
+        Ok(WholeReport { report: all, at_once: false })
+    }
+}
+
+/// The writes of each wave by their collection, in source order; indices count through all waves.
+fn by_namespace(waves: &[Vec<Write>]) -> Vec<(NamespaceId, Vec<Indexed<'_>>)> {
+    let mut groups: Vec<(NamespaceId, Vec<Indexed<'_>>)> = Vec::new();
+    let mut index = 0;
+    for wave in waves {
+        let first = groups.len();
+        for write in wave {
+            let known = groups.iter_mut().skip(first).find(|(namespace, _)| *namespace == write.target);
+            match known {
+                Some((_, group)) => group.push((index, write)),
+                None => groups.push((write.target, vec![(index, write)])),
+            }
+            index += 1;
+        }
+    }
+    groups
+}
