@@ -80,40 +80,6 @@ async fn identities_are_kept_by_job() {
     assert_eq!(next.identities().await.unwrap(), [([1; 16], [6; 16])]);
 }
 
-/// Statements of updates that the server has met.
-async fn updates(set: &ReplicaSet) -> i64 {
-    let status = set.client().database("admin").run_command(doc! { "serverStatus": 1 }).await.unwrap();
-    let counters = status.get_document("opcounters").unwrap();
-    counters.get_i64("update").unwrap_or_else(|_| i64::from(counters.get_i32("update").unwrap()))
-}
-
-/// A pair that was given up on the way and is delivered after a newer one does not take its place.
-#[tokio::test]
-async fn a_pair_that_arrives_late_is_not_stored() {
-    let patience = std::time::Duration::from_secs(120);
-    let set = ReplicaSet::start(Options::guide_source().behind_proxies()).await.unwrap();
-    let client = guides_client(&set).await;
-    let held = store(&client, "a");
-    held.acquire().await.unwrap();
-    held.record_identity([1; 16], [2; 16]).await.unwrap();
-    let proxy = set.proxy(0).unwrap();
-    proxy.trap(b"$set");
-    tokio::select! {
-        _ = held.record_identity([1; 16], [3; 16]) => panic!("the proxy holds nothing"),
-        caught = proxy.caught(patience) => caught.unwrap(),
-    }
-    proxy.abandon();
-    held.record_identity([1; 16], [4; 16]).await.unwrap();
-    let before = updates(&set).await;
-    proxy.release();
-    let started = std::time::Instant::now();
-    while updates(&set).await == before {
-        assert!(started.elapsed() < patience, "the late one never came");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    assert_eq!(held.identities().await.unwrap(), [([1; 16], [4; 16])]);
-}
-
 #[tokio::test]
 async fn a_mongoshake_checkpoint_is_taken_over_and_left_alone() {
     let set = ReplicaSet::start(Options::guide_source()).await.unwrap();

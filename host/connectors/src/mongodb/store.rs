@@ -52,8 +52,6 @@ pub struct MongoStore {
     options: StoreOptions,
     /// The lease's epoch; 0 before [`CheckpointStore::acquire`].
     epoch: AtomicI64,
-    /// Counts the identity pairs that this holder stored.
-    serial: AtomicI64,
     /// When the last question was asked that showed that the lease is held.
     held_at: Mutex<Option<Instant>>,
 }
@@ -69,7 +67,7 @@ impl MongoStore {
             .write_concern(concern)
             .build();
         let documents = client.database(&options.database).collection_with_options(&options.collection, collection);
-        Self { documents, options, epoch: AtomicI64::new(0), serial: AtomicI64::new(0), held_at: Mutex::default() }
+        Self { documents, options, epoch: AtomicI64::new(0), held_at: Mutex::default() }
     }
 
     /// The job's document: `<job>/<replica set>`.
@@ -228,14 +226,8 @@ impl CheckpointStore for MongoStore {
 
     async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
         self.check_lease().await?;
-        let (epoch, serial) = (self.epoch()?, self.serial.fetch_add(1, Ordering::AcqRel));
-        // A pair that was given up and arrives late must not replace a newer one of the same holder.
-        let filter = doc! {
-            "_id": document::identity_id(&self.id(), source),
-            "epoch": { "$lte": epoch },
-            "$nor": [{ "epoch": epoch, "serial": { "$gt": serial } }],
-        };
-        let update = doc! { "$set": document::write_identity(source, target, epoch, serial) };
+        let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
+        let update = doc! { "$set": document::write_identity(source, target, self.epoch()?) };
         match self.documents.update_one(filter, update).upsert(true).await {
             Ok(_) => Ok(()),
             // The pair is there with a higher epoch: the upsert met it as a duplicate.

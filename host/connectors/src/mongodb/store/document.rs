@@ -162,9 +162,8 @@ pub(super) fn identities_of(job: &str) -> Document {
     doc! { "_id": { "$gte": format!("{job}/ui/"), "$lt": format!("{job}/ui0") } }
 }
 
-/// A pair as it is stored. `serial` counts the pairs that the holder of `epoch` stored.
-pub(super) fn write_identity(source: CollectionUuid, target: CollectionUuid, epoch: i64, serial: i64) -> Document {
-    doc! { "format": FORMAT, "source": uuid(source), "target": uuid(target), "epoch": epoch, "serial": serial }
+pub(super) fn write_identity(source: CollectionUuid, target: CollectionUuid, epoch: i64) -> Document {
+    doc! { "format": FORMAT, "source": uuid(source), "target": uuid(target), "epoch": epoch }
 }
 
 pub(super) fn identity(document: &Document) -> Result<Identity> {
