@@ -4,6 +4,7 @@
 //! and source and target must become equal with no warning in the log that the test did not expect. The seed
 //! is part of every failure. The guide's two users are used throughout.
 
+mod chaos;
 mod conflicts;
 mod crash;
 mod ddl;

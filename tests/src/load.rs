@@ -17,6 +17,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
+pub mod chaos;
 mod ddl;
 mod operations;
 mod shelf;

@@ -16,7 +16,7 @@ use crate::{console, plugins, servers, steps, tidy, wasm_std};
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the slow tests: more kills, older servers (sets OPLOGUE_LONG=1 and OPLOGUE_KILLS=50)
+    /// Also the slow tests: more kills, older servers (sets OPLOGUE_LONG=1, OPLOGUE_KILLS=50 and OPLOGUE_CHAOS=20000)
     #[arg(long)]
     long: bool,
     /// Only the tests: no formatting, lints or tidy checks
@@ -45,6 +45,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         test.env("OPLOGUE_LONG", "1");
         if std::env::var_os("OPLOGUE_KILLS").is_none() {
             test.env("OPLOGUE_KILLS", "50");
+        }
+        if std::env::var_os("OPLOGUE_CHAOS").is_none() {
+            test.env("OPLOGUE_CHAOS", "20000");
         }
     }
     test.arg("--").args(["--test-threads", "2"]);

@@ -120,3 +120,50 @@ async fn overtaken_or_waiting(rig: &Rig, collector: &Collector) -> Result<()> {
     }
     Ok(())
 }
+
+/// One connection loses its network and the others do not, so that the driver's monitor sees nothing. It takes the
+/// collector's whole patience, so it is part of the long run.
+#[tokio::test]
+async fn a_single_silent_connection_is_given_up() -> Result<()> {
+    if std::env::var_os("OPLOGUE_LONG").is_none() {
+        return Ok(());
+    }
+    let source = Options::guide_source().behind_proxies();
+    let rig = Rig::of(source, Options::guide_target().behind_proxies()).await?;
+    rig.fill(60).await?;
+    let mut load = rig.start_load();
+    let mut collector = Collector::start(&rig.config()?)?;
+    handed_over(&mut collector).await?;
+    // A request for more of the oplog, and then a write.
+    for (side, bytes) in [(&rig.source, &b"oplog.rs"[..]), (&rig.target, &b"updates"[..])] {
+        side.proxy(0)?.trap(bytes);
+        side.proxy(0)?.caught(PATIENCE).await?;
+        let rewinds = collector.log().matches("no answer for").count();
+        collector.wait_log_times("no answer for", rewinds + 1, PATIENCE).await?;
+        side.proxy(0)?.release();
+        load.reach(load.totals().done + 300, PATIENCE).await?;
+    }
+    load.stop().await?;
+    rig.finish(rig.comparison(), collector, &EXPECTED).await
+}
+
+/// A target whose disk is full stops the run with a clear fault; with room again it goes on from where it stood.
+#[tokio::test]
+async fn a_full_disk_of_the_target_stops_the_run_and_loses_nothing() -> Result<()> {
+    let rig = Rig::start().await?;
+    rig.fill(60).await?;
+    let mut load = rig.start_load();
+    let mut collector = Collector::start(&rig.config()?)?;
+    handed_over(&mut collector).await?;
+    load.reach(load.totals().done + 300, PATIENCE).await?;
+    let writes = ["insert", "update", "delete", "commitTransaction"];
+    let full = doc! { "failCommands": &writes[..], "errorCode": 14031, "appName": "oplogue" };
+    rig.target.fail_command("alwaysOn", full).await?;
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(!status.success() && collector.log_end().contains("free space"), "{}", collector.log_end());
+    load.reach(load.totals().done + 300, PATIENCE).await?;
+    rig.target.heal_commands().await?;
+    collector.run()?;
+    load.stop().await?;
+    rig.finish(rig.comparison(), collector, &["OutOfDiskSpace"]).await
+}

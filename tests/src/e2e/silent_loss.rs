@@ -1,10 +1,9 @@
 //! The ways in which replicators lose data without a word, one test each.
 //!
 //! What stands elsewhere: a `w: 1` target that fails over (`failover`), the forms of updates that others lose
-//! (`sink::patch_oracle`), unknown outcomes (`sink::flush`), a write that arrives late (`network`). Balancer moves and
-//! transactions older than the position are tried with sharded sources and transactions; NaN in JSON and the
-//! acknowledgements of Kafka, files and TCP belong to sinks that are not built. Every test here ends with equality,
-//! or with a fault that says what is wrong.
+//! (`sink::patch_oracle`), unknown outcomes (`sink::flush`), a write that arrives late (`network`). Balancer moves are
+//! tried with sharded sources; NaN in JSON and the acknowledgements of Kafka, files and TCP belong to sinks that are
+//! not built. Every test here ends with equality, or with a fault that says what is wrong.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
 
 mod copy;
 mod position;
+mod transactions;
 
 fn shop(set: &ReplicaSet, name: &str) -> Collection<Document> {
     set.client().database("shop").collection(name)

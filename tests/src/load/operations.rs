@@ -80,18 +80,7 @@ impl Worker {
         let Some(shelf) = self.shelves.get_mut(at) else {
             return Ok(());
         };
-        match rng.random_range(0..100) {
-            0..15 => insert(shelf, rng, &self.options).await,
-            15..22 => insert_many(shelf, rng, &self.options).await,
-            22..32 => replace(shelf, rng, &self.options).await,
-            32..74 => update_one(shelf, rng).await,
-            74..77 => update_many(shelf, rng).await,
-            77..80 => upsert(shelf, rng).await,
-            80..86 => bulk(shelf, rng, &self.options).await,
-            86..95 => delete(shelf, rng).await,
-            95..99 => another_number_type(shelf, rng, &self.options).await,
-            _ => delete_some(shelf, rng).await,
-        }
+        ordinary(shelf, rng, &self.options).await
     }
 
     async fn transaction(&mut self) -> Sent {
@@ -117,7 +106,7 @@ impl Worker {
     }
 }
 
-fn is_refusal(error: &Error) -> bool {
+pub(crate) fn is_refusal(error: &Error) -> bool {
     code(error.kind.as_ref()).is_some_and(|code| !TRANSIENT.contains(&code))
 }
 
@@ -134,7 +123,12 @@ fn code(kind: &ErrorKind) -> Option<i32> {
     Some(many.write_errors.as_ref()?.first()?.code)
 }
 
-async fn step(shelf: &mut Shelf, rng: &mut StdRng, session: &mut ClientSession, options: &LoadOptions) -> Sent {
+pub(crate) async fn step(
+    shelf: &mut Shelf,
+    rng: &mut StdRng,
+    session: &mut ClientSession,
+    options: &LoadOptions,
+) -> Sent {
     match rng.random_range(0..3) {
         0 => {
             let document = shelf.new_document(rng, options);
@@ -155,6 +149,23 @@ async fn step(shelf: &mut Shelf, rng: &mut StdRng, session: &mut ClientSession, 
         }
     }
     Ok(())
+}
+
+/// One write of any kind to one collection.
+pub(crate) async fn ordinary(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> Sent {
+    match rng.random_range(0..100) {
+        0..15 => insert(shelf, rng, options).await,
+        15..22 => insert_many(shelf, rng, options).await,
+        22..32 => replace(shelf, rng, options).await,
+        32..72 => update_one(shelf, rng).await,
+        72..74 => find_and_modify(shelf, rng).await,
+        74..77 => update_many(shelf, rng).await,
+        77..80 => upsert(shelf, rng).await,
+        80..86 => bulk(shelf, rng, options).await,
+        86..95 => delete(shelf, rng).await,
+        95..99 => another_number_type(shelf, rng, options).await,
+        _ => delete_some(shelf, rng).await,
+    }
 }
 
 async fn insert(shelf: &mut Shelf, rng: &mut StdRng, options: &LoadOptions) -> Sent {
@@ -188,6 +199,19 @@ async fn update_one(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
         send = send.array_filters(filters);
     }
     send.await.map(drop)
+}
+
+/// `findAndModify`, whose images the server keeps beside its entry; one in four deletes.
+async fn find_and_modify(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {
+    let Some(id) = shelf.pick(rng) else {
+        return Ok(());
+    };
+    if one_in(rng, 4) {
+        shelf.live.retain(|other| *other != id);
+        return shelf.collection.find_one_and_delete(doc! { "_id": id }).await.map(drop);
+    }
+    let update = doc! { "$inc": { "n": 1 }, "$set": { "found": values::value(rng, 1) } };
+    shelf.collection.find_one_and_update(doc! { "_id": id }, update).await.map(drop)
 }
 
 async fn update_many(shelf: &mut Shelf, rng: &mut StdRng) -> Sent {

@@ -4,6 +4,8 @@
 //! few bytes of syntax. Every per-statement result of the reply is read: an error that is not looked at is a lost
 //! document. Nothing here decides what to do about an error; `sink` does.
 
+use std::time::Duration;
+
 use bson::{Bson, Document, RawDocumentBuf};
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -18,6 +20,10 @@ use super::writer::RawWriter;
 
 /// A command document may hold 16 MiB and 16 KiB; more than this only goes when one statement needs it.
 const COMMAND_BYTES: usize = 15 * 1024 * 1024;
+
+/// How long a write may stay without an answer before it is given up: one connection can lose its network while the
+/// driver's monitor sees nothing. What was given up and runs all the same has run before its replay ([`super::alone`]).
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// The server's `maxWriteBatchSize`.
 const STATEMENTS_MAX: usize = 100_000;
@@ -276,7 +282,13 @@ pub(crate) fn write_concern(writer: &mut RawWriter, concern: Concern) {
 
 async fn run(client: &Client, namespace: &Namespace, command: Vec<u8>) -> Result<Outcome> {
     let command = raw(command)?;
-    let reply = client.database(namespace.database()).run_raw_command(command).await;
+    let database = client.database(namespace.database());
+    let sent = tokio::time::timeout(SILENCE_MAX, async { database.run_raw_command(command).await });
+    let silent = |_| {
+        let text = format!("write to {namespace}: no answer for {SILENCE_MAX:?}");
+        Error::new(Side::Sink, Kind::Unavailable, text)
+    };
+    let reply = sent.await.map_err(silent)?;
     let reply = reply.map_err(|e| classify::error(Side::Sink, &format!("write to {namespace}"), e))?;
     read(namespace, &reply)
 }

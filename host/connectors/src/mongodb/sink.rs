@@ -18,7 +18,7 @@ use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime, Origin};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write};
 use tokio::sync::OnceCell;
 
-use super::command::{Concern, Manner};
+use super::command::{self, Concern, Manner};
 use super::conflict::ConflictLog;
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
@@ -293,8 +293,11 @@ impl Sink for MongoSink {
     }
 
     async fn durability(&self) -> Result<Durability> {
-        let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
-        let hello = hello.map_err(|e| classify::error(Side::Sink, "ask the target for its majority time", e))?;
+        let doing = "ask the target for its majority time";
+        let admin = self.client.database("admin");
+        let hello = tokio::time::timeout(command::SILENCE_MAX, async { admin.run_command(doc! { "hello": 1 }).await });
+        let silent = |_| Error::new(Side::Sink, Kind::Unavailable, format!("{doing}: no answer"));
+        let hello = hello.await.map_err(silent)?.map_err(|e| classify::error(Side::Sink, doing, e))?;
         let write = hello.get_document("lastWrite").ok();
         let time = |name| write.and_then(|write| topology::op_time(write.get_document(name).ok()?));
         // A standalone server has journalled what it acknowledged and a mongos was written with majority concern:

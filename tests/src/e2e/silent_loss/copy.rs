@@ -144,7 +144,7 @@ async fn a_secondary_that_lags_behind_the_start_of_the_copy() -> Result<()> {
     shop(&rig.source, "c00").insert_many((200..600).map(|id| doc! { "_id": id })).await?;
     let config = rig.config()?.set("mongo_connect_mode", "secondaryPreferred");
     let mut collector = Collector::start(&config)?;
-    collector.wait_log("source is there", PATIENCE).await?;
+    collector.wait_log("full sync is planned", PATIENCE).await?;
     // A copy that does not wait for the secondary is over in a moment.
     tokio::time::sleep(Duration::from_secs(4)).await;
     for member in &lagging {
