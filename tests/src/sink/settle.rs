@@ -106,7 +106,7 @@ async fn updates_of_old_sources_are_settled_too() {
         modifiers(2, doc! { "$set": { "u": 3 } }),
         modifiers(3, doc! { "$set": { "u": 1 } }),
     ];
-    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
     let expected = [
         doc! { "_id": 1, "u": 2, "arr": [1, 2, 3] },
         doc! { "_id": 2, "u": 3, "o": { "k": 1, "n": 1 } },
@@ -121,7 +121,7 @@ async fn updates_of_old_sources_are_settled_too() {
     source.insert_many(&newer).write_concern(concern).await.unwrap();
     let replayed = Write { overlap: true, ..modifiers(1, doc! { "$unset": { "gone": true } }) };
     let impossible = modifiers(2, doc! { "$set": { "u.x": 1 } });
-    assert_eq!(bench.sink.settle(&[replayed, impossible]).await.unwrap().refused, []);
+    assert_eq!(bench.sink.settle(&[replayed, impossible], true).await.unwrap().refused, []);
     let [one, two] = newer;
     assert_eq!(found(&bench).await, [one, two, doc! { "_id": 3, "u": 1 }]);
     assert_eq!(bench.sink.counts().refetched, 2);

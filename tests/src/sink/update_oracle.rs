@@ -189,7 +189,7 @@ async fn check(bench: &Bench, trial: &Trial, applier: bool) -> Vec<Wrong> {
 async fn settled(bench: &Bench, trial: &Trial) -> Vec<Wrong> {
     put(&bench.client, "copy", trial.states[0].values()).await;
     let writes: Vec<Write> = trial.entries.values().flatten().map(|e| e.write(bench, "copy.c", false)).collect();
-    assert_eq!(bench.sink.settle(&writes).await.unwrap().refused, []);
+    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
     let found = cases::documents(&bench.client, "copy", "c").await.unwrap();
     compare("settled in a transaction", trial.states.last().unwrap(), &found)
 }
