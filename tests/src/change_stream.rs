@@ -284,6 +284,10 @@ async fn a_lost_cursor_is_opened_again_behind_the_last_event() {
     stream.source.open(&at).await.unwrap();
     let seen = stream.until(is("second")).await.unwrap();
     assert!(!seen.iter().any(is("first")), "{seen:?}");
+    // 1970 is the oldest entry there is.
+    let oldest = oplogue_connectors::mongodb::oplog::date_start(0);
+    let mut all = Stream::open(&set.uri_as_user(), Some(oldest), 100).await.unwrap();
+    assert!(all.until(is("second")).await.unwrap().iter().any(is("first")));
 }
 
 #[tokio::test]
@@ -297,7 +301,8 @@ async fn a_position_outside_of_the_history_is_refused_with_the_window() {
     let before = stream.source.window().await.unwrap();
     let full_at = std::time::Instant::now() + PATIENCE;
     let mut number = 0;
-    while stream.source.window().await.unwrap().oldest.ts() <= time.ts() {
+    // While the server cuts it off, it cannot always say where it begins.
+    while stream.source.window().await.is_ok_and(|window| window.oldest.ts() <= time.ts()) {
         assert!(std::time::Instant::now() < full_at, "the oplog never drops its oldest entry");
         number += 1;
         let filler = doc! { "_id": number, "f": "f".repeat(200_000) };
@@ -316,10 +321,6 @@ async fn a_position_outside_of_the_history_is_refused_with_the_window() {
     let ahead = OpTime::new(time.secs + 10_000, 1, -1);
     let text = refused(Position::Oplog(ahead)).await;
     assert!(text.contains("has not come that far"), "{text}");
-    // 1970 is the oldest entry there is.
-    let from = oplogue_connectors::mongodb::oplog::date_start(0);
-    things(&set.client()).insert_one(doc! { "_id": "end" }).await.unwrap();
-    Stream::open(&set.uri_as_user(), Some(from), 100).await.unwrap().until(is("end")).await.unwrap();
 }
 
 #[tokio::test]

@@ -12,6 +12,9 @@ use oplogue_tests::load::Load;
 
 use super::rig::{PATIENCE, Rig, handed_over};
 
+/// A busy server takes its time to notice that a killed collector is gone.
+const EXPECTED: [&str; 1] = ["an earlier run of this job still has connections to the target"];
+
 async fn checkpoint(rig: &Rig) -> Result<Option<Document>> {
     let checkpoints = rig.source.client().database("mongoshake").collection::<Document>("ckpt_default");
     Ok(checkpoints.find_one(doc! { "format": "oplogue", "stage": "incremental" }).await?)
@@ -47,12 +50,12 @@ async fn a_job_goes_on_in_the_other_mode_and_back() -> Result<()> {
         let mut next = Collector::start(&config(method)?)?;
         stored_with_token(&rig, &mut load, has_token).await.with_context(|| next.log_end())?;
         anyhow::ensure!(!next.log().contains(HAND_OVER), "the data was copied again:\n{}", next.log());
-        next.assert_no_unexpected_warnings(&[])?;
+        next.assert_no_unexpected_warnings(&EXPECTED)?;
         next.kill9();
     }
     let last = Collector::start(&config("change_stream")?)?;
     load.stop().await?;
-    rig.finish(rig.comparison(), last, &[]).await?;
+    rig.finish(rig.comparison(), last, &EXPECTED).await?;
     let stored = checkpoint(&rig).await?.context("no checkpoint is left")?;
     let token = stored.get_document("position")?.get_document("token")?.get_str("_data")?;
     anyhow::ensure!(token.starts_with("82"), "{stored}");

@@ -1,6 +1,6 @@
 //! Property test of updates, with the server as oracle: random documents, random operations, bytes compared.
 //!
-//! Operations run on a real source; what it logged goes through the sink's contract to copies in the right state, in
+//! Operations run on a real source; what it logged, or showed in its change stream, goes through the sink's contract to copies in the right state, in
 //! every newer state and, one entry at a time, in older and newer states, where the server's own applier says what is
 //! right. `OPLOGUE_CASES` says how many (document, update) pairs (1,000 by default, 100,000 in the long run), the
 //! seed is printed, `OPLOGUE_SEED` repeats it. A failing case is made smaller and printed as a line for `vectors/`.
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bson::{RawDocumentBuf, doc};
 use oplogue_connectors::mongodb::sink::SinkOptions;
-use oplogue_engine::model::OpTime;
+use oplogue_engine::model::{OpTime, Position};
 use oplogue_engine::sink::{Content, Patch, Sink as _, Write};
 use oplogue_tests::cases::{self, Case, Generator, OPERATIONS, shown};
 use rand::SeedableRng as _;
@@ -17,6 +17,7 @@ use rand::rngs::StdRng;
 
 use super::pair::Pair;
 use super::support::{Bench, content, now, oplog};
+use crate::change_stream::{Stream, is};
 
 /// Documents side by side.
 const BATCH: usize = 250;
@@ -64,9 +65,27 @@ fn wanted() -> usize {
     std::env::var("OPLOGUE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000)
 }
 
+/// Where the changes that a source made are read from.
+#[derive(Clone)]
+pub(super) enum Capture {
+    Oplog,
+    /// The change stream of the server behind this connection string.
+    Stream(String),
+}
+
 #[tokio::test]
 async fn random_updates_give_the_sources_bytes_in_every_state() {
     let pair = Pair::start().await;
+    random_updates(&pair, &Capture::Oplog).await;
+}
+
+#[tokio::test]
+async fn random_updates_give_the_sources_bytes_by_change_stream() {
+    let pair = Pair::start().await;
+    random_updates(&pair, &Capture::Stream(pair.source.uri())).await;
+}
+
+async fn random_updates(pair: &Pair, capture: &Capture) {
     let bench = pair.bench(SinkOptions::default());
     let seed = oplogue_tests::seed::seed();
     let dollars = pair.source.has("names that begin with $", (5, 0)) && pair.target().has("such names", (5, 0));
@@ -76,11 +95,11 @@ async fn random_updates_give_the_sources_bytes_in_every_state() {
     while done < wanted() {
         let batch: Vec<Case> =
             (0..BATCH).map(|id| Generator { dollars }.case(&mut rng, i32::try_from(id).unwrap())).collect();
-        let trial = record(&bench, &batch).await;
+        let trial = record(&bench, capture, &batch).await;
         entries += trial.entries.values().map(Vec::len).sum::<usize>();
         if let Some(wrong) = check(&bench, &trial, pair.has_applier()).await.into_iter().next() {
             let case = batch.into_iter().find(|case| case.id == wrong.id).unwrap();
-            panic!("seed {seed}: {}", explained(&bench, case, wrong, pair.has_applier()).await);
+            panic!("seed {seed}: {}", explained(&bench, capture, case, wrong, pair.has_applier()).await);
         }
         done += BATCH * OPERATIONS;
     }
@@ -89,13 +108,13 @@ async fn random_updates_give_the_sources_bytes_in_every_state() {
 }
 
 /// Makes a failing case smaller and says what to keep of it.
-async fn explained(bench: &Bench, case: Case, wrong: Wrong, applier: bool) -> String {
+async fn explained(bench: &Bench, capture: &Capture, case: Case, wrong: Wrong, applier: bool) -> String {
     let (mut case, mut wrong) = (case, wrong);
     let mut tries = 0;
     'smaller: while tries < SHRINKS_MAX {
         for version in cases::smaller(&case) {
             tries += 1;
-            let trial = record(bench, std::slice::from_ref(&version)).await;
+            let trial = record(bench, capture, std::slice::from_ref(&version)).await;
             if let Some(still) = check(bench, &trial, applier).await.into_iter().next() {
                 (case, wrong) = (version, still);
                 continue 'smaller;
@@ -110,7 +129,7 @@ async fn explained(bench: &Bench, case: Case, wrong: Wrong, applier: bool) -> St
 }
 
 /// Runs cases on the source.
-async fn record(bench: &Bench, batch: &[Case]) -> Trial {
+async fn record(bench: &Bench, capture: &Capture, batch: &[Case]) -> Trial {
     let things = bench.source.database("src").collection::<RawDocumentBuf>("c");
     things.delete_many(doc! {}).await.unwrap();
     put(&bench.source, "src", batch.iter().map(|case| &case.start)).await;
@@ -122,13 +141,41 @@ async fn record(bench: &Bench, batch: &[Case]) -> Trial {
         states.push(cases::documents(&bench.source, "src", "c").await.unwrap());
     }
     let mut entries: BTreeMap<i32, Vec<_>> = BTreeMap::new();
-    for entry in oplog(&bench.source, since, doc! { "ns": "src.c" }).await {
-        let (key, content) = content(&entry);
-        let ts = entry.get_timestamp("ts").unwrap();
-        let time = OpTime::new(ts.time, ts.increment, 1);
-        entries.entry(key.get_i32("_id").unwrap()).or_default().push(Logged { key, content, time });
+    let logged = match capture {
+        Capture::Oplog => from_oplog(bench, since).await,
+        Capture::Stream(uri) => from_stream(bench, uri, since).await,
+    };
+    for logged in logged {
+        entries.entry(logged.key.get_i32("_id").unwrap()).or_default().push(logged);
     }
     Trial { states, entries }
+}
+
+async fn from_oplog(bench: &Bench, since: bson::Timestamp) -> Vec<Logged> {
+    let entries = oplog(&bench.source, since, doc! { "ns": "src.c" }).await;
+    let logged = entries.iter().map(|entry| {
+        let (key, content) = content(entry);
+        let ts = entry.get_timestamp("ts").unwrap();
+        Logged { key, content, time: OpTime::new(ts.time, ts.increment, 1) }
+    });
+    logged.collect()
+}
+
+/// What the source and the decoder of change streams make of the same entries.
+async fn from_stream(bench: &Bench, uri: &str, since: bson::Timestamp) -> Vec<Logged> {
+    let since = OpTime::new(since.time, since.increment, -1);
+    bench.source.database("end").drop().await.unwrap();
+    bench.source.database("end").collection("c").insert_one(doc! { "_id": "end" }).await.unwrap();
+    let mut stream = Stream::open(uri, Some(Position::Oplog(since)), 500).await.unwrap();
+    let changes = stream.until(is("end")).await.unwrap();
+    // A stream shows what happened at the time it is opened at.
+    let changes = changes.into_iter().filter(|change| change.time.ts() > since.ts() && stream.name(change) == "src.c");
+    let logged = changes.filter_map(|change| {
+        let content = oplogue_engine::schedule::coalesce::content(&change)?;
+        let id = RawDocumentBuf::from_bytes(change.key.to_vec()).unwrap().get_i32("_id").unwrap();
+        Some(Logged { key: doc! { "_id": id }, content, time: change.time })
+    });
+    logged.collect()
 }
 
 /// Puts documents into an emptied `db.c`, byte for byte.
@@ -299,11 +346,11 @@ fn compare(what: &str, expected: &Documents, found: &Documents) -> Vec<Wrong> {
 }
 
 /// Tries kept cases, each on its own, so that the message names all that fail.
-pub(super) async fn try_kept(pair: &Pair, kept: &[(String, Case)], applier: bool) {
+pub(super) async fn try_kept(pair: &Pair, capture: &Capture, kept: &[(String, Case)], applier: bool) {
     let bench = pair.bench(SinkOptions::default());
     let mut failed = Vec::new();
     for (name, case) in kept {
-        let trial = record(&bench, std::slice::from_ref(case)).await;
+        let trial = record(&bench, capture, std::slice::from_ref(case)).await;
         let wrong = check(&bench, &trial, applier).await;
         failed.extend(wrong.first().map(|wrong| format!("{name}: {wrong}\n case {}", case.shown())));
     }

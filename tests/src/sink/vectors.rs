@@ -10,7 +10,7 @@ use oplogue_tests::cases::{Case, Operation, raw};
 
 use super::pair::Pair;
 use super::support;
-use super::update_oracle::try_kept;
+use super::update_oracle::{Capture, try_kept};
 
 const FOUND: &str = include_str!("../../vectors/updates.txt");
 
@@ -224,14 +224,21 @@ fn found() -> Vec<(String, Case)> {
 async fn kept_updates_arrive_in_overlap_and_after_it() {
     let pair = Pair::start().await;
     let kept = [arrays(), names(), order(), values(), found()].concat();
-    try_kept(&pair, &kept, pair.has_applier()).await;
+    try_kept(&pair, &Capture::Oplog, &kept, pair.has_applier()).await;
+}
+
+#[tokio::test]
+async fn kept_updates_arrive_by_change_stream() {
+    let pair = Pair::start().await;
+    let kept = [arrays(), names(), order(), values(), twins(), found()].concat();
+    try_kept(&pair, &Capture::Stream(pair.source.uri()), &kept, false).await;
 }
 
 /// The applier of a server makes something else of them than its primary did, so only the source's documents count.
 #[tokio::test]
 async fn fields_of_one_name_are_all_kept() {
     let pair = Pair::start().await;
-    try_kept(&pair, &twins(), false).await;
+    try_kept(&pair, &Capture::Oplog, &twins(), false).await;
 }
 
 #[tokio::test]
