@@ -154,7 +154,8 @@ async fn every_id_can_be_a_bound() {
     let copy = copy().await;
     let ids = odd_ids();
     copy.insert("odd", ids.iter().map(|id| doc! { "_id": id.clone() }).collect()).await;
-    let whole = Partition { namespace: Namespace::new("shop.odd"), min: None, max: None, order: ScanOrder::Id };
+    let whole =
+        Partition { namespace: Namespace::new("shop.odd"), min: None, max: None, order: ScanOrder::Id, uuid: None };
     let all = copy.read(&whole).await;
     assert_eq!(all.len(), ids.len());
     for (number, document) in all.iter().enumerate().skip(1) {
@@ -197,7 +198,8 @@ async fn a_lost_cursor_goes_on_behind_the_last_document() {
     }
 
     // The last document that was delivered is gone when the cursor comes back.
-    let whole = Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id };
+    let whole =
+        Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id, uuid: None };
     let mut cursor = copy.open(&whole).await;
     let mut read = Vec::new();
     for _ in 0..2 {
@@ -217,7 +219,13 @@ async fn a_capped_collection_may_roll_over_its_cursor() {
     shop.run_command(doc! { "create": "capped", "capped": true, "size": 2_000_000 }).await.unwrap();
     let documents = |ids: std::ops::Range<i32>| ids.map(|id| doc! { "_id": id, "padding": "x".repeat(300) }).collect();
     copy.insert("capped", documents(0..3000)).await;
-    let whole = Partition { namespace: Namespace::new("shop.capped"), min: None, max: None, order: ScanOrder::Natural };
+    let whole = Partition {
+        namespace: Namespace::new("shop.capped"),
+        min: None,
+        max: None,
+        order: ScanOrder::Natural,
+        uuid: None,
+    };
     let mut cursor = copy.open(&whole).await;
     let mut read = split(&cursor.next().await.unwrap().unwrap().0);
     assert!(read.len() < 3000, "nothing is left to lose");
@@ -232,7 +240,8 @@ async fn a_capped_collection_may_roll_over_its_cursor() {
 async fn a_dropped_call_loses_nothing() {
     let copy = copy().await;
     copy.insert("plain", (0..5000).map(|id| doc! { "_id": id, "padding": "x".repeat(300) }).collect()).await;
-    let whole = Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id };
+    let whole =
+        Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id, uuid: None };
     let mut cursor = copy.open(&whole).await;
     let mut read = Vec::new();
     let mut dropped = 0;
@@ -255,7 +264,8 @@ async fn a_dropped_call_loses_nothing() {
 async fn a_fault_can_be_waited_out() {
     let copy = copy().await;
     copy.insert("plain", (0..3000).map(|id| doc! { "_id": id, "padding": "x".repeat(300) }).collect()).await;
-    let whole = Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id };
+    let whole =
+        Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id, uuid: None };
     let mut cursor = copy.open(&whole).await;
     let mut read = Vec::new();
     for _ in 0..2 {

@@ -92,6 +92,8 @@ pub struct Partition {
     pub min: Option<Bytes>,
     pub max: Option<Bytes>,
     pub order: ScanOrder,
+    /// Identity of what is stored under `namespace`, so that a rename during the copy is noticed.
+    pub uuid: Option<CollectionUuid>,
 }
 
 /// Reads documents for the full copy.
@@ -126,4 +128,10 @@ pub trait SnapshotCursor: Send {
     /// After `Unavailable`, `FailedOver` or `CursorLost` the caller may call again (after its backoff): reading goes on behind the
     /// last document that was returned.
     async fn next(&mut self) -> Result<Option<(Bytes, Permit)>>;
+
+    /// Whether the collection was found to have another name than the partition's at some time. What was read then may
+    /// lack documents or hold another collection's, even if the name is back.
+    fn moved(&self) -> bool {
+        false
+    }
 }

@@ -139,7 +139,7 @@ impl Watch {
 
     fn look(&mut self, chain: &Chain, settle: Duration) {
         for (plugin, path) in &self.files {
-            let hash = || std::fs::read(path).ok().filter(|bytes| !bytes.is_empty()).map(|bytes| sha256(&bytes));
+            let hash = || std::fs::read(path).ok().map(|bytes| sha256(&bytes));
             // A missing file is the moment between two names, or an operator's choice: nothing to load.
             let Some(mut now) = hash() else { continue };
             if self.seen.get(plugin) == Some(&now) {

@@ -73,7 +73,9 @@ impl Servers {
             FetchMethod::Oplog => Self::inspect(&source, mode).await?,
             FetchMethod::ChangeStream => Self::inspect_stream(&source, mode, config.filter.ddl_enable).await?,
         };
-        Self::check_target(&target, &source, mode).await?;
+        // As `oplogue check` has it, which sees only what the addresses are called.
+        let kept_apart = !config.transform_namespace.is_empty() && !config.filter.white.is_empty();
+        Self::check_target(&target, (!kept_apart).then_some(&source), mode).await?;
         Ok(Self { source, target, writing: Mutex::default(), store, replica_set, mode })
     }
 
@@ -109,14 +111,18 @@ impl Servers {
 
     /// A target that is the source would be dropped before it is copied, and one that cannot be written to would be
     /// found out in the middle of the copy.
-    async fn check_target(target: &(String, ConnectOptions), source: &Client, mode: ConnectMode) -> Result<()> {
+    async fn check_target(
+        target: &(String, ConnectOptions),
+        other_than: Option<&Client>,
+        mode: ConnectMode,
+    ) -> Result<()> {
         let client = connect(Side::Sink, &target.0, &target.1).await?;
-        let checked = Self::check_reached(&client, source, mode).await;
+        let checked = Self::check_reached(&client, other_than, mode).await;
         client.shutdown().immediate(true).await;
         checked
     }
 
-    async fn check_reached(target: &Client, source: &Client, mode: ConnectMode) -> Result<()> {
+    async fn check_reached(target: &Client, other_than: Option<&Client>, mode: ConnectMode) -> Result<()> {
         let criteria = ConnectMode::Primary.criteria();
         let privileges = privileges::require_some_writing(&Privileges::ask(Side::Sink, target, &criteria).await?);
         let found = match topology::inspect(Side::Sink, target, &criteria).await {
@@ -125,7 +131,10 @@ impl Servers {
             Err(error) if error.kind() == Kind::Unsupported => return privileges,
             Err(error) => return Err(error),
         };
-        let source = topology::inspect(Side::Source, source, &mode.criteria()).await.ok();
+        let source = match other_than {
+            Some(source) => topology::inspect(Side::Source, source, &mode.criteria()).await.ok(),
+            None => None,
+        };
         if source.is_some_and(|source| found.is_same_set(&source)) {
             let text = format!(
                 "tunnel.address is the source itself (replica set {}, {}): the copy would drop what it is to read",

@@ -66,7 +66,9 @@ async fn servers_that_are_not_what_they_should_be() -> Result<()> {
         rig.source.uri_as_user().replace("replicaSet=source", "replicaSet=other&serverSelectionTimeoutMS=1500");
     fails(&config.clone().set("mongo_urls", other_set), FAULT, &["Source", "start again"]).await?;
     let itself = ["the source itself", "tunnel.address", "replica set source"];
-    fails(&config.clone().set("tunnel.address", rig.source.uri()), CONFIGURATION, &itself).await?;
+    // Under another name, or `oplogue check` would know.
+    let alias = rig.source.uri().replace("127.0.0.1", "localhost");
+    fails(&config.clone().set("tunnel.address", alias), CONFIGURATION, &itself).await?;
 
     create_user(&rig.target.uri(), &User::new("reader", "reader-password", &[("readAnyDatabase", "admin")])).await?;
     let reader = rig.target.uri_as("reader", "reader-password");

@@ -41,11 +41,24 @@ const CATCH_UP: SinkOptions = SinkOptions {
     after_copy: true,
 };
 
-/// A reader that lets the source do something before the first cursor is opened.
+/// A reader that lets the source do something before the first cursor is opened, and something before the first
+/// question after it where a collection is.
 struct Meddling {
     inner: SnapshotSource,
     client: Client,
     meanwhile: Mutex<Vec<Document>>,
+    afterwards: Mutex<Vec<Document>>,
+}
+
+impl Meddling {
+    async fn run(&self, commands: &Mutex<Vec<Document>>) {
+        let commands = std::mem::take(&mut *commands.lock().unwrap());
+        for command in commands {
+            let of_server = ["renameCollection", "configureFailPoint"].iter().any(|name| command.contains_key(name));
+            let database = self.client.database(if of_server { "admin" } else { "src" });
+            database.run_command(command).await.unwrap();
+        }
+    }
 }
 
 #[async_trait]
@@ -61,16 +74,14 @@ impl SnapshotReader for Meddling {
     }
 
     async fn place(&self, plan: &CollectionPlan) -> Result<Option<Namespace>> {
+        if self.meanwhile.lock().unwrap().is_empty() {
+            self.run(&self.afterwards).await;
+        }
         self.inner.place(plan).await
     }
 
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
-        let commands = std::mem::take(&mut *self.meanwhile.lock().unwrap());
-        for command in commands {
-            let of_server = ["renameCollection", "configureFailPoint"].iter().any(|name| command.contains_key(name));
-            let database = self.client.database(if of_server { "admin" } else { "src" });
-            database.run_command(command).await.unwrap();
-        }
+        self.run(&self.meanwhile).await;
         self.inner.open(partition, after).await
     }
 
@@ -80,9 +91,20 @@ impl SnapshotReader for Meddling {
 }
 
 async fn copy(bench: &Bench, options: CopyOptions, after: OpTime, meanwhile: &[Document]) -> Result<CopySummary> {
+    copy_then(bench, options, after, meanwhile, &[]).await
+}
+
+async fn copy_then(
+    bench: &Bench,
+    options: CopyOptions,
+    after: OpTime,
+    meanwhile: &[Document],
+    afterwards: &[Document],
+) -> Result<CopySummary> {
     let budget = Budget::new(64 << 20);
     let inner = SnapshotSource::new(bench.source.clone(), SnapshotOptions::default(), budget);
-    let reader = Meddling { inner, client: bench.source.clone(), meanwhile: Mutex::new(meanwhile.to_vec()) };
+    let (meanwhile, afterwards) = (Mutex::new(meanwhile.to_vec()), Mutex::new(afterwards.to_vec()));
+    let reader = Meddling { inner, client: bench.source.clone(), meanwhile, afterwards };
     // As the job does: DDL before this is in what is listed.
     let criteria = ConnectMode::Primary.criteria();
     let newest = topology::last_write(Side::Source, &bench.source, &criteria).await.unwrap().majority;
@@ -140,6 +162,22 @@ async fn a_collection_that_is_renamed_in_the_copy_keeps_its_documents_and_indexe
         catch_up(&bench, since, CATCH_UP, |_| true).await;
         assert_equal(&bench, &format!("{} commands of a successor", successor.len())).await;
     }
+}
+
+/// Read by its name alone, the copy would find the other one's documents, and at the end every name in its place.
+#[tokio::test]
+async fn a_collection_that_is_away_while_it_is_read_and_back_afterwards_is_read_again() {
+    let (source, _target, bench) = start().await;
+    if !source.has("reads by a collection's identity", (6, 0)) {
+        return;
+    }
+    run(&bench, &[insert("events", 0..50), insert("other", 100..105)]).await;
+    let since = now(&bench.source).await;
+    let away = [rename("events", "tmp", false), rename("other", "events", false)];
+    let back = [rename("events", "other", false), rename("tmp", "events", false)];
+    copy_then(&bench, OPTIONS, op_time(since), &away, &back).await.unwrap();
+    catch_up(&bench, since, CATCH_UP, |_| true).await;
+    assert_equal(&bench, "after the replay").await;
 }
 
 #[tokio::test]

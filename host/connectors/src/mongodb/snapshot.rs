@@ -9,18 +9,19 @@ mod cursor;
 mod split;
 
 use async_trait::async_trait;
-use bson::{Document, RawDocumentBuf, rawdoc};
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use bytes::Bytes;
 use mongodb::Client;
 use mongodb::options::SelectionCriteria;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 use oplogue_engine::budget::Budget;
 use oplogue_engine::error::{Result, Side};
-use oplogue_engine::model::{Namespace, OpTime};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 use oplogue_engine::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader};
+use tokio::sync::OnceCell;
 
 use super::client::ConnectMode;
-use super::{classify, reply};
+use super::{classify, reply, topology};
 
 /// How the full copy reads.
 #[derive(Debug, Clone)]
@@ -52,13 +53,24 @@ pub struct SnapshotSource {
     client: Client,
     options: SnapshotOptions,
     budget: Budget,
+    /// Whether the server knows `collectionUUID`, once it was asked.
+    by_uuid: OnceCell<bool>,
 }
 
 impl SnapshotSource {
     /// A reader whose replies take their memory from `budget`.
     #[must_use]
     pub fn new(client: Client, options: SnapshotOptions, budget: Budget) -> Self {
-        Self { client, options, budget }
+        Self { client, options, budget, by_uuid: OnceCell::new() }
+    }
+
+    /// Whether a read can say which collection it means (`collectionUUID` of `find`: 6.0 takes it, 5.0 refuses it).
+    async fn reads_by_uuid(&self) -> Result<bool> {
+        let ask = async || {
+            let build = self.run("admin", "ask for the server's version", doc! { "buildInfo": 1 }).await?;
+            Ok(topology::version(&build) >= [6, 0, 0])
+        };
+        self.by_uuid.get_or_try_init(ask).await.copied()
     }
 
     fn criteria(&self) -> SelectionCriteria {
@@ -91,10 +103,12 @@ impl SnapshotReader for SnapshotSource {
     }
 
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
+        let by_uuid = self.reads_by_uuid().await?;
         let read = cursor::Read {
             client: self.client.clone(),
             criteria: self.criteria(),
             partition: partition.clone(),
+            uuid: partition.uuid.filter(|_| by_uuid),
             after,
             reply_bytes: self.options.reply_bytes,
         };
@@ -122,6 +136,6 @@ impl SnapshotReader for SnapshotSource {
 }
 
 /// A partition that is the whole collection.
-fn whole(namespace: Namespace, order: ScanOrder) -> Partition {
-    Partition { namespace, min: None, max: None, order }
+fn whole(namespace: Namespace, order: ScanOrder, uuid: Option<CollectionUuid>) -> Partition {
+    Partition { namespace, min: None, max: None, order, uuid }
 }

@@ -200,7 +200,9 @@ pub fn op_time(document: &Document) -> Option<OpTime> {
     Some(OpTime::new(ts.time, ts.increment, term.unwrap_or(-1)))
 }
 
-fn version(build: &Document) -> Version {
+/// `major, minor, patch` out of the answer of `buildInfo`.
+#[must_use]
+pub fn version(build: &Document) -> Version {
     let numbers = build.get_array("versionArray").ok();
     let number = |n: usize| {
         let found = numbers.and_then(|numbers| numbers.get(n)).and_then(bson::Bson::as_i32);

@@ -84,6 +84,8 @@ struct Task {
     partition: Partition,
     progress: Arc<CollectionProgress>,
     open: Arc<AtomicUsize>,
+    /// A cursor has found the collection under another name.
+    moved: Arc<AtomicBool>,
 }
 
 struct Shared {
@@ -147,6 +149,7 @@ impl FullSync {
         let target = collection.stored_in(&self.namespaces);
         let partitions = self.reader.partition(&collection.plan, self.options.partition_bytes).await?;
         let open = Arc::new(AtomicUsize::new(partitions.len()));
+        let moved = Arc::new(AtomicBool::new(false));
         let collection = Arc::new(collection.clone());
         Ok(partitions
             .into_iter()
@@ -156,6 +159,7 @@ impl FullSync {
                 partition,
                 progress: Arc::clone(&progress),
                 open: Arc::clone(&open),
+                moved: Arc::clone(&moved),
             })
             .collect())
     }
@@ -257,7 +261,9 @@ impl Shared {
         let planned = &*task.collection;
         let from = &planned.plan.namespace;
         let now = self.run.reader.place(&planned.plan).await?;
-        let Some(name) = now.filter(|name| name != from) else {
+        // Away and back again, it may have been read under the name of another one.
+        let moved_and_back = task.moved.load(Ordering::SeqCst);
+        let Some(name) = now.filter(|name| name != from || moved_and_back) else {
             task.progress.finish();
             tracing::info!(namespace = %from, "collection is copied");
             return Ok(());
@@ -305,7 +311,10 @@ impl Shared {
                 () = stop.cancelled() => return Ok(None),
                 Some(done) = inserts.next(), if !inserts.is_empty() => done?,
                 reply = next_reply(&mut *cursor, &mut backoff), if may_read => match reply? {
-                    None => at_end = true,
+                    None => {
+                        task.moved.fetch_or(cursor.moved(), Ordering::SeqCst);
+                        at_end = true;
+                    }
                     Some((documents, permit)) => {
                         let (batch, back) = self.through_chain(task, documents, permit, worker).await?;
                         worker = back;

@@ -1,9 +1,8 @@
-//! Batches made by hand, plugin files, and surgery on plugin files.
+//! Batches made by hand and chains to send them through; the plugin files come from `files`.
 //!
 //! It is here so that a test reads as what goes in and what comes out. It asserts nothing of its own about the runtime;
 //! what it cannot do is a panic.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,7 @@ use oplogue_engine::plugin::{ChainWorker, PluginChain};
 use oplogue_plugin_runtime::{Chain, ChainOptions, PluginSource, PluginSpec};
 use serde_json::{Value, json};
 
-/// A file of this repository; a built guest may stand in another tree (`cargo xtask plugins --check`).
-pub(crate) fn file(path: &str) -> PathBuf {
-    let repository = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    match std::env::var_os("OPLOGUE_GUESTS") {
-        Some(fresh) if path.ends_with(".wasm") => PathBuf::from(fresh).join(path),
-        Some(_) | None => repository.join(path),
-    }
-}
+use crate::files::{file, guest};
 
 /// A default plugin: the embedded one, or the freshly built file.
 pub(crate) fn default_plugin(name: &'static str, config: Value) -> PluginSpec {
@@ -30,14 +22,6 @@ pub(crate) fn default_plugin(name: &'static str, config: Value) -> PluginSpec {
         Some(_) => PluginSpec::file(name, file(&format!("plugins/{name}/{name}.wasm")), config),
         None => PluginSpec::embedded(name, config),
     }
-}
-
-pub(crate) fn guest(name: &str) -> Vec<u8> {
-    std::fs::read(file(&format!("host/plugin-runtime/tests/guests/{name}/{name}.wasm"))).unwrap()
-}
-
-pub(crate) fn mask_field(version: &str) -> Vec<u8> {
-    std::fs::read(file(&format!("examples/mask-field/mask-field{version}.wasm"))).unwrap()
 }
 
 pub(crate) fn spec(name: &str, bytes: Vec<u8>, config: Value) -> PluginSpec {
@@ -151,41 +135,6 @@ pub(crate) fn body(change: &Change) -> Document {
 
 pub(crate) fn ids(changes: &[Change]) -> Vec<i32> {
     changes.iter().map(|c| body(c).get_i32("_id").unwrap()).collect()
-}
-
-/// The file with another manifest; `None` takes it out.
-pub(crate) fn with_manifest(wasm: &[u8], manifest: Option<&Value>) -> Vec<u8> {
-    let mut out = wasm[..8].to_vec();
-    let mut at = 8;
-    while at < wasm.len() {
-        let (length, digits) = leb(&wasm[at + 1..]);
-        let end = at + 1 + digits + length;
-        let (name_length, name_digits) = leb(&wasm[at + 1 + digits..]);
-        let name = wasm.get(at + 1 + digits + name_digits..).and_then(|rest| rest.get(..name_length));
-        if wasm[at] != 0 || name != Some(b"oplogue:manifest") {
-            out.extend_from_slice(&wasm[at..end]);
-        }
-        at = end;
-    }
-    if let Some(manifest) = manifest {
-        let mut section = vec![16];
-        section.extend_from_slice(b"oplogue:manifest");
-        section.extend_from_slice(manifest.to_string().as_bytes());
-        out.push(0);
-        let mut length = section.len();
-        while length >= 0x80 {
-            out.push((length & 0x7f) as u8 | 0x80);
-            length >>= 7;
-        }
-        out.push(length as u8);
-        out.extend_from_slice(&section);
-    }
-    out
-}
-
-fn leb(bytes: &[u8]) -> (usize, usize) {
-    let digits = bytes.iter().position(|b| b & 0x80 == 0).unwrap() + 1;
-    (bytes[..digits].iter().rev().fold(0, |n, b| n << 7 | usize::from(b & 0x7f)), digits)
 }
 
 pub(crate) fn minimal_manifest(kind: &str) -> Value {

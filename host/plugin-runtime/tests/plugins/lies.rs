@@ -90,7 +90,8 @@ fn routes() {
 
 #[test]
 fn a_route_beyond_the_manifest() {
-    use crate::fixtures::{guest, minimal_manifest, spec, with_manifest};
+    use crate::files::{guest, with_manifest};
+    use crate::fixtures::{minimal_manifest, spec};
     let bytes = with_manifest(&guest("faulty"), Some(&minimal_manifest("transform")));
     let mut stream = Stream::new(vec![spec("x", bytes, json!({}))]);
     let change = stream.insert("a.b", &doc! { "_id": 1 });

@@ -12,6 +12,7 @@
     reason = "a test"
 )]
 
+mod files;
 mod fixtures;
 
 mod broken;

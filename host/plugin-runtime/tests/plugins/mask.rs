@@ -7,7 +7,8 @@ use bson::{Document, doc};
 use oplogue_engine::model::Operation;
 use serde_json::json;
 
-use crate::fixtures::{Stream, body, mask_field, spec};
+use crate::files::mask_field;
+use crate::fixtures::{Stream, body, spec};
 
 fn masked(operation: Operation, document: &Document) -> Vec<Document> {
     let config =

@@ -11,7 +11,8 @@ use oplogue_engine::plugin::PluginChain as _;
 use oplogue_plugin_runtime::{ChainOptions, OnError, PluginSpec, ReloadOutcome};
 use serde_json::{Value, json};
 
-use crate::fixtures::{Stream, body, guest, mask_field, with_manifest};
+use crate::files::{guest, mask_field, with_manifest};
+use crate::fixtures::{Stream, body};
 
 /// As a careful author replaces a file: written beside it, then renamed.
 fn replace(path: &Path, bytes: &[u8]) {

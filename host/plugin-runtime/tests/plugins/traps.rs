@@ -10,7 +10,8 @@ use oplogue_engine::model::Change;
 use oplogue_plugin_runtime::{ChainOptions, DeadLetter, OnError, PluginSpec};
 use serde_json::json;
 
-use crate::fixtures::{Stream, faulty, guest, ids, spec};
+use crate::files::guest;
+use crate::fixtures::{Stream, faulty, ids, spec};
 
 const POISON: i32 = 37;
 

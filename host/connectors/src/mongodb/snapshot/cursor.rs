@@ -6,17 +6,19 @@
 //! if that was evicted, all that is left is newer and is delivered.
 
 use async_trait::async_trait;
-use bson::{RawDocumentBuf, Timestamp, rawdoc};
+use bson::spec::BinarySubtype;
+use bson::{Binary, RawDocumentBuf, Timestamp, rawdoc};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use mongodb::Client;
+use mongodb::error::Error as DriverError;
 use mongodb::options::SelectionCriteria;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use oplogue_engine::budget::{Budget, Permit};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, kind};
-use oplogue_engine::model::{DocumentKey, OpTime};
+use oplogue_engine::model::{CollectionUuid, DocumentKey, OpTime};
 use oplogue_engine::source::{Partition, ScanOrder, SnapshotCursor};
 
 use crate::mongodb::classify;
@@ -26,19 +28,25 @@ use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
 const PROBE_DOCUMENTS: u32 = 200;
 /// Documents of each request in natural order, where the cursor is not opened again to ask for another number.
 const NATURAL_DOCUMENTS: u32 = 1000;
+/// CollectionUUIDMismatch: another collection has the name now, or none.
+const UUID_MISMATCH: i32 = 361;
+/// QueryPlanKilled: what an open cursor gets when its collection is renamed.
+const PLAN_KILLED: i32 = 175;
 /// More documents in one reply gain nothing.
 const REPLY_DOCUMENTS_MAX: usize = 100_000;
 /// A reply this many times off the wanted size makes the cursor ask for another number of documents.
 const OFF_BY: usize = 4;
 
 /// A cursor on its way.
-type Opening = BoxFuture<'static, Result<RawBatchCursor>>;
+type Opening = BoxFuture<'static, Result<RawBatchCursor, DriverError>>;
 
 /// What is read, and how.
 pub(super) struct Read {
     pub(super) client: Client,
     pub(super) criteria: SelectionCriteria,
     pub(super) partition: Partition,
+    /// Identity of the collection, where the server takes it.
+    pub(super) uuid: Option<CollectionUuid>,
     pub(super) after: OpTime,
     pub(super) reply_bytes: usize,
 }
@@ -84,6 +92,8 @@ pub(super) struct PartitionCursor {
     documents: u32,
     probing: bool,
     estimate: usize,
+    /// The collection had another name at some time.
+    moved: bool,
 }
 
 impl PartitionCursor {
@@ -103,6 +113,7 @@ impl PartitionCursor {
             from_min: false,
             skip: Skip::Nothing,
             delivered: None,
+            moved: false,
         }
     }
 
@@ -164,14 +175,10 @@ impl PartitionCursor {
     /// The document whose `_id` is `MaxKey`, which no scan with a lower bound returns.
     async fn max_key(&mut self) -> Result<Option<(Bytes, Permit)>> {
         let mut permit = self.budget.acquire(self.estimate).await;
-        let command = rawdoc! {
-            "find": self.read.partition.namespace.collection(),
-            "filter": { "_id": bson::RawBson::MaxKey },
-            "limit": 1,
-            "singleBatch": true,
-            "readConcern": self.read_concern(),
-        };
-        let mut cursor = self.find(command).await?;
+        let mut command = self.of_one();
+        command.append(bson::cstr!("filter"), rawdoc! { "_id": bson::RawBson::MaxKey });
+        let opened = self.find(command).await;
+        let Some(mut cursor) = self.unless_moved(opened)? else { return Ok(None) };
         let reply = cursor.next().await.transpose().map_err(|e| classify::error(Side::Source, &self.doing(), e))?;
         self.phase = Phase::Done;
         let Some(reply) = reply else { return Ok(None) };
@@ -193,8 +200,26 @@ impl PartitionCursor {
         cursor.next().await.transpose().map_err(|e| match classify::code(&e) {
             // CappedPositionLost: the collection rolled over the cursor. What is left is read again.
             Some(136) => Error::new(Side::Source, Kind::CursorLost, format!("{doing}: the collection rolled over")),
-            _ => classify::error(Side::Source, &doing, e),
+            code => {
+                // The next cursor is opened by name, and here nothing says whose name it is then.
+                self.moved |= code == Some(PLAN_KILLED) && self.read.uuid.is_none();
+                classify::error(Side::Source, &doing, e)
+            }
         })
+    }
+
+    /// The cursor; `None` at the end of a partition whose collection has another name now, or is dropped.
+    fn unless_moved(&mut self, opened: Result<RawBatchCursor, DriverError>) -> Result<Option<RawBatchCursor>> {
+        match opened {
+            Ok(cursor) => Ok(Some(cursor)),
+            Err(e) if classify::code(&e) == Some(UUID_MISMATCH) => {
+                self.moved = true;
+                self.phase = Phase::Done;
+                self.close();
+                Ok(None)
+            }
+            Err(e) => Err(classify::error(Side::Source, &self.doing(), e)),
+        }
     }
 
     /// Opens a cursor behind the last document; false when nothing can come there.
@@ -219,29 +244,46 @@ impl PartitionCursor {
         let Some(opening) = self.opening.get() else { return Ok(false) };
         let opened = opening.await;
         self.opening.put(None);
-        self.cursor.put(Some(opened?));
+        let Some(cursor) = self.unless_moved(opened)? else { return Ok(false) };
+        self.cursor.put(Some(cursor));
         self.open = true;
         Ok(true)
     }
 
     /// A request that owns all it needs, so that it can be kept when the caller drops the future that waits for it.
     fn find(&self, command: RawDocumentBuf) -> Opening {
-        let doing = self.doing();
         let database = self.read.client.database(self.read.partition.namespace.database());
         let (criteria, documents) = (self.read.criteria.clone(), self.documents);
         Box::pin(async move {
             let request = database.run_raw_cursor_command(command).selection_criteria(criteria).batch_size(documents);
-            request.batch().await.map_err(|e| classify::error(Side::Source, &doing, e))
+            request.batch().await
         })
+    }
+
+    /// The beginning of each read: what it reads, and how new that must be.
+    fn of_collection(&self) -> RawDocumentBuf {
+        let mut command = rawdoc! {
+            "find": self.read.partition.namespace.collection(),
+            "readConcern": self.read_concern(),
+        };
+        if let Some(uuid) = self.read.uuid {
+            let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() };
+            command.append(bson::cstr!("collectionUUID"), uuid);
+        }
+        command
+    }
+
+    fn of_one(&self) -> RawDocumentBuf {
+        let mut command = self.of_collection();
+        command.append(bson::cstr!("limit"), 1);
+        command.append(bson::cstr!("singleBatch"), true);
+        command
     }
 
     fn command(&self) -> Result<RawDocumentBuf> {
         let partition = &self.read.partition;
-        let mut command = rawdoc! {
-            "find": partition.namespace.collection(),
-            "batchSize": i32::try_from(self.documents).unwrap_or(i32::MAX),
-            "readConcern": self.read_concern(),
-        };
+        let mut command = self.of_collection();
+        command.append(bson::cstr!("batchSize"), i32::try_from(self.documents).unwrap_or(i32::MAX));
         match partition.order {
             ScanOrder::Natural => command.append(bson::cstr!("hint"), rawdoc! { "$natural": 1 }),
             ScanOrder::Id => {
@@ -268,16 +310,17 @@ impl PartitionCursor {
     }
 
     async fn still_there(&self, bound: &Bytes) -> Result<bool> {
-        let command = rawdoc! {
-            "find": self.read.partition.namespace.collection(),
-            "filter": document(bound)?,
-            "limit": 1,
-            "singleBatch": true,
-            "projection": { "_id": 1 },
-            "readConcern": self.read_concern(),
+        let mut command = self.of_one();
+        command.append(bson::cstr!("filter"), document(bound)?);
+        command.append(bson::cstr!("projection"), rawdoc! { "_id": 1 });
+        let cursor = match self.find(command).await {
+            Ok(cursor) => cursor,
+            // The scan itself will meet it.
+            Err(e) if classify::code(&e) == Some(UUID_MISMATCH) => return Ok(false),
+            Err(e) => return Err(classify::error(Side::Source, &self.doing(), e)),
         };
         let mut found = false;
-        reply::drain(Side::Source, &self.doing(), self.find(command).await?, |_| {
+        reply::drain(Side::Source, &self.doing(), cursor, |_| {
             found = true;
             Ok(())
         })
@@ -361,6 +404,10 @@ impl SnapshotCursor for PartitionCursor {
             self.close();
         }
         outcome
+    }
+
+    fn moved(&self) -> bool {
+        self.moved
     }
 }
 

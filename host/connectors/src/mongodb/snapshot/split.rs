@@ -34,14 +34,15 @@ pub(super) async fn partition(
         return Ok(Vec::new());
     };
     if raw::find(&plan.options, "capped")?.is_some_and(|capped| capped.value == [1]) {
-        return Ok(vec![whole(namespace, ScanOrder::Natural)]);
+        return Ok(vec![whole(namespace, ScanOrder::Natural, plan.uuid)]);
     }
     let count = plan.bytes.div_ceil(partition_bytes.max(1)).min(PARTITIONS_MAX).min(plan.documents);
     if count <= 1 {
-        return Ok(vec![whole(namespace, ScanOrder::Id)]);
+        return Ok(vec![whole(namespace, ScanOrder::Id, plan.uuid)]);
     }
     let ids = ids(source, &namespace, plan.documents, count).await?;
-    Ok(ranges(&namespace, bounds(&ids, count)?))
+    let whole = whole(namespace, ScanOrder::Id, plan.uuid);
+    Ok(ranges(&whole, bounds(&ids, count)?))
 }
 
 async fn ids(source: &SnapshotSource, namespace: &Namespace, documents: u64, count: u64) -> Result<Vec<Bytes>> {
@@ -103,15 +104,14 @@ fn is_extreme(document: &[u8]) -> Result<bool> {
     Ok(raw::find(document, "_id")?.is_some_and(|id| matches!(id.kind, kind::MIN_KEY | kind::MAX_KEY)))
 }
 
-fn ranges(namespace: &Namespace, bounds: Vec<Bytes>) -> Vec<Partition> {
+fn ranges(whole: &Partition, bounds: Vec<Bytes>) -> Vec<Partition> {
     let mut ranges = Vec::with_capacity(bounds.len() + 1);
     let mut min = None;
     for max in bounds {
-        let order = ScanOrder::Id;
-        ranges.push(Partition { namespace: namespace.clone(), min, max: Some(max.clone()), order });
+        ranges.push(Partition { min, max: Some(max.clone()), ..whole.clone() });
         min = Some(max);
     }
-    ranges.push(Partition { namespace: namespace.clone(), min, max: None, order: ScanOrder::Id });
+    ranges.push(Partition { min, ..whole.clone() });
     ranges
 }
 
@@ -141,7 +141,8 @@ mod tests {
     #[test]
     fn ranges_leave_nothing_out() {
         let namespace = Namespace::new("d.c");
-        let ranges = ranges(&namespace, vec![id(1), id(5)]);
+        let whole = whole(namespace, ScanOrder::Id, Some([7; 16]));
+        let ranges = ranges(&whole, vec![id(1), id(5)]);
         assert_eq!((ranges[0].min.clone(), ranges[0].max.clone()), (None, Some(id(1))));
         assert_eq!((ranges[1].min.clone(), ranges[1].max.clone()), (Some(id(1)), Some(id(5))));
         assert_eq!((ranges[2].min.clone(), ranges[2].max.clone()), (Some(id(5)), None));
