@@ -3,7 +3,6 @@
 //! Money moves between accounts of two collections, in transactions of one entry and, now and then, of two. The sum is
 //! the same at every moment of the source. A reader with snapshot reads adds up the target all the while.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
@@ -16,7 +15,7 @@ use oplogue_tests::servers::DEFAULT_VERSION;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::super::rig::{PATIENCE, Rig, handed_over};
+use super::super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
 use super::{CACHE_GB, THIRD_OF_AN_ENTRY, collection, rig};
 
 const ACCOUNTS: i32 = 40;
@@ -58,17 +57,18 @@ async fn transfer(rig: &Rig, mode: &str) -> Result<u64> {
     let mut collector = Collector::start(&rig.config()?.set("incr_sync.transaction", mode))?;
     handed_over(&mut collector).await?;
     collector.wait_log(OVERLAP_OVER, PATIENCE).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let reader = tokio::spawn(add_up(rig.target.client(), Arc::clone(&stop)));
-    let done = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
     let client = rig.source.client();
-    let writers = (0..3).map(|n| move_money(&client, rig.load.seed + n, &done));
-    futures_util::future::try_join_all(writers).await?;
-    large_transfer(rig).await?;
-    let equal = rig.comparison().wait(super::super::rig::SENTINEL, PATIENCE).await;
-    equal.with_context(|| format!("seed {}:\n{}", rig.load.seed, collector.log_end()))?;
-    stop.store(true, Ordering::Relaxed);
-    let (reads, wrong) = reader.await??;
+    let load = async {
+        let done = AtomicU64::new(0);
+        let writers = (0..3).map(|n| move_money(&client, rig.load.seed + n, &done));
+        futures_util::future::try_join_all(writers).await?;
+        large_transfer(rig).await?;
+        let equal = rig.comparison().wait(SENTINEL, PATIENCE).await;
+        stop.store(true, Ordering::Relaxed);
+        equal.with_context(|| format!("seed {}:\n{}", rig.load.seed, collector.log_end()))
+    };
+    let ((), (reads, wrong)) = tokio::try_join!(load, add_up(rig.target.client(), &stop))?;
     println!("{mode}: {reads} sums, {wrong} of them wrong; seed {}", rig.load.seed);
     anyhow::ensure!(reads > 10, "only {reads} sums were taken");
     let split = metric(&collector.get("/metrics").await?, "oplogue_schedule_split_transactions_total");
@@ -138,7 +138,7 @@ async fn large_transfer(rig: &Rig) -> Result<()> {
 }
 
 /// Adds up the target again and again; (sums taken, sums that were wrong).
-async fn add_up(target: Client, stop: Arc<AtomicBool>) -> Result<(u64, u64)> {
+async fn add_up(target: Client, stop: &AtomicBool) -> Result<(u64, u64)> {
     let (mut reads, mut wrong) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         if let Some(sum) = sum_at_once(&target).await? {

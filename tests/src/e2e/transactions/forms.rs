@@ -1,4 +1,7 @@
 //! Every form in which a server logs several operations as one, or one as several, on each version.
+//!
+//! What the forms look like differs between 4.4, 5.0 and 6.0, and what a client's `applyOps` does differs from what it
+//! says. The unit tests of the decoder know the shapes; here the servers write them. Nothing here is about size or crashes.
 
 use anyhow::Result;
 use bson::{Bson, Document, doc};

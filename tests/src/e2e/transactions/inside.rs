@@ -1,4 +1,7 @@
 //! Lists, renames and a user's plugin inside transactions: what passes, passes changed; what does not, leaks nowhere.
+//!
+//! The operations of a transaction go through the same chain as plain entries, in every form that a transaction can
+//! have. A hidden collection stands between the visible ones in each of them. Order and size are other tests' affair.
 
 use anyhow::Result;
 use bson::{Document, doc};

@@ -1,4 +1,7 @@
 //! A transaction that is larger than the memory for it.
+//!
+//! The peak of the process is read from the kernel, first after a transaction of 50 MB and then after one of four times
+//! the size: what grows with it would show. Both go through the disk, since little memory is allowed. It measures no time.
 
 use anyhow::{Context as _, Result};
 use oplogue_tests::collector::Collector;

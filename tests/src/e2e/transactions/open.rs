@@ -1,4 +1,7 @@
 //! Transactions that are open where reading begins, and where the collector dies.
+//!
+//! A copy, a stored position and a crash can each fall between the first entry of a transaction and its end. The ends
+//! come when the test says so, since the transactions are prepared. Nothing here needs a load.
 
 use anyhow::Result;
 use bson::{Document, Timestamp, doc};
