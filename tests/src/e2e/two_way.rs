@@ -78,7 +78,8 @@ impl Pair {
         for mut collector in collectors {
             let status = collector.terminate(PATIENCE).await?;
             anyhow::ensure!(status.success(), "exit {status}:\n{}", collector.log_end());
-            collector.assert_no_unexpected_warnings(&[])?;
+            // A killed run's connections may outlive it for a while on a busy machine.
+            collector.assert_no_unexpected_warnings(&["an earlier run of this job"])?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use bson::{Document, doc};
 use mongodb::IndexModel;
+use mongodb::options::WriteConcern;
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::ReplicaSet;
@@ -17,7 +18,8 @@ async fn unique(documents: &[Document]) -> (ReplicaSet, Bench) {
     let things = bench.client.database("t").collection::<Document>("c");
     let unique = mongodb::options::IndexOptions::builder().unique(true).build();
     things.create_index(IndexModel::builder().keys(doc! { "u": 1 }).options(unique).build()).await.unwrap();
-    things.insert_many(documents).await.unwrap();
+    // A transaction reads a snapshot of the majority, which must have the index too.
+    things.insert_many(documents).write_concern(WriteConcern::majority()).await.unwrap();
     (set, bench)
 }
 
