@@ -53,11 +53,11 @@ pub struct Chaos {
 }
 
 impl Chaos {
-    /// A workload that has done nothing yet.
+    /// A workload that has done nothing yet; `load` says what its documents are made of.
     #[must_use]
-    pub fn new(client: &Client, options: ChaosOptions) -> Self {
+    pub fn new(client: &Client, options: ChaosOptions, load: &LoadOptions) -> Self {
         let shelves = namespaces().iter().map(|name| Shelf::new(client, name)).collect();
-        let load = LoadOptions { seed: options.seed, padding_max: 60, ..LoadOptions::default() };
+        let load = LoadOptions { seed: options.seed, padding_max: 60, ..load.clone() };
         Self { client: client.clone(), options, load, shelves, next: 0, totals: Totals::default() }
     }
 
@@ -260,7 +260,7 @@ mod tests {
     async fn renames_stay_on_their_side_of_the_border() {
         let client = Client::with_uri_str("mongodb://127.0.0.1:1").await.unwrap();
         let options = ChaosOptions { seed: 1, drop_database: true, views: true, border: 13 };
-        let chaos = Chaos::new(&client, options);
+        let chaos = Chaos::new(&client, options, &LoadOptions::default());
         let mut rng = StdRng::seed_from_u64(1);
         for from in 0..namespaces().len() {
             for _ in 0..50 {
