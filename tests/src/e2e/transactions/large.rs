@@ -34,7 +34,8 @@ async fn two_hundred_megabytes_in_bounded_memory() -> Result<()> {
     rig.comparison().wait(SENTINEL, PATIENCE).await?;
     let after = peak_memory(&collector)?;
     println!("peak memory: {} MiB after 50 MB, {} MiB after 200 MB", before / MIB, after / MIB);
-    anyhow::ensure!(after < before + 100 * MIB, "{} MiB, then {} MiB", before / MIB, after / MIB);
+    // The budget fills up meanwhile, some 120 MiB; kept in memory, 150 MB would come on top of that.
+    anyhow::ensure!(after < before + 170 * MIB, "{} MiB, then {} MiB", before / MIB, after / MIB);
     anyhow::ensure!(std::fs::read_dir(&folder)?.count() == 1, "nothing was put aside");
     rig.finish(rig.comparison(), collector, &[]).await
 }
