@@ -16,6 +16,8 @@ use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
+use oplogue_connectors::mongodb::shards::merged::MergedSource;
+use oplogue_connectors::mongodb::shards::reader::ShardedReader;
 use oplogue_connectors::mongodb::sink::{MissingDocument, MongoSink, SinkOptions};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
@@ -41,7 +43,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use index_build::{IndexesAtMark, Parts};
-use servers::Servers;
+use servers::{Cluster, Servers};
 use start::{Begin, decide};
 
 /// A collection larger than this is copied in several `_id` ranges.
@@ -117,7 +119,9 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     hooks.status.set_generations(chain.generations());
 
     // The store, whose lease makes this instance the only one that moves the position.
-    let store = Arc::new(MongoStore::new(&servers.store, store_options(&config, &servers)));
+    let store = MongoStore::new(&servers.store, store_options(&config, &servers));
+    let shards = servers.cluster.as_ref().map(Cluster::names).unwrap_or_default();
+    let store = Arc::new(store.of_shards(shards));
     let found = patiently(&hooks.stop, || store.acquire()).await?;
     let lease = patiently(&hooks.stop, || store.lease_identity()).await?;
 
@@ -223,9 +227,9 @@ impl Job {
         let position = match begin {
             Some(position) => {
                 start::refuse_outside_window(position, &source.window().await?)?;
-                position.clone()
+                source.resolve(position).await?
             }
-            None => Position::Oplog(source.newest().await?),
+            None => source.now().await?,
         };
         let sink = self.sink(Stage::FullSync).await?;
         let before = sink.durability().await?;
@@ -307,6 +311,7 @@ impl Job {
     /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
         let mut source = self.source();
+        let position = &source.resolve(position).await?;
         let sink = self.sink(stage).await?;
         let read = self.hooks.status.positions().now().read;
         let overlap_until = start::overlap_mark(read, source.newest().await?);
@@ -363,6 +368,7 @@ impl Job {
         };
         self.store.save(&checkpoint).await?;
         self.hooks.status.positions().set_checkpoint(position.time());
+        self.hooks.status.shards().set_checkpoint(position);
         Ok(())
     }
 
@@ -401,12 +407,15 @@ impl Job {
     fn source(&self) -> Box<dyn Source> {
         let (client, budget) = (self.servers.source.clone(), self.budget.clone());
         let (mode, entries) = (self.servers.mode, u32::try_from(self.config.incr.fetch_batch_size).unwrap_or(u32::MAX));
-        match self.config.incr.fetch_method {
-            FetchMethod::Oplog => {
-                let options = OplogOptions { mode, reply_entries: entries, ..OplogOptions::default() };
-                Box::new(OplogSource::new(client, options, budget))
+        let options = OplogOptions { mode, reply_entries: entries, ..OplogOptions::default() };
+        match (self.config.incr.fetch_method, &self.servers.cluster) {
+            (FetchMethod::Oplog, None) => Box::new(OplogSource::new(client, options, budget)),
+            (FetchMethod::Oplog, Some(Cluster { shards, routing, .. })) => {
+                let (routing, status) = (routing.clone(), self.hooks.status.clone());
+                let database = &self.config.checkpoint.db;
+                Box::new(MergedSource::new(shards, routing, &options, &budget, database, status))
             }
-            FetchMethod::ChangeStream => {
+            (FetchMethod::ChangeStream, _) => {
                 let options = StreamOptions { mode, reply_events: entries, ..StreamOptions::default() };
                 Box::new(ChangeStreamSource::new(client, options, budget))
             }
@@ -418,6 +427,9 @@ impl Job {
         match (self.config.incr.fetch_method, from) {
             (FetchMethod::ChangeStream, _) => {
                 Box::new(StreamDecoder::new(namespaces, self.decode_options(), from.clone()))
+            }
+            (FetchMethod::Oplog, Position::Shards(_)) => {
+                Box::new(Decoder::starting_at(namespaces, self.decode_options(), from))
             }
             (FetchMethod::Oplog, Position::Oplog(time)) if time.term >= 0 => {
                 Box::new(Decoder::new(namespaces, self.decode_options(), *time))
@@ -439,7 +451,13 @@ impl Job {
         };
         // A document of the copy is held on its way in the reply, in the command and in the driver's message.
         let budget = Budget::new(self.config.limits.memory_bytes / COPIES_OF_A_DOCUMENT);
-        Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget))
+        match &self.servers.cluster {
+            None => Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget)),
+            Some(Cluster { shards, config_servers, routing }) => {
+                let servers = (config_servers.clone(), routing.clone());
+                Arc::new(ShardedReader::new(shards, servers, &options, &budget, &self.config.checkpoint.db))
+            }
+        }
     }
 
     /// A sink whose writes no write of an earlier run can overtake.
@@ -474,7 +492,11 @@ impl Job {
             options,
         );
         let sink = sink.measured_by(self.hooks.metrics.clone()).recording_to(conflicts);
-        Ok(Arc::new(sink.marked_by(self.config.incr.origin.map(Marks::new))))
+        let sink = sink.marked_by(self.config.incr.origin.map(Marks::new));
+        Ok(Arc::new(match &self.servers.cluster {
+            None => sink,
+            Some(cluster) => sink.reading(cluster.originals()),
+        }))
     }
 
     fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {

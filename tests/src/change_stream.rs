@@ -405,5 +405,5 @@ fn batch(events: &[Document]) -> RawBatch {
     let array: bson::RawArrayBuf = events.iter().map(|d| bson::RawDocumentBuf::try_from(d).unwrap()).collect();
     let token = events.last().map(|event| bson::RawDocumentBuf::try_from(event.get_document("_id").unwrap()).unwrap());
     let reached = token.map(|token| Position::of_token(Bytes::from(token.into_bytes())).unwrap());
-    RawBatch { entries: Bytes::copy_from_slice(array.as_bytes()), reached, permit: Permit::none() }
+    RawBatch { entries: Bytes::copy_from_slice(array.as_bytes()), reached, runs: Vec::new(), permit: Permit::none() }
 }

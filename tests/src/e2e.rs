@@ -19,6 +19,7 @@ mod network;
 mod parking;
 mod progress;
 mod rig;
+mod sharded;
 mod silent_loss;
 mod stream;
 mod swap;

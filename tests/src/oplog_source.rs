@@ -127,14 +127,14 @@ async fn single_entries_are_read_and_missing_ones_are_lost_history() {
     insert(&set.client(), [1, 2]).await;
     let newest = source.newest().await.unwrap();
     source.open(&Position::Oplog(newest)).await.unwrap();
-    let entry = RawDocumentBuf::from_bytes(source.entry_at(newest).await.unwrap().to_vec()).unwrap();
+    let entry = RawDocumentBuf::from_bytes(source.entry_at(0, newest).await.unwrap().to_vec()).unwrap();
     assert_eq!(time(&Document::try_from(entry).unwrap()), newest);
     let window = source.window().await.unwrap();
     let fallen_off = OpTime { secs: window.oldest.secs - 5, inc: 1, ..window.oldest };
     let never = OpTime { inc: newest.inc + 1000, ..newest };
     let other_history = OpTime { term: newest.term + 1, ..newest };
     for lost in [fallen_off, never, other_history] {
-        let fault = source.entry_at(lost).await.unwrap_err();
+        let fault = source.entry_at(0, lost).await.unwrap_err();
         assert_eq!(fault.kind(), Kind::HistoryLost, "{fault}");
         assert!(fault.to_string().contains("the oplog holds"), "{fault}");
     }

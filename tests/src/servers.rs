@@ -16,8 +16,10 @@ use crate::paths::Scratch;
 use crate::proxy::Proxy;
 
 mod certificates;
+pub mod cluster;
 mod member;
 mod options;
+pub mod wire;
 
 pub use certificates::Certificates;
 use member::Member;

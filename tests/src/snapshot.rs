@@ -154,8 +154,14 @@ async fn every_id_can_be_a_bound() {
     let copy = copy().await;
     let ids = odd_ids();
     copy.insert("odd", ids.iter().map(|id| doc! { "_id": id.clone() }).collect()).await;
-    let whole =
-        Partition { namespace: Namespace::new("shop.odd"), min: None, max: None, order: ScanOrder::Id, uuid: None };
+    let whole = Partition {
+        namespace: Namespace::new("shop.odd"),
+        min: None,
+        max: None,
+        order: ScanOrder::Id,
+        uuid: None,
+        owned: None,
+    };
     let all = copy.read(&whole).await;
     assert_eq!(all.len(), ids.len());
     for (number, document) in all.iter().enumerate().skip(1) {
@@ -198,8 +204,14 @@ async fn a_lost_cursor_goes_on_behind_the_last_document() {
     }
 
     // The last document that was delivered is gone when the cursor comes back.
-    let whole =
-        Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id, uuid: None };
+    let whole = Partition {
+        namespace: Namespace::new("shop.plain"),
+        min: None,
+        max: None,
+        order: ScanOrder::Id,
+        uuid: None,
+        owned: None,
+    };
     let mut cursor = copy.open(&whole).await;
     let mut read = Vec::new();
     for _ in 0..2 {
@@ -225,6 +237,7 @@ async fn a_capped_collection_may_roll_over_its_cursor() {
         max: None,
         order: ScanOrder::Natural,
         uuid: None,
+        owned: None,
     };
     let mut cursor = copy.open(&whole).await;
     let mut read = split(&cursor.next().await.unwrap().unwrap().0);
@@ -240,8 +253,14 @@ async fn a_capped_collection_may_roll_over_its_cursor() {
 async fn a_dropped_call_loses_nothing() {
     let copy = copy().await;
     copy.insert("plain", (0..5000).map(|id| doc! { "_id": id, "padding": "x".repeat(300) }).collect()).await;
-    let whole =
-        Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id, uuid: None };
+    let whole = Partition {
+        namespace: Namespace::new("shop.plain"),
+        min: None,
+        max: None,
+        order: ScanOrder::Id,
+        uuid: None,
+        owned: None,
+    };
     let mut cursor = copy.open(&whole).await;
     let mut read = Vec::new();
     let mut dropped = 0;
@@ -264,8 +283,14 @@ async fn a_dropped_call_loses_nothing() {
 async fn a_fault_can_be_waited_out() {
     let copy = copy().await;
     copy.insert("plain", (0..3000).map(|id| doc! { "_id": id, "padding": "x".repeat(300) }).collect()).await;
-    let whole =
-        Partition { namespace: Namespace::new("shop.plain"), min: None, max: None, order: ScanOrder::Id, uuid: None };
+    let whole = Partition {
+        namespace: Namespace::new("shop.plain"),
+        min: None,
+        max: None,
+        order: ScanOrder::Id,
+        uuid: None,
+        owned: None,
+    };
     let mut cursor = copy.open(&whole).await;
     let mut read = Vec::new();
     for _ in 0..2 {

@@ -15,6 +15,7 @@ pub mod change_stream;
 pub mod mark;
 pub mod oplog;
 pub mod reply;
+pub mod shards;
 pub mod snapshot;
 mod tail;
 
@@ -24,6 +25,7 @@ pub mod copy;
 pub(crate) mod ddl;
 pub(crate) mod identity;
 pub mod literal;
+pub mod originals;
 pub mod patch;
 pub(crate) mod settle;
 pub mod sink;

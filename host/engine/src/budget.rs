@@ -35,7 +35,16 @@ impl Budget {
         // The semaphore is never closed; a closed one would only mean that nothing limits us any more.
         let permit = Arc::clone(&self.semaphore).acquire_many_owned(units as u32).await.ok();
         self.held.fetch_add(units, Ordering::Relaxed);
-        Permit { permit, units, held: Arc::clone(&self.held) }
+        Permit { permit, units, held: Arc::clone(&self.held), joined: Vec::new() }
+    }
+
+    /// The budget in `count` equal parts, for readers that hold a reply until the others have one too: were the budget
+    /// shared, the last one could wait for memory that the others hold until it has read. [`Budget::held_bytes`] counts
+    /// what all parts hold.
+    #[must_use]
+    pub fn parts(&self, count: usize) -> Vec<Self> {
+        let bytes = self.bytes() / count.max(1);
+        (0..count).map(|_| Self { held: Arc::clone(&self.held), ..Self::new(bytes) }).collect()
     }
 
     /// The whole budget in bytes.
@@ -57,19 +66,25 @@ pub struct Permit {
     permit: Option<OwnedSemaphorePermit>,
     units: usize,
     held: Arc<AtomicUsize>,
+    joined: Vec<Permit>,
 }
 
 impl Permit {
     /// A permit that holds nothing: for heartbeats and tests.
     #[must_use]
     pub fn none() -> Self {
-        Self { permit: None, units: 0, held: Arc::default() }
+        Self { permit: None, units: 0, held: Arc::default(), joined: Vec::new() }
     }
 
     /// The bytes this permit holds, rounded up to the unit.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.units * UNIT_BYTES
+        self.units * UNIT_BYTES + self.joined.iter().map(Self::bytes).sum::<usize>()
+    }
+
+    /// Gives `other` back together with this one.
+    pub fn join(&mut self, other: Self) {
+        self.joined.push(other);
     }
 
     /// Corrects an estimate when the true size is known, without waiting.

@@ -9,11 +9,13 @@
 //! reply does not hold: an older entry, bytes that were put on disk, memory for them. It says what it needs and goes on
 //! when it has been given that.
 
+mod across_shards;
 pub mod change_event;
 pub mod ddl;
 mod ending;
 pub mod oplog;
 pub mod stream;
+mod streams;
 pub mod transaction;
 
 use std::sync::Arc;
@@ -23,15 +25,14 @@ use bytes::Bytes;
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{Elements, kind};
-use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Origin, Position, RawBatch};
+use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Origin, Position, RawBatch, Run};
 use crate::spill::Stored;
+use across_shards::Across;
 use ending::{Ending, Next};
 use oplog::Entry;
 pub use stream::StreamDecoder;
+use streams::Streams;
 use transaction::{Chain, Seen, Transactions};
-
-/// The one stream of a replica set.
-const STREAM: u32 = 0;
 
 /// A transaction of several entries that is larger than this is passed on in pieces with memory of their own.
 const INLINE_BYTES_MAX: usize = 1 << 20;
@@ -91,7 +92,8 @@ pub struct DecodeCounts {
     pub own: u64,
     /// What came from a cluster that has it: dropped by its mark or its global id.
     pub looped: u64,
-    /// `startIndexBuild` and `abortIndexBuild`: the index comes with `commitIndexBuild`.
+    /// Steps that come to nothing or to an entry of their own: `startIndexBuild` and `abortIndexBuild` (the index comes
+    /// with `commitIndexBuild`), and the documents of a collection that is being resharded.
     pub index_build_steps: u64,
     /// Transactions that were aborted.
     pub aborted: u64,
@@ -119,8 +121,8 @@ pub enum Step {
 pub enum Need {
     /// Memory for that many bytes: [`Decoder::granted`].
     Memory { bytes: usize },
-    /// The oplog entry of exactly this time: [`Decoder::entry`].
-    Entry { time: OpTime },
+    /// The entry of exactly this time in a stream's oplog: [`Decoder::entry`].
+    Entry { stream: u32, time: OpTime },
     /// These bytes put aside: [`Decoder::stored`].
     Store(Bytes),
     /// What was put aside: [`Decoder::loaded`].
@@ -141,6 +143,8 @@ pub enum Answer {
 #[derive(Debug)]
 struct Reply {
     entries: Bytes,
+    /// The streams of the entries that are left; empty = all of the first.
+    runs: std::collections::VecDeque<Run>,
     /// End of the last element that was decoded.
     at: usize,
     /// `None` while the pieces of a large transaction go ahead: whoever waits for memory holds none.
@@ -149,16 +153,27 @@ struct Reply {
     passed_on: bool,
 }
 
+impl Reply {
+    /// The stream of the next entry.
+    fn next_stream(&mut self) -> u32 {
+        let Some(run) = self.runs.front_mut() else { return 0 };
+        let stream = u32::try_from(run.stream).unwrap_or(u32::MAX);
+        run.entries = run.entries.saturating_sub(1);
+        if run.entries == 0 {
+            self.runs.pop_front();
+        }
+        stream
+    }
+}
+
 /// Decodes one source's entries, in order.
 #[derive(Debug)]
 pub struct Decoder {
     namespaces: Arc<Namespaces>,
     options: DecodeOptions,
     transactions: Transactions,
-    /// The entry to start from is delivered again by the source as a proof of the history; it is not applied again.
-    skip: Option<OpTime>,
-    /// The last entry seen, and the position that is safe to store.
-    last: OpTime,
+    /// What was read. The entry to start from is delivered again as a proof of the history; it is not applied again.
+    streams: Streams,
     next_seq: u64,
     counts: DecodeCounts,
     reply: Option<Reply>,
@@ -170,18 +185,25 @@ pub struct Decoder {
     excess: Option<Bytes>,
     /// The transaction whose end was read last, while it needs what the reply does not hold.
     ending: Option<Box<Ending>>,
+    /// The same of one across shards.
+    across: Option<Box<Across>>,
 }
 
 impl Decoder {
-    /// A decoder for entries that follow `start`.
+    /// A decoder for the entries of one oplog that follow `start`.
     #[must_use]
     pub fn new(namespaces: Arc<Namespaces>, options: DecodeOptions, start: OpTime) -> Self {
+        Self::starting_at(namespaces, options, &Position::Oplog(start))
+    }
+
+    /// A decoder for the entries of a source that is opened at `start`.
+    #[must_use]
+    pub fn starting_at(namespaces: Arc<Namespaces>, options: DecodeOptions, start: &Position) -> Self {
         Self {
             namespaces,
             options,
             transactions: Transactions::default(),
-            skip: Some(start),
-            last: start,
+            streams: Streams::at(start),
             next_seq: 0,
             counts: DecodeCounts::default(),
             reply: None,
@@ -189,13 +211,14 @@ impl Decoder {
             ready: std::collections::VecDeque::new(),
             excess: None,
             ending: None,
+            across: None,
         }
     }
 
     /// Applies the entry to start from too: the position says only that what is before its time is done.
     #[must_use]
     pub fn repeating_the_start(mut self) -> Self {
-        self.skip = None;
+        self.streams.repeat_nothing();
         self
     }
 
@@ -208,14 +231,14 @@ impl Decoder {
     /// The place to open the source at again when its cursor is lost: the last entry that was read. The source will
     /// deliver that entry once more, and it will be passed over. What was decoded stays valid. Only between two replies.
     pub fn reopen(&mut self) -> Position {
-        self.skip = Some(self.last);
-        Position::Oplog(self.last)
+        self.streams.reopen()
     }
 
     /// Takes the next reply. The one before is used up.
     pub fn begin(&mut self, raw: RawBatch) {
-        let RawBatch { entries, reached: _, permit } = raw;
-        self.reply = Some(Reply { entries, at: 0, permit: Some(Arc::new(permit)), passed_on: false });
+        let RawBatch { entries, reached: _, runs, permit } = raw;
+        let permit = Some(Arc::new(permit));
+        self.reply = Some(Reply { entries, runs: runs.into(), at: 0, permit, passed_on: false });
     }
 
     /// Goes on with the reply: one batch, or more when DDL or a large transaction stands in it, each with its own
@@ -232,8 +255,9 @@ impl Decoder {
             if let Some(bytes) = &self.excess {
                 return Ok(Step::Need(Need::Store(bytes.clone())));
             }
-            if self.ending.is_some() {
-                if let Some(need) = self.end_transaction()? {
+            if self.ending.is_some() || self.across.is_some() {
+                let need = if self.across.is_some() { self.end_across()? } else { self.end_transaction()? };
+                if let Some(need) = need {
                     return Ok(Step::Need(need));
                 }
                 continue;
@@ -310,7 +334,12 @@ impl Decoder {
     /// # Errors
     /// `Bug` when nothing was to be loaded.
     pub fn loaded(&mut self, operations: Bytes) -> Result<()> {
-        self.ending.as_mut().map(|ending| ending.loaded(operations)).ok_or_else(unasked)
+        match (&mut self.across, &mut self.ending) {
+            (Some(across), _) => across.loaded(operations),
+            (None, Some(ending)) => ending.loaded(operations),
+            (None, None) => return Err(unasked()),
+        }
+        Ok(())
     }
 
     /// Decodes entries until the reply ends (`false`), or something must come before the next one (`true`).
@@ -324,18 +353,19 @@ impl Decoder {
             self.counts.largest_bytes = self.counts.largest_bytes.max(element.value.len() as u64);
             reply.at = element.end();
             let entry = Entry::parse(entries.slice(element.offset..element.end()))?;
-            if self.skip.take_if(|start| start.ts() == entry.time.ts()).is_some() {
+            let stream = reply.next_stream();
+            if self.streams.is_repeated(stream, entry.time) {
                 continue;
             }
             let first = self.changes.len();
             let before = self.safe_position();
-            self.expand(&entry).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
-            if self.ending.is_some() {
+            self.expand(&entry, stream).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
+            if self.ending.is_some() || self.across.is_some() {
                 // What stood before it goes first, with its memory.
                 self.part_from(reply, first, before);
                 return Ok(true);
             }
-            self.last = entry.time;
+            self.streams.read(stream, entry.time)?;
             self.set_apart(reply, first, before);
             if self.excess.is_some() || !self.ready.is_empty() {
                 return Ok(true);
@@ -346,7 +376,7 @@ impl Decoder {
 
     /// A DDL stands alone, so that the position before it can be stored before it is executed; and so does a
     /// transaction that shall stay whole.
-    fn set_apart(&mut self, reply: &mut Reply, first: usize, before: OpTime) {
+    fn set_apart(&mut self, reply: &mut Reply, first: usize, before: Position) {
         let own = self.changes.get(first..).unwrap_or_default();
         let atomic = own.len() > 1 && self.options.atomic_bytes > 0;
         if atomic || has_ddl(own) {
@@ -361,7 +391,7 @@ impl Decoder {
         }
     }
 
-    fn part_from(&mut self, reply: &mut Reply, first: usize, before: OpTime) {
+    fn part_from(&mut self, reply: &mut Reply, first: usize, before: Position) {
         if first > 0
             && let Some(permit) = &reply.permit
         {
@@ -384,26 +414,33 @@ impl Decoder {
         }
     }
 
-    fn pass_on(&mut self, last: OpTime, permit: &Arc<Permit>) {
+    fn pass_on(&mut self, last: Position, permit: &Arc<Permit>) {
         let changes = std::mem::take(&mut self.changes);
         let seq = self.next_seq;
         self.next_seq += 1;
         self.counts.changes += changes.len() as u64;
-        let (last, permit) = (Position::Oplog(last), Arc::clone(permit));
+        let permit = Arc::clone(permit);
         self.ready.push_back(ChangeBatch { seq, changes, last, atomic: false, permit });
     }
 
     /// The last entry, or the one before the first entry of the oldest transaction that is still open.
-    fn safe_position(&self) -> OpTime {
-        let floor = self.transactions.floor(STREAM);
+    fn safe_position(&self) -> Position {
+        let floor = self.transactions.floor();
         let ending = self.ending.as_ref().map(|ending| ending.before());
-        [floor, ending, Some(self.last)].into_iter().flatten().min_by_key(|time| time.ts()).unwrap_or(self.last)
+        let across = self.across.as_ref().map(|across| across.before());
+        let held = [floor, ending, across].into_iter().flatten().min_by_key(|position| position.time().ts());
+        let read = self.streams.position();
+        held.filter(|held| held.time().ts() < read.time().ts()).cloned().unwrap_or(read)
     }
 
-    fn expand(&mut self, entry: &Entry) -> Result<()> {
+    fn expand(&mut self, entry: &Entry, stream: u32) -> Result<()> {
         self.counts.entries += 1;
         if entry.from_migrate {
             self.counts.from_migrate += 1;
+            return refuse_resharding(entry);
+        }
+        if is_of_resharding(entry.ns()) {
+            self.counts.index_build_steps += 1;
             return Ok(());
         }
         if self.options.is_looped(entry) {
@@ -423,7 +460,7 @@ impl Decoder {
                 self.changes.push(entry.to_change(&self.namespaces)?);
                 Ok(())
             }
-            b'c' => self.expand_command(entry),
+            b'c' => self.expand_command(entry, stream),
             other => Err(Error::new(
                 Side::Source,
                 Kind::CannotApply,
@@ -432,16 +469,16 @@ impl Decoder {
         }
     }
 
-    fn expand_command(&mut self, entry: &Entry) -> Result<()> {
+    fn expand_command(&mut self, entry: &Entry, stream: u32) -> Result<()> {
         match entry.command_name()? {
-            b"applyOps" => self.apply_ops(entry),
+            b"applyOps" => self.apply_ops(entry, stream),
             b"commitTransaction" => {
-                let chain = self.transactions.commit(STREAM, entry, self.last)?;
-                self.end(entry, chain)
+                let chains = self.transactions.commit(stream, entry, self.streams.position())?;
+                self.commit(entry, stream, chains)
             }
             b"abortTransaction" => {
                 self.counts.aborted += 1;
-                self.transactions.abort(STREAM, entry, self.last)
+                self.transactions.abort(stream, entry, self.streams.position())
             }
             b"startIndexBuild" | b"abortIndexBuild" => {
                 self.counts.index_build_steps += 1;
@@ -458,21 +495,36 @@ impl Decoder {
         }
     }
 
-    fn apply_ops(&mut self, entry: &Entry) -> Result<()> {
-        match self.transactions.step(STREAM, entry, self.last, self.options.transaction_bytes)? {
+    fn apply_ops(&mut self, entry: &Entry, stream: u32) -> Result<()> {
+        let place = self.streams.position();
+        match self.transactions.step(stream, entry, place, self.options.transaction_bytes)? {
             Seen::Visible(operations) => self.expand_inner(entry, &operations),
             Seen::Kept => Ok(()),
             Seen::Excess(operations) => {
                 self.excess = Some(operations);
                 Ok(())
             }
-            Seen::Ended(chain) => self.end(entry, chain),
+            Seen::Ended(chain) => self.end(entry, stream, chain),
         }
     }
 
+    /// A prepared transaction was committed. Of a cluster, what began before everything that was read may have parts on
+    /// other shards that nothing here knows of.
+    fn commit(&mut self, entry: &Entry, stream: u32, mut chains: Vec<Chain>) -> Result<()> {
+        if chains.len() > 1 {
+            self.across = Some(Box::new(Across::new(entry.clone(), stream, chains)?));
+            return Ok(());
+        }
+        let Some(chain) = chains.pop() else { return Ok(()) };
+        if self.streams.is_cluster() && chain.head.is_some() {
+            return if self.streams.is_behind_cut(entry.time) { Ok(()) } else { Err(across_shards::unseen_start()) };
+        }
+        self.end(entry, stream, chain)
+    }
+
     /// A small transaction that lies in memory is expanded in its place; any other one in steps.
-    fn end(&mut self, entry: &Entry, chain: Chain) -> Result<()> {
-        let ending = Ending::new(entry.clone(), chain, self.options.atomic_bytes);
+    fn end(&mut self, entry: &Entry, stream: u32, chain: Chain) -> Result<()> {
+        let ending = Ending::new(entry.clone(), stream, chain, self.options.atomic_bytes);
         match ending.inline(INLINE_BYTES_MAX) {
             Ok(parts) => parts.iter().try_for_each(|operations| self.expand_inner(entry, operations)),
             Err(ending) => {
@@ -488,7 +540,7 @@ impl Decoder {
             return Ok(None);
         };
         let next = ending.next();
-        let time = ending.commit().time;
+        let (time, stream) = (ending.commit().time, ending.stream());
         match next {
             Next::Need(need) => {
                 self.ending = Some(ending);
@@ -497,7 +549,7 @@ impl Decoder {
             Next::Part { operations, permit, is_last } => {
                 let (commit, whole) = (ending.commit().clone(), ending.is_whole());
                 if is_last {
-                    self.last = time;
+                    self.streams.read(stream, time)?;
                 } else {
                     self.ending = Some(ending);
                 }
@@ -516,13 +568,36 @@ impl Decoder {
         }
     }
 
+    /// Goes on with a transaction across shards; `None` when it is passed on.
+    fn end_across(&mut self) -> Result<Option<Need>> {
+        let Some(mut across) = self.across.take() else { return Ok(None) };
+        if let Some(need) = across.next() {
+            self.across = Some(across);
+            return Ok(Some(need));
+        }
+        let (commit, stream) = (across.commit().clone(), across.stream());
+        let before = std::mem::take(&mut self.changes);
+        let mut parts = Vec::new();
+        for part in across.into_parts() {
+            let expanded = part.iter().try_for_each(|operations| self.expand_inner(&commit, operations));
+            expanded.map_err(|e| e.context(format!("oplog entry {}", commit.time)))?;
+            parts.push(std::mem::take(&mut self.changes));
+        }
+        self.changes = before;
+        across_shards::join(parts, &mut self.changes)?;
+        self.streams.read(stream, commit.time)?;
+        self.pass_on_transaction(Arc::new(Permit::none()));
+        Ok(None)
+    }
+
     /// Expands the operations of an `applyOps` array under the time of the entry that made them visible.
     fn expand_inner(&mut self, commit: &Entry, operations: &Bytes) -> Result<()> {
         for element in Elements::new(operations)? {
             let element = element?;
             let inner = Entry::parse_inner(operations.slice(element.offset..element.end()), commit)?;
             let first = self.changes.len();
-            self.expand(&inner)?;
+            // An operation inside is no transaction of its own: its stream is of no matter.
+            self.expand(&inner, 0)?;
             if commit.session.is_none() {
                 self.changes.iter_mut().skip(first).try_for_each(transaction::as_applied)?;
             }
@@ -592,6 +667,31 @@ impl DecodeOptions {
 
 fn has_ddl(changes: &[Change]) -> bool {
     changes.iter().any(|change| change.operation == Operation::Ddl)
+}
+
+/// The collection that is filled while another is being resharded: the documents are those of the other one.
+fn is_of_resharding(ns: &str) -> bool {
+    ns.split_once('.').is_some_and(|(_, collection)| collection.starts_with("system.resharding."))
+}
+
+/// The new form of a resharded collection takes the place of the old one as another collection, which no entry that is
+/// applied introduces: its later changes could not be told from those of a stranger.
+fn refuse_resharding(entry: &Entry) -> Result<()> {
+    if entry.op != b'c' || entry.command_name()? != b"renameCollection" {
+        return Ok(());
+    }
+    match entry.command_collection().filter(|from| is_of_resharding(from)) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            Side::Source,
+            Kind::CannotApply,
+            format!(
+                "a collection of {} got a new shard key (reshardCollection), which is not followed; \
+                 copy again after `oplogue checkpoint reset`",
+                entry.database()
+            ),
+        )),
+    }
 }
 
 fn unasked() -> Error {

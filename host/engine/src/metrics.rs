@@ -11,6 +11,7 @@ pub mod copy;
 pub mod families;
 pub mod labels;
 pub mod positions;
+pub mod shards;
 pub mod status;
 
 pub use conflicts::{ConflictNow, Conflicts};

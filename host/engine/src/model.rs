@@ -12,10 +12,10 @@ pub mod origin;
 pub mod position;
 pub mod raw;
 
-pub use batch::{ChangeBatch, RawBatch};
+pub use batch::{ChangeBatch, RawBatch, Run};
 pub use change::{Change, CollectionUuid, Operation};
 pub use ddl::Ddl;
 pub use key::DocumentKey;
 pub use namespace::{Namespace, NamespaceId, Namespaces};
 pub use origin::Origin;
-pub use position::{OpTime, Position};
+pub use position::{OpTime, Position, ShardPosition, ShardPositions};

@@ -30,12 +30,25 @@ pub trait Source: Send + Sync {
     /// The newest majority-committed position of the source now: start of a copy, overlap mark, lag.
     async fn newest(&self) -> Result<OpTime>;
 
-    /// The entry of exactly this time, raw: a transaction that began before the position is completed by such reads.
+    /// The position of this moment, for a copy: everything older is majority-committed and behind it.
+    async fn now(&self) -> Result<Position> {
+        Ok(Position::Oplog(self.newest().await?))
+    }
+
+    /// A stored position in the form that this source reads from.
+    ///
+    /// # Errors
+    /// `Misconfigured` when it is one of another source.
+    async fn resolve(&self, position: &Position) -> Result<Position> {
+        Ok(position.clone())
+    }
+
+    /// The entry of exactly this time in the oplog of a stream, raw: a transaction that began before the position is completed by such reads.
     ///
     /// # Errors
     /// `HistoryLost` with the window when the oplog does not hold it any more; `Unavailable`; `Bug` from a source
     /// whose changes never need one.
-    async fn entry_at(&mut self, time: OpTime) -> Result<Bytes> {
+    async fn entry_at(&mut self, _stream: u32, time: OpTime) -> Result<Bytes> {
         let text = format!("the entry at {time} was asked for, and this source reads no single entries");
         Err(Error::new(Side::Source, Kind::Bug, text))
     }
@@ -81,7 +94,22 @@ pub enum ScanOrder {
     Natural,
 }
 
-/// One `_id` range of a collection. Bounds are raw documents `{_id: value}`; the lower one belongs to the range.
+/// Where a sharded source has a partition, and how to read no more than its owner's documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    /// Number of the shard.
+    pub shard: usize,
+    /// The shard owned the partition at this cluster time, so an older read could miss documents that had just come.
+    pub after: OpTime,
+    /// Key pattern (raw document) of the index whose bounds are the partition's; none = that of `_id`. A lost cursor
+    /// starts the partition again, which repeats documents.
+    pub index: Option<Bytes>,
+    /// Instead of bounds: what the documents have in common (raw document).
+    pub filter: Option<Bytes>,
+}
+
+/// One `_id` range of a collection. Bounds are raw documents `{_id: value}`; the lower one belongs to the range. Of a
+/// sharded collection: one range of the shard key, with bounds of that index.
 ///
 /// A partition without `min` starts at the index's beginning, one without `max` reads to its end: together they
 /// cover every BSON type, `NaN`, `MinKey` and `MaxKey` (correctness.md §3).
@@ -94,6 +122,8 @@ pub struct Partition {
     pub order: ScanOrder,
     /// Identity of what is stored under `namespace`, so that a rename during the copy is noticed.
     pub uuid: Option<CollectionUuid>,
+    /// Set for a sharded source.
+    pub owned: Option<Owned>,
 }
 
 /// Reads documents for the full copy.
@@ -108,6 +138,12 @@ pub trait SnapshotReader: Send + Sync {
     /// The name that a planned collection has now: another one after a rename, none after a drop. Reads go by name, so
     /// what was read is the planned collection only if it still has the name that was read.
     async fn place(&self, plan: &CollectionPlan) -> Result<Option<Namespace>>;
+
+    /// What must be read again of a collection whose partitions are all read, since it moved to another shard meanwhile.
+    /// To be asked again after that, until nothing is left.
+    async fn moved(&self, _plan: &CollectionPlan) -> Result<Vec<Partition>> {
+        Ok(Vec::new())
+    }
 
     /// Opens a cursor over a partition: majority reads not older than `after`.
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>>;

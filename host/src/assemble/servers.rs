@@ -10,10 +10,15 @@ use mongodb::Client;
 use oplogue_connectors::mongodb::alone::{self, WriterName};
 use oplogue_connectors::mongodb::change_stream::Shown;
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
+use oplogue_connectors::mongodb::originals::Originals;
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
+use oplogue_connectors::mongodb::shards::merged::ShardClient;
+use oplogue_connectors::mongodb::shards::routing::Routing;
+use oplogue_connectors::mongodb::shards::{CLUSTER_NAME, reader};
 use oplogue_connectors::mongodb::topology;
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, FetchMethod, PluginEntry, PluginPath};
+use oplogue_engine::config::uri::MongoUri;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::Namespaces;
 use oplogue_engine::plugin::PluginChain as _;
@@ -30,25 +35,43 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// Source, target and checkpoint store of a run.
 pub(super) struct Servers {
+    /// The replica set; of a cluster its first shard.
     pub(super) source: Client,
+    /// Set when the source is a cluster.
+    pub(super) cluster: Option<Cluster>,
     /// How the target is reached; each run has a client of its own.
     target: (String, ConnectOptions),
     /// The client of the run that is on, closed before the next one.
     writing: Mutex<Option<Client>>,
     pub(super) store: Client,
-    /// Name of the source's replica set.
+    /// Name of the source's replica set, or what stands for it in the checkpoint.
     pub(super) replica_set: String,
     pub(super) mode: ConnectMode,
+}
+
+/// The shards of a sharded source, in the order of the streams' numbers, and its config servers.
+pub(super) struct Cluster {
+    pub(super) shards: Vec<ShardClient>,
+    pub(super) config_servers: Client,
+    pub(super) routing: Routing,
+}
+
+impl Cluster {
+    /// What the sink reads of the source.
+    pub(super) fn originals(&self) -> Originals {
+        Originals::Shards { shards: self.shards.clone(), routing: self.routing.clone() }
+    }
+
+    /// The names that MongoShake's checkpoints have.
+    pub(super) fn names(&self) -> Vec<Arc<str>> {
+        self.shards.iter().map(|shard| Arc::clone(&shard.name)).collect()
+    }
 }
 
 impl Servers {
     /// Connects and looks: what the servers are, and whether the users may do what the run needs.
     pub(super) async fn connect(config: &Config) -> Result<Self> {
         let mode = mode(config.connect_mode);
-        let uri = config
-            .sources
-            .first()
-            .ok_or_else(|| Error::new(Side::Config, Kind::Misconfigured, "mongo_urls is empty"))?;
         let workers = u32::try_from(config.incr.workers).unwrap_or(u32::MAX);
         let pool_max = Some(workers.saturating_mul(4).saturating_add(POOL_SPARE));
         let options = |mode, ca_file: &Option<_>| ConnectOptions {
@@ -58,25 +81,48 @@ impl Servers {
             ..ConnectOptions::default()
         };
         let source_options = options(mode, &config.source_root_ca_file);
-        let source = connect(Side::Source, &uri.resolve()?, &source_options).await?;
+        let mut shards = Vec::new();
+        for uri in &config.sources {
+            shards.push(Self::connect_source(config, uri, &source_options).await?);
+        }
+        let Some(first) = shards.first() else {
+            return Err(Error::new(Side::Config, Kind::Misconfigured, "mongo_urls is empty"));
+        };
+        let (source, replica_set) = (first.client.clone(), first.name.to_string());
         let target_options = options(ConnectMode::Primary, &config.target_root_ca_file);
         let target = (config.target.resolve()?, target_options);
         // Refused here if it is wrong; a connection is made by the first run.
         drop(connect(Side::Sink, &target.0, &target.1).await?);
-        let store = if config.checkpoint.url == *uri {
+        let store = if config.sources.first() == Some(&config.checkpoint.url) {
             source.clone()
         } else {
             let options = options(ConnectMode::Primary, &config.checkpoint.root_ca_file);
             connect(Side::Store, &config.checkpoint.url.resolve()?, &options).await?
         };
-        let replica_set = match config.incr.fetch_method {
-            FetchMethod::Oplog => Self::inspect(&source, mode).await?,
-            FetchMethod::ChangeStream => Self::inspect_stream(&source, mode, config.filter.ddl_enable).await?,
-        };
         // As `oplogue check` has it, which sees only what the addresses are called.
         let kept_apart = !config.transform_namespace.is_empty() && !config.filter.white.is_empty();
-        Self::check_target(&target, (!kept_apart).then_some(&source), mode).await?;
-        Ok(Self { source, target, writing: Mutex::default(), store, replica_set, mode })
+        for shard in &shards {
+            Self::check_target(&target, (!kept_apart).then_some(&shard.client), mode).await?;
+        }
+        let writing = Mutex::default();
+        let Some(uri) = &config.config_servers else {
+            return Ok(Self { source, cluster: None, target, writing, store, replica_set, mode });
+        };
+        let config_options = options(ConnectMode::Primary, &config.source_root_ca_file);
+        let config_servers = connect(Side::Source, &uri.resolve()?, &config_options).await?;
+        let routing = reader::routing(&config_servers, &shards).await?;
+        let cluster = Some(Cluster { shards, config_servers, routing });
+        Ok(Self { source, cluster, target, writing, store, replica_set: CLUSTER_NAME.to_owned(), mode })
+    }
+
+    /// One replica set, or what shows a change stream: its name, and whether the user may read it.
+    async fn connect_source(config: &Config, uri: &MongoUri, options: &ConnectOptions) -> Result<ShardClient> {
+        let client = connect(Side::Source, &uri.resolve()?, options).await?;
+        let name = match config.incr.fetch_method {
+            FetchMethod::Oplog => Self::inspect(&client, options.mode).await?,
+            FetchMethod::ChangeStream => Self::inspect_stream(&client, options.mode, config.filter.ddl_enable).await?,
+        };
+        Ok(ShardClient { name: name.into(), client })
     }
 
     /// The name of the replica set whose oplog is read.

@@ -8,11 +8,12 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use oplogue_connectors::mongodb::client::{self, ConnectMode, ConnectOptions};
+use oplogue_connectors::mongodb::shards::CLUSTER_NAME;
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions, Stored, StoredKind};
 use oplogue_connectors::mongodb::topology;
 use oplogue_engine::config::{Config, checked};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{OpTime, Position};
+use oplogue_engine::model::{OpTime, Position, ShardPosition};
 
 use super::{Exit, Loaded, complain, print};
 use crate::report::local_time;
@@ -160,6 +161,9 @@ fn described(one: &Stored) -> String {
         }
     };
     line("position", &position);
+    for ShardPosition { name, at } in one.position.as_ref().map_or(&[][..], |position| position.shards()) {
+        line("", &format!("{name}: {}", time_text(*at)));
+    }
     line("stage", &one.stage);
     if one.epoch > 0 {
         line("lease", &format!("epoch {}, taken by {}", one.epoch, one.holder));
@@ -186,6 +190,9 @@ fn time_text(time: OpTime) -> String {
 
 /// The replica set's name: given, or asked of the source.
 async fn replica_set_of(config: &Config, given: Option<&str>) -> Result<String> {
+    if config.config_servers.is_some() {
+        return Ok(CLUSTER_NAME.to_owned());
+    }
     if let Some(name) = given {
         return Ok(name.to_owned());
     }

@@ -7,7 +7,9 @@ use axum::extract::State;
 use axum::response::Html;
 use oplogue_engine::metrics::SyncStage;
 use oplogue_engine::metrics::labels::Label as _;
+use oplogue_engine::metrics::shards::ShardNow;
 use oplogue_engine::metrics::status::StatusSnapshot;
+use oplogue_engine::model::OpTime;
 
 use super::Monitored;
 use crate::logging::redact::redact;
@@ -37,6 +39,10 @@ fn page(run: &Monitored, now: &StatusSnapshot) -> String {
         table(&mut html, &["collection", "state", "documents", "bytes"], copy_rows(now));
     }
     html.push_str("<h2>Plugins</h2>");
+    if !now.shards.is_empty() {
+        let head = ["shard", "read up to", "durable up to", "checkpoint", "lag"];
+        table(&mut html, &head, now.shards.iter().map(shard_row).collect());
+    }
     let plugins = now.generations.iter().map(|g| vec![g.plugin.clone(), g.version.clone(), g.generation.to_string()]);
     table(&mut html, &["plugin", "version", "generation"], plugins.collect());
     html.push_str("</body></html>");
@@ -65,6 +71,12 @@ fn summary(run: &Monitored, now: &StatusSnapshot) -> Vec<Vec<String>> {
         ("last fault", now.last_fault.as_ref().map_or("-".to_owned(), |f| redact(&f.text).into_owned())),
     ];
     rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()
+}
+
+fn shard_row(shard: &ShardNow) -> Vec<String> {
+    let at = |time: OpTime| if time.secs == 0 { "-".to_owned() } else { local_time(i64::from(time.secs)) };
+    let lag = format!("{} s", shard.lag_seconds());
+    vec![shard.name.to_string(), at(shard.read), at(shard.durable), at(shard.checkpoint), lag]
 }
 
 fn copy_rows(now: &StatusSnapshot) -> Vec<Vec<String>> {

@@ -6,6 +6,7 @@
 use axum::Json;
 use axum::extract::State;
 use oplogue_engine::metrics::copy::{CollectionNow, CopyNow};
+use oplogue_engine::metrics::shards::ShardNow;
 use oplogue_engine::metrics::status::StatusSnapshot;
 use oplogue_engine::metrics::{CollectionState, SyncStage};
 use oplogue_engine::model::OpTime;
@@ -36,6 +37,20 @@ pub struct Repl {
     #[serde(default)]
     pub fetcher_status: String,
     #[serde(default)]
+    pub lag_seconds: f64,
+    /// Of a sharded source: where each shard stands. Ours; absent for a replica set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<ReplShard>,
+}
+
+/// One shard in the answer of `/repl`, in the names of the whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReplShard {
+    pub replset: String,
+    pub lsn: MongoTime,
+    /// Durable on the target.
+    pub lsn_ack: MongoTime,
+    pub lsn_ckpt: MongoTime,
     pub lag_seconds: f64,
 }
 
@@ -85,6 +100,17 @@ fn repl_of(run: &Monitored, now: &StatusSnapshot) -> Repl {
         log_size_max: bytes_text(source.largest_bytes() as f64),
         fetcher_status: fetcher_status(now).to_owned(),
         lag_seconds: positions.lag_ms as f64 / 1000.0,
+        shards: now.shards.iter().map(repl_shard).collect(),
+    }
+}
+
+fn repl_shard(shard: &ShardNow) -> ReplShard {
+    ReplShard {
+        replset: shard.name.to_string(),
+        lsn: shard.read.into(),
+        lsn_ack: shard.durable.into(),
+        lsn_ckpt: shard.checkpoint.into(),
+        lag_seconds: shard.lag_seconds() as f64,
     }
 }
 

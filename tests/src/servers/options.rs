@@ -153,7 +153,11 @@ impl Options {
             })
             .collect();
         let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 };
-        doc! { "replSetInitiate": { "_id": &self.name, "members": list, "settings": settings } }
+        let mut config = doc! { "_id": &self.name, "members": list, "settings": settings };
+        if self.arguments.iter().any(|argument| argument == "--configsvr") {
+            config.insert("configsvr", true);
+        }
+        doc! { "replSetInitiate": config }
     }
 }
 

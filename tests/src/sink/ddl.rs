@@ -28,7 +28,8 @@ pub(super) async fn changes(bench: &Bench, since: bson::Timestamp) -> Vec<Change
     let start = OpTime::new(since.time, since.increment, -1);
     let mut decoder = Decoder::new(bench.names.clone(), DecodeOptions::default(), start);
     let entries = bytes::Bytes::copy_from_slice(array.as_bytes());
-    let batches = decoder.decode(RawBatch { entries, reached: None, permit: Permit::none() }).unwrap();
+    let batches =
+        decoder.decode(RawBatch { entries, reached: None, runs: Vec::new(), permit: Permit::none() }).unwrap();
     batches.into_iter().flat_map(|batch| batch.changes).collect()
 }
 

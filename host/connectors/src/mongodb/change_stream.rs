@@ -172,6 +172,7 @@ impl ChangeStreamSource {
                 // A date: no entry has increment 0, and the server refuses a time before its oldest entry.
                 Position::Oplog(OpTime { inc: 0, secs, .. }) => RawStart::Time(OpTime::new(*secs, 1, -1)),
                 Position::Oplog(time) => RawStart::Time(*time),
+                Position::Shards(cut) => RawStart::Time(cut.time),
             };
             let opened = self.aggregate(stage(start, shown, is_mongos)?, shown).await;
             tries -= 1;

@@ -102,7 +102,7 @@ impl Executor<'_> {
     async fn execute(&self, ddl: &Ddl) -> Result<Option<OpTime>> {
         match ddl {
             Ddl::Create { namespace, options } => self.create(&self.name(*namespace), options).await,
-            Ddl::Drop { namespace } => self.drop(&self.name(*namespace)).await,
+            Ddl::Drop { namespace } => self.drop(*namespace).await,
             Ddl::DropDatabase { database } => self.drop_database(&self.name(*database)).await,
             Ddl::Rename { from, to, drop_target } => {
                 self.rename(&self.name(*from), &self.name(*to), *drop_target).await
@@ -164,8 +164,12 @@ impl Executor<'_> {
     }
 
     /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands.
-    async fn drop(&self, name: &Namespace) -> Result<Option<OpTime>> {
+    async fn drop(&self, namespace: Routed) -> Result<Option<OpTime>> {
+        let name = &self.name(namespace);
         let turn = self.turn(name).await?;
+        if turn == Turn::Run {
+            self.refuse_moved(&self.name_of(namespace.source)).await?;
+        }
         let elsewhere = self.source.and_then(|source| self.sink.catalogue.place_of(source));
         let time = match (turn, elsewhere) {
             (Turn::Run, _) => self.drop_now(name).await?,
@@ -176,6 +180,20 @@ impl Executor<'_> {
             self.sink.catalogue.retire(source, self.time);
         }
         Ok(time)
+    }
+
+    /// The former primary shard of a database drops what the new one has made anew. The documents are not in the stream
+    /// a second time, so that drop must not be applied; and what is made anew is another collection to all that follows.
+    async fn refuse_moved(&self, source: &Namespace) -> Result<()> {
+        let Some((originals, uuid)) = self.sink.source.as_ref().zip(self.source) else { return Ok(()) };
+        if !originals.moved_on(source, uuid, self.time).await? {
+            return Ok(());
+        }
+        let text = format!(
+            "{source} was moved to another primary shard with its database (movePrimary), which is not followed; \
+             copy again after `oplogue checkpoint reset`"
+        );
+        Err(Error::new(Side::Source, Kind::CannotApply, text))
     }
 
     /// Drops whatever stands under `name`.

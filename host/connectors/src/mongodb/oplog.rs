@@ -192,10 +192,17 @@ impl OplogSource {
     }
 }
 
-#[async_trait]
-impl Source for OplogSource {
-    async fn open(&mut self, from: &Position) -> Result<()> {
-        let start = Start::of(from);
+impl OplogSource {
+    /// Starts reading at the first entry that is not older than `time`, which must lie in the oplog; `secs` up to 1 means
+    /// the oldest entry there is.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub(super) async fn open_from(&mut self, time: OpTime) -> Result<()> {
+        self.open_at(if time.secs > 1 { Start::Date(time) } else { Start::Oldest }).await
+    }
+
+    async fn open_at(&mut self, start: Start) -> Result<()> {
         self.tail.put(None);
         self.ready = None;
         self.member = tail::pick_member(&self.client, self.options.mode).await?;
@@ -212,11 +219,19 @@ impl Source for OplogSource {
         if let Start::Date(date) = start {
             self.prove_date(date).await?;
         }
-        if let Position::Stream { time, .. } = from {
-            self.prove_not_ahead(*time).await?;
-        }
         self.ready = Some(first);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for OplogSource {
+    async fn open(&mut self, from: &Position) -> Result<()> {
+        self.open_at(Start::of(from)).await?;
+        match from {
+            Position::Stream { time, .. } => self.prove_not_ahead(*time).await,
+            Position::Oplog(_) | Position::Shards(_) => Ok(()),
+        }
     }
 
     async fn next(&mut self) -> Result<RawBatch> {
@@ -232,7 +247,7 @@ impl Source for OplogSource {
         Ok(topology::last_write(Side::Source, &self.client, &self.primary()).await?.majority)
     }
 
-    async fn entry_at(&mut self, time: OpTime) -> Result<Bytes> {
+    async fn entry_at(&mut self, _stream: u32, time: OpTime) -> Result<Bytes> {
         const READ_ONE: &str = "read one entry of the oplog";
         let ts = Timestamp { time: time.secs, increment: time.inc };
         // Both bounds, so that the server seeks to the place and does not look further when nothing is there.
@@ -274,23 +289,28 @@ fn is_entry(found: OpTime, expected: OpTime) -> bool {
 
 /// The oldest entry of one member's oplog.
 pub(super) async fn oldest(client: &Client, member: &SelectionCriteria) -> Result<OpTime> {
-    let command: RawDocumentBuf = rawdoc! {
+    let command = rawdoc! {
         "find": "oplog.rs",
         "sort": { "$natural": 1 },
         "limit": 1,
         "singleBatch": true,
         "projection": { "ts": 1, "t": 1 },
     };
+    let oldest = first_time(client, member, command).await?;
+    oldest.ok_or_else(|| Error::new(Side::Source, Kind::Unsupported, "the server has an empty oplog"))
+}
+
+async fn first_time(client: &Client, member: &SelectionCriteria, command: RawDocumentBuf) -> Result<Option<OpTime>> {
     let local = client.database("local");
     let cursor = local.run_raw_cursor_command(command).selection_criteria(member.clone()).batch().await;
     let cursor = cursor.map_err(|e| classify::error(Side::Source, READ, e))?;
-    let mut oldest = None;
+    let mut found = None;
     reply::drain(Side::Source, READ, cursor, |entry| {
-        oldest = Some(reply::entry_time(&entry)?);
+        found = Some(reply::entry_time(&entry)?);
         Ok(())
     })
     .await?;
-    oldest.ok_or_else(|| Error::new(Side::Source, Kind::Unsupported, "the server has an empty oplog"))
+    Ok(found)
 }
 
 /// The oplog's window as it stands in messages.

@@ -22,6 +22,7 @@ use super::command::{self, Concern, Manner};
 use super::conflict::ConflictLog;
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
+use super::originals::Originals;
 use super::patch::Dialect;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology, transaction};
@@ -80,7 +81,7 @@ pub struct SinkOptions {
 /// Writes to one MongoDB target. Shared by all lanes.
 pub struct MongoSink {
     pub(super) client: Client,
-    pub(super) source: Option<Client>,
+    pub(super) source: Option<Originals>,
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) options: SinkOptions,
     pub(super) catalogue: Catalogue,
@@ -123,7 +124,7 @@ impl MongoSink {
         Self {
             catalogue: Catalogue::new(client.clone(), store),
             client,
-            source,
+            source: source.map(Originals::ReplicaSet),
             namespaces,
             options,
             counters: Counters::default(),
@@ -135,6 +136,13 @@ impl MongoSink {
             conflicts: None,
             ready: OnceCell::new(),
         }
+    }
+
+    /// Reads the source's own documents and catalogue here instead of from one client: a source of several shards.
+    #[must_use]
+    pub fn reading(mut self, originals: Originals) -> Self {
+        self.source = Some(originals);
+        self
     }
 
     /// Counts what it meets in these series too.

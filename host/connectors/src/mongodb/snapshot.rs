@@ -4,7 +4,7 @@
 //! Splits go by bounds of the `_id` index, which cross all BSON types, and never by filters, which compare within one
 //! type only. This module knows nothing of filters or targets: the planner asks for what it wants.
 
-mod catalogue;
+pub(super) mod catalogue;
 mod cursor;
 mod split;
 
@@ -109,7 +109,7 @@ impl SnapshotReader for SnapshotSource {
             criteria: self.criteria(),
             partition: partition.clone(),
             uuid: partition.uuid.filter(|_| by_uuid),
-            after,
+            after: partition.owned.as_ref().map_or(after, |owned| owned.after.max(after)),
             reply_bytes: self.options.reply_bytes,
         };
         Ok(Box::new(cursor::PartitionCursor::new(read, self.budget.clone())))
@@ -137,5 +137,5 @@ impl SnapshotReader for SnapshotSource {
 
 /// A partition that is the whole collection.
 fn whole(namespace: Namespace, order: ScanOrder, uuid: Option<CollectionUuid>) -> Partition {
-    Partition { namespace, min: None, max: None, order, uuid }
+    Partition { namespace, min: None, max: None, order, uuid, owned: None }
 }

@@ -8,6 +8,7 @@
 mod document;
 mod operate;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use mongodb::options::{
 use mongodb::{Client, Collection};
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::CollectionUuid;
+use oplogue_engine::model::{CollectionUuid, Position};
 
 use super::classify;
 
@@ -50,6 +51,8 @@ pub struct StoreOptions {
 pub struct MongoStore {
     documents: Collection<Document>,
     options: StoreOptions,
+    /// The replica sets of a sharded source, each of which has a checkpoint of MongoShake's of its own.
+    shards: Vec<Arc<str>>,
     /// The lease's epoch; 0 before [`CheckpointStore::acquire`].
     epoch: AtomicI64,
     /// When the last question was asked that showed that the lease is held.
@@ -67,7 +70,14 @@ impl MongoStore {
             .write_concern(concern)
             .build();
         let documents = client.database(&options.database).collection_with_options(&options.collection, collection);
-        Self { documents, options, epoch: AtomicI64::new(0), held_at: Mutex::default() }
+        Self { documents, options, shards: Vec::new(), epoch: AtomicI64::new(0), held_at: Mutex::default() }
+    }
+
+    /// The store of a sharded source whose shards are these replica sets. Its `replica_set` is a name for all of them,
+    /// which must not change when a shard joins.
+    #[must_use]
+    pub fn of_shards(self, shards: Vec<Arc<str>>) -> Self {
+        Self { shards, ..self }
     }
 
     /// The job's document: `<job>/<replica set>`.
@@ -93,9 +103,32 @@ impl MongoStore {
         found.map_err(|e| self.fault("read the checkpoint", e))
     }
 
-    async fn of_mongoshake(&self) -> Result<Option<Document>> {
-        let filter = doc! { "name": &self.options.replica_set, "format": { "$exists": false } };
-        self.documents.find_one(filter).await.map_err(|e| self.fault("look for MongoShake's checkpoint", e))
+    /// Where MongoShake would go on. Of a sharded source it keeps one place a shard, each for itself; the oldest of them
+    /// is the one from which all shards can go on together.
+    async fn of_mongoshake(&self) -> Result<Option<Position>> {
+        let doing = "look for MongoShake's checkpoint";
+        let single = [self.options.replica_set.as_str()];
+        let names: Vec<&str> =
+            if self.shards.is_empty() { single.into() } else { self.shards.iter().map(|n| &**n).collect() };
+        let filter = doc! { "name": { "$in": &names }, "format": { "$exists": false } };
+        let cursor = self.documents.find(filter).await.map_err(|e| self.fault(doing, e))?;
+        let found: Vec<Document> = cursor.try_collect().await.map_err(|e| self.fault(doing, e))?;
+        let of = |name: &&str| {
+            let found = found.iter().find(|document| document.get_str("name").is_ok_and(|found| found == *name));
+            found.and_then(document::mongoshake)
+        };
+        let (with, without): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| of(name).is_some());
+        match without.first() {
+            Some(missing) if !with.is_empty() => {
+                let text = format!(
+                    "MongoShake's checkpoint of the shard {missing} is missing beside that of {}; say where to go on \
+                     with `oplogue checkpoint set TIME`, or copy again after `oplogue checkpoint reset`",
+                    with.join(", ")
+                );
+                Err(Error::new(Side::Config, Kind::Misconfigured, text))
+            }
+            _ => Ok(names.iter().filter_map(of).min_by_key(|position| position.time().ts())),
+        }
     }
 
     /// Fails unless this object still holds the lease.
@@ -185,8 +218,7 @@ impl CheckpointStore for MongoStore {
         if taken.contains_key("reset_at") {
             return Ok(Found::Nothing);
         }
-        let other = self.of_mongoshake().await?;
-        Ok(other.and_then(|other| document::mongoshake(&other)).map_or(Found::Nothing, Found::MongoShake))
+        Ok(self.of_mongoshake().await?.map_or(Found::Nothing, Found::MongoShake))
     }
 
     async fn save(&self, checkpoint: &Checkpoint) -> Result<()> {

@@ -61,12 +61,12 @@ impl Tail {
         let reached = reply::resume_token(&reply)?.map(Position::of_token).transpose()?;
         let entries = reply::array(reply)?;
         if reply::first_document(&entries)?.is_none() {
-            return Ok(RawBatch { entries, reached, permit: Permit::none() });
+            return Ok(RawBatch { entries, reached, runs: Vec::new(), permit: Permit::none() });
         }
         permit.resize(bytes);
         // A quarter more than the last reply, so that growing replies are seen coming.
         self.reply_bytes = (bytes + bytes / 4).clamp(FIRST_REPLY_BYTES, REPLY_BYTES_MAX);
-        Ok(RawBatch { entries, reached, permit })
+        Ok(RawBatch { entries, reached, runs: Vec::new(), permit })
     }
 }
 

@@ -254,8 +254,10 @@ pub struct Config {
     /// Names the job: lock file, lease.
     pub id: String,
     pub sync_mode: SyncMode,
-    /// `mongo_urls`: one entry a replica set; exactly one for now.
+    /// `mongo_urls`: the replica set, or one entry a shard.
     pub sources: Vec<MongoUri>,
+    /// `mongo_cs_url`: the source is a sharded cluster.
+    pub config_servers: Option<MongoUri>,
     /// `mongo_ssl_root_ca_file`.
     pub source_root_ca_file: Option<PathBuf>,
     pub connect_mode: ConnectMode,

@@ -12,7 +12,7 @@ use super::oplog::Entry;
 use super::transaction::{Chain, Part, operations};
 use crate::budget::Permit;
 use crate::error::Result;
-use crate::model::OpTime;
+use crate::model::Position;
 
 /// A part that the walk back finds is kept up to this size, and read again in its turn beyond it.
 const KEEP_BYTES_MAX: usize = 64 << 10;
@@ -33,6 +33,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Ending {
     commit: Entry,
+    stream: u32,
     chain: Chain,
     /// Memory for the next part.
     permit: Option<Permit>,
@@ -45,8 +46,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    pub(super) fn new(commit: Entry, chain: Chain, whole_max: usize) -> Self {
-        Self { commit, chain, permit: None, part: None, whole_max, whole: None }
+    pub(super) fn new(commit: Entry, stream: u32, chain: Chain, whole_max: usize) -> Self {
+        Self { commit, stream, chain, permit: None, part: None, whole_max, whole: None }
     }
 
     /// The entry that made the operations visible.
@@ -60,8 +61,13 @@ impl Ending {
     }
 
     /// The position that holds for as long as not all of it has been passed on.
-    pub(super) fn before(&self) -> OpTime {
-        self.chain.before
+    pub(super) fn before(&self) -> &Position {
+        &self.chain.before
+    }
+
+    /// Number of the stream whose oplog has the chain.
+    pub(super) fn stream(&self) -> u32 {
+        self.stream
     }
 
     /// All of it, when it is complete, in memory, and not larger than `bytes_max`.
@@ -96,7 +102,7 @@ impl Ending {
 
     pub(super) fn next(&mut self) -> Next {
         if let Some(time) = self.chain.head {
-            return Next::Need(Need::Entry { time });
+            return Next::Need(Need::Entry { stream: self.stream, time });
         }
         let total = self.chain.bytes();
         let whole = *self.whole.get_or_insert(total <= self.whole_max);
@@ -109,7 +115,7 @@ impl Ending {
         }
         match self.chain.parts.pop_front() {
             Some(Part::Stored(stored)) => Next::Need(Need::Load(stored)),
-            Some(Part::Oplog { time, .. }) => Next::Need(Need::Entry { time }),
+            Some(Part::Oplog { time, .. }) => Next::Need(Need::Entry { stream: self.stream, time }),
             Some(Part::Memory(operations)) => self.pass_on(operations),
             // A chain that turned out to hold nothing: its end still moves the position.
             None => self.pass_on(empty()),

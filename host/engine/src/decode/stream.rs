@@ -71,7 +71,7 @@ impl StreamDecoder {
     /// `Malformed` for bytes that are no events; `CannotApply` for an event that cannot be applied exactly. The message
     /// names the event's time.
     pub fn decode(&mut self, raw: RawBatch) -> Result<Vec<ChangeBatch>> {
-        let RawBatch { entries, reached, permit } = raw;
+        let RawBatch { entries, reached, runs: _, permit } = raw;
         let permit = Arc::new(permit);
         let mut batches = Vec::with_capacity(1);
         let mut changes = Vec::new();

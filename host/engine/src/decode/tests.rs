@@ -7,9 +7,16 @@ use bytes::Bytes;
 use super::*;
 use crate::spill::{Spill, SpillOptions};
 
+mod shards;
+
 fn raw(entries: Vec<Document>) -> RawBatch {
     let array: bson::RawArrayBuf = entries.iter().map(|d| bson::RawDocumentBuf::try_from(d).unwrap()).collect();
-    RawBatch { entries: Bytes::copy_from_slice(array.as_bytes()), reached: None, permit: Permit::none() }
+    RawBatch {
+        entries: Bytes::copy_from_slice(array.as_bytes()),
+        reached: None,
+        runs: Vec::new(),
+        permit: Permit::none(),
+    }
 }
 
 fn entry(inc: u32, mut fields: Document) -> Document {
@@ -195,7 +202,7 @@ async fn drive(decoder: &mut Decoder, log: &[Document], entries: Vec<Document>) 
         match decoder.step().unwrap() {
             Step::Batch(batch) => batches.push((batch.changes.iter().map(id).collect(), position(&batch))),
             Step::Need(Need::Memory { .. }) => decoder.granted(Permit::none()),
-            Step::Need(Need::Entry { time }) => {
+            Step::Need(Need::Entry { time, .. }) => {
                 needs.push(format!("entry {}", time.inc));
                 let found = log.iter().find(|e| e.get_timestamp("ts").unwrap().increment == time.inc).unwrap();
                 decoder.entry(Bytes::from(bson::serialize_to_vec(found).unwrap())).unwrap();
@@ -397,7 +404,7 @@ fn every_cut_of_an_entry_is_an_error_and_never_a_panic() {
     for at in 0..whole.entries.len() {
         let mut bytes = whole.entries.to_vec();
         bytes[at] ^= 0xff;
-        let flipped = RawBatch { entries: bytes.into(), reached: None, permit: Permit::none() };
+        let flipped = RawBatch { entries: bytes.into(), reached: None, runs: Vec::new(), permit: Permit::none() };
         // Some flips are legal BSON; none may panic.
         let _outcome = decoder().decode(flipped).is_ok();
     }

@@ -19,6 +19,10 @@
 //! * its entries left the oplog: a fault with the window. The server keeps the entries of a prepared transaction until
 //!   it ends; those of an unprepared one stand side by side, so this means a start at the oplog's very edge.
 //!
+//! **Across shards** a transaction has one session and a chain on each shard. The shards log their commits each at a time
+//! of its own, and the document that one chain deletes another may insert, so all chains become visible together with
+//! the first commit. By then every shard has prepared its own, since the decision to commit comes after that.
+//!
 //! **What is open at a checkpoint** holds it back: the position never passes the entry before the first one of an
 //! open chain that was read, so a restart reads the chain again and needs no walk. Where the head itself was not
 //! read, the position stays before the first entry that was, and the restart walks again.
@@ -31,7 +35,7 @@ use super::oplog::{Entry, missing};
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::key::selector;
 use crate::model::raw::{self, Elements, kind};
-use crate::model::{Change, OpTime, Operation};
+use crate::model::{Change, OpTime, Operation, Position};
 use crate::spill::Stored;
 
 /// One entry's array of operations, wherever it is now.
@@ -60,17 +64,21 @@ impl Part {
 /// A transaction that has begun and not ended.
 #[derive(Debug)]
 pub(super) struct Chain {
-    /// The entry before the first one that was read.
-    pub(super) before: OpTime,
+    /// The place before the first entry that was read.
+    pub(super) before: Position,
     /// The newest entry that was not read, when reading began behind the chain's first.
     pub(super) head: Option<OpTime>,
     pub(super) parts: VecDeque<Part>,
     session: Option<(Bytes, i64)>,
+    /// It became visible with another shard's commit and stays open for the position's sake until its own is read: a
+    /// restart must meet both commits, or none.
+    committed: bool,
 }
 
 impl Chain {
-    fn new(entry: &Entry, before: OpTime) -> Self {
-        Self { before, head: entry.previous, parts: VecDeque::new(), session: entry.session.clone() }
+    fn new(entry: &Entry, before: Position) -> Self {
+        let session = entry.session.clone();
+        Self { before, head: entry.previous, parts: VecDeque::new(), session, committed: false }
     }
 
     /// Bytes of all operations.
@@ -133,14 +141,13 @@ pub(super) struct Transactions {
 }
 
 impl Transactions {
-    /// The newest position of a stream that a checkpoint may take while transactions are open; `None` when none is.
-    pub(super) fn floor(&self, stream: u32) -> Option<OpTime> {
-        let own = self.open.iter().filter(|((of, _), _)| *of == stream);
-        own.map(|(_, chain)| chain.before).min()
+    /// The newest position that a checkpoint may take while transactions are open; `None` when none is.
+    pub(super) fn floor(&self) -> Option<&Position> {
+        self.open.values().map(|chain| &chain.before).min_by_key(|before| before.time().ts())
     }
 
-    /// Takes an `applyOps` entry. `last` is the entry before this one, `memory_max` what open transactions may hold.
-    pub(super) fn step(&mut self, stream: u32, entry: &Entry, last: OpTime, memory_max: usize) -> Result<Seen> {
+    /// Takes an `applyOps` entry. `last` is the place before this one, `memory_max` what open transactions may hold.
+    pub(super) fn step(&mut self, stream: u32, entry: &Entry, last: Position, memory_max: usize) -> Result<Seen> {
         let array = operations(entry)?;
         let open = flag(entry, "partialTxn")? || flag(entry, "prepare")?;
         if entry.groups_writes || (!open && entry.previous.is_none()) {
@@ -171,21 +178,39 @@ impl Transactions {
         Ok(())
     }
 
-    /// Takes a `commitTransaction` of a prepared transaction.
-    pub(super) fn commit(&mut self, stream: u32, entry: &Entry, last: OpTime) -> Result<Chain> {
+    /// Takes a `commitTransaction` of a prepared transaction: its chains, this shard's first. None are left when
+    /// another shard's commit was read before.
+    pub(super) fn commit(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<Vec<Chain>> {
         if entry.previous.is_none() {
             return Err(missing("prevOpTime"));
         }
-        self.take(stream, entry, last)
+        let own = self.take(stream, entry, last)?;
+        if own.committed {
+            return Ok(Vec::new());
+        }
+        let mut chains = Vec::with_capacity(1);
+        for ((other, _), chain) in &mut self.open {
+            if *other != stream && chain.session == own.session {
+                self.memory -= chain.memory();
+                if own.before.time().ts() < chain.before.time().ts() {
+                    chain.before = own.before.clone();
+                }
+                chain.committed = true;
+                let (parts, before) = (std::mem::take(&mut chain.parts), chain.before.clone());
+                chains.push(Chain { before, head: chain.head, parts, session: None, committed: true });
+            }
+        }
+        chains.insert(0, own);
+        Ok(chains)
     }
 
     /// Takes an `abortTransaction`: what was kept never happened.
-    pub(super) fn abort(&mut self, stream: u32, entry: &Entry, last: OpTime) -> Result<()> {
+    pub(super) fn abort(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<()> {
         self.take(stream, entry, last).map(|_| ())
     }
 
     /// The chain that `entry` goes on with, taken out; a new one when there is none.
-    fn take(&mut self, stream: u32, entry: &Entry, last: OpTime) -> Result<Chain> {
+    fn take(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<Chain> {
         let known = entry.previous.and_then(|previous| self.open.remove(&(stream, previous.ts())));
         let Some(chain) = known else {
             return Ok(Chain::new(entry, last));

@@ -146,22 +146,32 @@ impl FullSync {
     }
 
     async fn split(&self, collection: &PlannedCollection, progress: Arc<CollectionProgress>) -> Result<Vec<Task>> {
-        let target = collection.stored_in(&self.namespaces);
         let partitions = self.reader.partition(&collection.plan, self.options.partition_bytes).await?;
+        if partitions.is_empty() {
+            // Nothing to read, and nobody to say so at its end.
+            progress.finish();
+        }
+        Ok(self.tasks(&Arc::new(collection.clone()), partitions, &progress))
+    }
+
+    fn tasks(
+        &self,
+        collection: &Arc<PlannedCollection>,
+        partitions: Vec<Partition>,
+        progress: &Arc<CollectionProgress>,
+    ) -> Vec<Task> {
+        let target = collection.stored_in(&self.namespaces);
         let open = Arc::new(AtomicUsize::new(partitions.len()));
         let moved = Arc::new(AtomicBool::new(false));
-        let collection = Arc::new(collection.clone());
-        Ok(partitions
-            .into_iter()
-            .map(|partition| Task {
-                collection: Arc::clone(&collection),
-                target,
-                partition,
-                progress: Arc::clone(&progress),
-                open: Arc::clone(&open),
-                moved: Arc::clone(&moved),
-            })
-            .collect())
+        let task = |partition| Task {
+            collection: Arc::clone(collection),
+            target,
+            partition,
+            progress: Arc::clone(progress),
+            open: Arc::clone(&open),
+            moved: Arc::clone(&moved),
+        };
+        partitions.into_iter().map(task).collect()
     }
 
     /// Builds the indexes that can stand on a fuzzy copy.
@@ -261,9 +271,17 @@ impl Shared {
         let planned = &*task.collection;
         let from = &planned.plan.namespace;
         let now = self.run.reader.place(&planned.plan).await?;
+        let is_here = now.as_ref() == Some(from);
         // Away and back again, it may have been read under the name of another one.
         let moved_and_back = task.moved.load(Ordering::SeqCst);
         let Some(name) = now.filter(|name| name != from || moved_and_back) else {
+            let moved = if is_here { self.run.reader.moved(&planned.plan).await? } else { Vec::new() };
+            if !moved.is_empty() {
+                tracing::info!(namespace = %from, ranges = moved.len(), "read again: they moved to another shard");
+                let tasks = self.run.tasks(&task.collection, moved, &task.progress);
+                self.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
+                return Ok(());
+            }
             task.progress.finish();
             tracing::info!(namespace = %from, "collection is copied");
             return Ok(());

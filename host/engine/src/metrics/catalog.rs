@@ -124,6 +124,8 @@ catalog! {
         "1 for the stage the run is in, 0 for the others";
     PIPELINE_LAG = Gauge "oplogue_pipeline_lag_seconds" []
         "Age of the oldest change that is not durable on the target; 0 when nothing is outstanding";
+    SHARD_LAG = Gauge "oplogue_source_shard_lag_seconds" ["shard"]
+        "Seconds between a shard's newest entry and its last one that is durable on the target; no series for a replica set";
     PIPELINE_START = Gauge "oplogue_pipeline_start_time_seconds" []
         "When the process started, Unix time";
     POSITION = Gauge "oplogue_position_timestamp_seconds" ["at"]

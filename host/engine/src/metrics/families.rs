@@ -155,6 +155,7 @@ pub struct PipelineMetrics {
 struct Mirrors {
     stage: GaugeFamily,
     lag: SecondsGauge,
+    shard_lag: GaugeFamily,
     start: SecondsGauge,
     position: GaugeFamily,
     budget_held: Gauge,
@@ -338,6 +339,7 @@ fn mirrors(to: &mut Registrar) -> Mirrors {
     Mirrors {
         stage: to.gauges(catalog::PIPELINE_STAGE),
         lag: to.seconds(catalog::PIPELINE_LAG),
+        shard_lag: to.gauges(catalog::SHARD_LAG),
         start: to.seconds(catalog::PIPELINE_START),
         position: to.gauges(catalog::POSITION),
         budget_held: to.gauge(catalog::BUDGET_HELD),
@@ -371,6 +373,9 @@ impl Mirrors {
         let (held, limit) = status.budget.unwrap_or_default();
         self.budget_held.set(whole(held as u64));
         self.budget_limit.set(whole(limit as u64));
+        for shard in &status.shards {
+            put(&self.shard_lag, "shard", &shard.name, shard.lag_seconds());
+        }
         self.set_plugins(status);
         self.set_copy(status);
     }
@@ -421,6 +426,7 @@ mod tests {
             version: "1.0.0".into(),
             sha256: String::new(),
         }]);
+        status.shards().set_newest(&"s1".into(), crate::model::OpTime::new(7, 1, 1));
         let text = Metrics::new().encode(&status).unwrap();
         for description in catalog::ALL {
             assert!(

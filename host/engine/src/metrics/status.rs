@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::copy::{CopyNow, CopyProgress};
 use super::labels::{Label, SyncStage};
 use super::positions::{Positions, PositionsNow};
+use super::shards::{ShardNow, Shards};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::error::Error;
@@ -31,6 +32,7 @@ struct Shared {
     start_ms: i64,
     stage: AtomicU8,
     positions: Positions,
+    shards: Shards,
     copy: CopyProgress,
     budget: OnceLock<Budget>,
     facts: RwLock<Facts>,
@@ -68,6 +70,8 @@ pub struct StatusSnapshot {
     pub now_ms: i64,
     pub start_ms: i64,
     pub positions: PositionsNow,
+    /// Where each shard stands; empty for a replica set.
+    pub shards: Vec<ShardNow>,
     pub copy: CopyNow,
     /// A fault that is being retried at this moment.
     pub trouble: Option<Trouble>,
@@ -88,6 +92,7 @@ impl Status {
                 start_ms: clock.now_ms(),
                 stage: AtomicU8::new(0),
                 positions: Positions::new(clock.clone()),
+                shards: Shards::default(),
                 copy: CopyProgress::new(clock.clone()),
                 budget: OnceLock::new(),
                 facts: RwLock::default(),
@@ -162,6 +167,12 @@ impl Status {
         &self.shared.positions
     }
 
+    /// Where the shards stand, to store it.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.shared.shards
+    }
+
     /// Progress of the full copy, to announce collections.
     #[must_use]
     pub fn copy(&self) -> &CopyProgress {
@@ -208,6 +219,7 @@ impl Status {
             now_ms: self.shared.clock.now_ms(),
             start_ms: self.shared.start_ms,
             positions: self.shared.positions.now(),
+            shards: self.shared.shards.now(),
             copy: self.shared.copy.now(),
             trouble: facts.trouble,
             last_fault: facts.last_fault,

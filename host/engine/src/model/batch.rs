@@ -19,8 +19,20 @@ pub struct RawBatch {
     /// A position that the whole reply reaches even if it holds no entry (a change stream's
     /// `postBatchResumeToken`); `None` = the last entry's own.
     pub reached: Option<Position>,
+    /// Which stream of the source the entries are of, in their order; empty = all of the first. A source of several
+    /// shards hands their entries on in one order.
+    pub runs: Vec<Run>,
     /// The memory this batch holds.
     pub permit: Permit,
+}
+
+/// Consecutive entries of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The stream's number: its place in [`super::position::ShardPositions::shards`].
+    pub stream: usize,
+    /// Number of entries.
+    pub entries: usize,
 }
 
 /// Changes in source order, decoded from one raw batch.

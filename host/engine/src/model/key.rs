@@ -59,6 +59,19 @@ pub fn selector(document: &[u8]) -> Result<Bytes, Malformed> {
     Ok(Bytes::from(out))
 }
 
+/// The selector without the fields of a shard key that the source logged beside the `_id`: the `_id` alone names the
+/// document, while a shard key is the one of the moment of the change.
+///
+/// # Errors
+/// `Malformed` when it has no `_id`.
+pub fn id_alone(key: Bytes) -> Result<Bytes, Malformed> {
+    let mut elements = Elements::new(&key)?;
+    match (elements.next().transpose()?, elements.next()) {
+        (Some(only), None) if only.name == b"_id" => Ok(key),
+        _ => selector(&key),
+    }
+}
+
 fn hasher() -> SipHasher13 {
     static KEY: OnceLock<[u8; 16]> = OnceLock::new();
     SipHasher13::new_with_key(KEY.get_or_init(rand::random))

@@ -1,10 +1,11 @@
-//! Where a source stands: the oplog's `OpTime`, or a change stream's resume token.
+//! Where a source stands: the oplog's `OpTime`, one of each shard, or a change stream's resume token.
 //!
 //! A position names the last entry that was read, and a restart reads from it inclusively, so that the first entry
 //! proves that the history is still the same (correctness.md §2). It never says what is durable: that is the ack
 //! tracker's word.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -49,11 +50,36 @@ impl fmt::Display for OpTime {
     }
 }
 
+/// One cut through the oplogs of all shards: what is behind it was handed on, what is before it was not.
+///
+/// The cut must be one of cluster time. A document may leave one shard and arrive on another, and repeating the older
+/// entries of one shard over the newer state of another would lose it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardPositions {
+    /// Cluster time of the newest entry behind the cut, on whichever shard. Everything older is on the target, or in the
+    /// copy that is about to be made.
+    pub time: OpTime,
+    /// Each shard's own newest entry behind the cut, in the order of the streams' numbers.
+    pub shards: Vec<ShardPosition>,
+}
+
+/// Where one shard's oplog stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardPosition {
+    /// Name of the shard's replica set.
+    pub name: Arc<str>,
+    /// The last entry that was handed on. With a term of -1 it is no entry but a moment: reading starts with the first
+    /// entry at or after it.
+    pub at: OpTime,
+}
+
 /// A place in a source from which reading can go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Position {
     /// After this oplog entry.
     Oplog(OpTime),
+    /// After these entries of the shards of a cluster, whose oplogs are read as one, ordered by cluster time.
+    Shards(Arc<ShardPositions>),
     /// After the event of this resume token (raw BSON document), which happened at `time`.
     Stream {
         /// The event's or the batch's resume token.
@@ -91,7 +117,7 @@ impl Position {
     pub fn detached(self) -> Self {
         match self {
             Self::Stream { token, time } => Self::Stream { token: Bytes::copy_from_slice(&token), time },
-            Self::Oplog(_) => self,
+            Self::Oplog(_) | Self::Shards(_) => self,
         }
     }
 
@@ -100,13 +126,35 @@ impl Position {
     pub fn time(&self) -> OpTime {
         match self {
             Self::Oplog(time) | Self::Stream { time, .. } => *time,
+            Self::Shards(cut) => cut.time,
+        }
+    }
+
+    /// The oldest time that reading from here may meet. Older than [`Position::time`] where reading starts before the
+    /// cut, at a moment: for the sake of transactions that are open at the cut.
+    #[must_use]
+    pub fn oldest(&self) -> OpTime {
+        let moments = self.shards().iter().map(|shard| shard.at).filter(|at| at.term < 0);
+        moments.min_by_key(|at| at.ts()).filter(|at| at.ts() < self.time().ts()).unwrap_or_else(|| self.time())
+    }
+
+    /// The shards' own positions; none for a source that is one stream.
+    #[must_use]
+    pub fn shards(&self) -> &[ShardPosition] {
+        match self {
+            Self::Oplog(_) | Self::Stream { .. } => &[],
+            Self::Shards(cut) => &cut.shards,
         }
     }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.time().fmt(f)
+        self.time().fmt(f)?;
+        for ShardPosition { name, at } in self.shards() {
+            write!(f, ", {name} {at}")?;
+        }
+        Ok(())
     }
 }
 

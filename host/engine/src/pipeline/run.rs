@@ -370,6 +370,7 @@ impl Loop {
         })?;
         if let Some(position) = position {
             self.status.positions().set_durable(position.time());
+            self.status.shards().set_durable(&position);
             self.status.recovered();
             self.durable_at = Some(position.clone());
             self.saver.offer(self.checkpoint(position));
@@ -380,6 +381,7 @@ impl Loop {
     fn saved(&mut self, position: Position) {
         self.metrics.pipeline.checkpoint_saves.inc();
         self.status.positions().set_checkpoint(position.time());
+        self.status.shards().set_checkpoint(&position);
         self.stored_at = Some(position);
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::ack::{AckTracker, SlotId};
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
-use crate::model::key::selector;
+use crate::model::key::{id_alone, selector};
 use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::{Acks, Address};
@@ -313,7 +313,7 @@ impl Core {
         let Some(content) = content(&change) else {
             return Err(bug("a DDL without its command".into()));
         };
-        let key = if change.key.is_empty() { selector(&change.body)? } else { change.key };
+        let key = if change.key.is_empty() { selector(&change.body)? } else { id_alone(change.key)? };
         let document = DocumentKey::of_document(&key)?;
         let address = (change.target, document);
         let write = Write {

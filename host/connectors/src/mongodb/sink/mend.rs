@@ -15,10 +15,10 @@ use super::counters::count;
 use super::cure::{self, Cure, cure};
 use super::namespace::{Item, Place};
 use super::plan::{Form, Plan, plan, whole};
-use super::predecessor::name_now;
 use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
+use crate::mongodb::originals::Originals;
 use crate::mongodb::writer::RawWriter;
 
 /// How often one statement is sent again, in whatever forms, before its error is final.
@@ -229,7 +229,7 @@ impl MongoSink {
         let (mut document, mut read_at) = fetch(source, &name, write).await?;
         // Its collection may have moved since, and something else may stand under its name.
         while let Some(uuid) = write.collection {
-            match name_now(source, &name, uuid).await? {
+            match source.name_now(&name, uuid).await? {
                 Some(now) if now == name => break,
                 Some(now) => {
                     name = now;
@@ -317,7 +317,22 @@ async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Resu
     Ok(keys)
 }
 
-async fn fetch(source: &Client, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
+/// The document and the time of the reading. Of a cluster the owner's is taken.
+async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
+    let (mut found, mut read_at) = (None, None);
+    for place in source.places(name).await?.iter() {
+        let (document, time) = fetch_from(place.client, name, write).await?;
+        read_at = time.max(read_at);
+        if let Some(document) = document
+            && place.owns(name, &document).await?
+        {
+            found = Some(document);
+        }
+    }
+    Ok((found, read_at))
+}
+
+async fn fetch_from(source: &Client, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
     let mut w = RawWriter::with_capacity(write.key.len() + 256);
     w.string("find", name.collection());
     command::selector(&mut w, "filter", &write.key);

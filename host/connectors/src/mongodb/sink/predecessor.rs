@@ -8,16 +8,11 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use bson::spec::BinarySubtype;
-use bson::{Binary, Document, doc};
-use futures_util::TryStreamExt as _;
-use mongodb::Client;
-use oplogue_engine::error::{Result, Side};
+use oplogue_engine::error::Result;
 use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId};
 use oplogue_engine::sink::Write;
 
 use super::MongoSink;
-use crate::mongodb::{classify, identity};
 
 /// What the source answered: whether a collection goes on under a name.
 #[derive(Debug, Default)]
@@ -48,40 +43,13 @@ impl MongoSink {
         if let Some(answer) = answer {
             return Ok(answer);
         }
-        let Some(client) = &self.source else { return Ok(true) };
+        let Some(originals) = &self.source else { return Ok(true) };
         let name = self.namespaces.name(source);
-        let answer = uuid_of(client, &name).await? == Some(uuid);
+        let answer = originals.has(&name, uuid).await?;
         if !answer {
             tracing::info!(namespace = %name, "writes of a predecessor of the copied collection are left out");
         }
         known.lock().unwrap_or_else(PoisonError::into_inner).insert((source, uuid), answer);
         Ok(answer)
     }
-}
-
-/// The UUID of the source's collection of this name.
-async fn uuid_of(client: &Client, name: &Namespace) -> Result<Option<CollectionUuid>> {
-    let listed = listed(client, name, doc! { "name": name.collection() }).await?;
-    Ok(listed.first().and_then(|entry| entry.get_document("info").ok()?.get("uuid").and_then(identity::uuid)))
-}
-
-/// The name that a collection of the source has now, most likely still `name`; `None` when it was dropped, or moved to
-/// another database, which makes it another collection.
-///
-/// # Errors
-/// Those of the source.
-pub(super) async fn name_now(client: &Client, name: &Namespace, uuid: CollectionUuid) -> Result<Option<Namespace>> {
-    if uuid_of(client, name).await? == Some(uuid) {
-        return Ok(Some(name.clone()));
-    }
-    let binary = Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() };
-    let listed = listed(client, name, doc! { "info.uuid": binary }).await?;
-    Ok(listed.first().and_then(|entry| entry.get_str("name").ok()).map(|found| Namespace::of(name.database(), found)))
-}
-
-async fn listed(client: &Client, name: &Namespace, filter: Document) -> Result<Vec<Document>> {
-    let failed = |e| classify::error(Side::Source, &format!("look for {name} (needs `listCollections`)"), e);
-    let command = doc! { "listCollections": 1, "filter": filter };
-    let cursor = client.database(name.database()).run_cursor_command(command).await.map_err(failed)?;
-    cursor.try_collect().await.map_err(failed)
 }

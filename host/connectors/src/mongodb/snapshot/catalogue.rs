@@ -127,7 +127,7 @@ fn uuid(kind: u8, value: &[u8]) -> Option<CollectionUuid> {
 }
 
 /// The namespace in which the documents of a collection are stored; none for a view.
-pub(super) fn stored_in(plan: &CollectionPlan) -> Option<Namespace> {
+pub(in crate::mongodb) fn stored_in(plan: &CollectionPlan) -> Option<Namespace> {
     match plan.kind.as_str() {
         "view" => None,
         "timeseries" => {

@@ -51,6 +51,18 @@ pub(super) struct Read {
     pub(super) reply_bytes: usize,
 }
 
+impl Read {
+    /// The shard key's index, where the partition is a range of that.
+    fn index(&self) -> Option<&Bytes> {
+        self.partition.owned.as_ref()?.index.as_ref()
+    }
+
+    /// What stands in place of bounds.
+    fn filter(&self) -> Option<&Bytes> {
+        self.partition.owned.as_ref()?.filter.as_ref()
+    }
+}
+
 /// The last document that was delivered.
 struct Delivered {
     /// `{_id: value}`, a lower bound.
@@ -98,7 +110,7 @@ pub(super) struct PartitionCursor {
 
 impl PartitionCursor {
     pub(super) fn new(read: Read, budget: Budget) -> Self {
-        let probing = read.partition.order == ScanOrder::Id;
+        let probing = read.partition.order == ScanOrder::Id && read.index().is_none();
         Self {
             documents: if probing { PROBE_DOCUMENTS } else { NATURAL_DOCUMENTS },
             probing,
@@ -167,7 +179,8 @@ impl PartitionCursor {
     }
 
     fn finish(&mut self) {
-        let unbounded = self.read.partition.order == ScanOrder::Id && self.read.partition.max.is_none();
+        let by_id = self.read.partition.order == ScanOrder::Id && self.read.index().is_none();
+        let unbounded = by_id && self.read.partition.max.is_none();
         self.phase = if unbounded && self.from_min { Phase::MaxKey } else { Phase::Done };
         self.close();
     }
@@ -233,6 +246,8 @@ impl PartitionCursor {
         if self.opening.get().is_none() {
             self.skip = match (&self.delivered, self.read.partition.order) {
                 (None, _) => Skip::Nothing,
+                // Keys repeat and hashes stand in no document: the range begins again.
+                (Some(_), ScanOrder::Id) if self.read.index().is_some() => Skip::Nothing,
                 (Some(_), ScanOrder::Id) => Skip::First,
                 (Some(delivered), ScanOrder::Natural) if self.still_there(&delivered.bound).await? => Skip::UpTo,
                 (Some(_), ScanOrder::Natural) => Skip::Nothing,
@@ -287,7 +302,11 @@ impl PartitionCursor {
         match partition.order {
             ScanOrder::Natural => command.append(bson::cstr!("hint"), rawdoc! { "$natural": 1 }),
             ScanOrder::Id => {
-                command.append(bson::cstr!("hint"), rawdoc! { "_id": 1 });
+                let index = self.read.index().map(document).transpose()?;
+                command.append(bson::cstr!("hint"), index.unwrap_or_else(|| rawdoc! { "_id": 1 }));
+                if let Some(filter) = self.read.filter() {
+                    command.append(bson::cstr!("filter"), document(filter)?);
+                }
                 if let Some(min) = self.min() {
                     command.append(bson::cstr!("min"), document(min)?);
                 }
@@ -301,7 +320,8 @@ impl PartitionCursor {
 
     /// Where a new scan begins.
     fn min(&self) -> Option<&Bytes> {
-        self.delivered.as_ref().map(|delivered| &delivered.bound).or(self.read.partition.min.as_ref())
+        let delivered = self.delivered.as_ref().filter(|_| self.read.index().is_none());
+        delivered.map(|delivered| &delivered.bound).or(self.read.partition.min.as_ref())
     }
 
     fn read_concern(&self) -> RawDocumentBuf {
@@ -365,7 +385,7 @@ impl PartitionCursor {
     /// Sets how many documents the next request asks for; another number needs another cursor.
     fn tune(&mut self, bytes: usize, count: usize) {
         self.estimate = (bytes + bytes / 4).clamp(self.read.reply_bytes / 4, REPLY_BYTES_MAX);
-        if self.phase != Phase::Scan || self.read.partition.order == ScanOrder::Natural {
+        if self.phase != Phase::Scan || self.read.partition.order == ScanOrder::Natural || self.read.index().is_some() {
             return;
         }
         let wanted = self.read.reply_bytes / (bytes / count.max(1)).max(1);

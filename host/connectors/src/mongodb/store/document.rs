@@ -1,16 +1,19 @@
 //! The shape of the stored documents.
 //!
 //! `{_id: "<job>/<set>", format: "oplogue", name: "<set>", ckpt: <secs << 32 | inc>, stage, position: {ts, t, date},
-//! plugins: […], configuration, lease: {id, epoch, holder, since}, updated_at}`. `name` and `ckpt` mean what they mean in
+//! plugins: […], configuration, lease: {id, epoch, holder, since}, updated_at}`. Of a sharded source, `position` is a cut of
+//! cluster time and holds `shards: [{name, ts, t, date}]` besides: the last entry of each. `name` and `ckpt` mean what they mean in
 //! MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
 //! read back from `position` only.
+
+use std::sync::Arc;
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
 use bytes::Bytes;
 use oplogue_engine::checkpoint::{Checkpoint, Identity, Stage};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{CollectionUuid, OpTime, Position};
+use oplogue_engine::model::{CollectionUuid, OpTime, Position, ShardPosition, ShardPositions};
 use oplogue_engine::plugin::GenerationInfo;
 
 /// Marks our documents.
@@ -62,6 +65,12 @@ pub(super) fn read(document: &Document) -> Result<Checkpoint> {
 fn write_position(position: &Position) -> Result<Document> {
     let time = position.time();
     let mut written = doc! { "ts": timestamp(time), "t": time.term, "date": date(time) };
+    if !position.shards().is_empty() {
+        let shards = position.shards().iter().map(|ShardPosition { name, at }| {
+            doc! { "name": &**name, "ts": timestamp(*at), "t": at.term, "date": date(*at) }
+        });
+        written.insert("shards", shards.collect::<Vec<_>>());
+    }
     if let Position::Stream { token, .. } = position {
         let malformed = |e| Error::new(Side::Store, Kind::Malformed, "store a resume token").caused_by(e);
         let token = RawDocumentBuf::from_bytes(token.to_vec()).map_err(malformed)?;
@@ -74,6 +83,10 @@ fn write_position(position: &Position) -> Result<Document> {
 pub(super) fn position(document: &Document) -> Option<Position> {
     let position = document.get_document("position").ok()?;
     let time = super::super::topology::op_time(position)?;
+    if let Ok(shards) = position.get_array("shards") {
+        let shards = shards.iter().map(|shard| shard_position(shard.as_document()?)).collect::<Option<_>>()?;
+        return Some(Position::Shards(Arc::new(ShardPositions { time, shards })));
+    }
     match position.get_document("token") {
         Ok(token) => {
             let token = RawDocumentBuf::try_from(token).ok()?;
@@ -81,6 +94,10 @@ pub(super) fn position(document: &Document) -> Option<Position> {
         }
         Err(_) => Some(Position::Oplog(time)),
     }
+}
+
+fn shard_position(shard: &Document) -> Option<ShardPosition> {
+    Some(ShardPosition { name: shard.get_str("name").ok()?.into(), at: super::super::topology::op_time(shard)? })
 }
 
 /// The position of MongoShake's document; none while it is only a place holder. Its `ckpt` is a number
@@ -203,7 +220,12 @@ mod tests {
     fn what_is_written_is_read_back() {
         let time = OpTime::new(1_700_000_000, 5, 2);
         let token = Bytes::copy_from_slice(bson::rawdoc! { "_data": "82" }.as_bytes());
-        for position in [Position::Oplog(time), Position::Stream { token, time }] {
+        let shards = vec![
+            ShardPosition { name: "s1".into(), at: time },
+            ShardPosition { name: "s2".into(), at: OpTime::new(1_600_000_000, 0, -1) },
+        ];
+        let cut = Position::Shards(Arc::new(ShardPositions { time, shards }));
+        for position in [Position::Oplog(time), Position::Stream { token, time }, cut] {
             let checkpoint = checkpoint(position);
             assert_eq!(read(&write(&checkpoint).unwrap()).unwrap(), checkpoint);
         }

@@ -28,6 +28,9 @@ const VERSION_KNOWN: i64 = 10;
 const SPECIAL_DBS: [&str; 5] = ["admin", "local", "config", "mongoshake", "system.views"];
 
 const FETCH_METHOD: &str = "incr_sync.mongo_fetch_method";
+const CONFIG_SERVERS: &str = "mongo_cs_url";
+const MONGOS: &str = "mongo_s_url";
+const CHECKPOINT_URL: &str = "checkpoint.storage.url";
 
 struct Builder<'a> {
     settings: &'a Settings,
@@ -56,8 +59,10 @@ pub(in crate::config) fn build(
     builder.transactions();
     builder.address_of_monitor();
     let (source, target) = (sources.first()?.clone(), target?);
-    builder.one_cluster(&source, &target);
-    builder.standalone(&source);
+    for source in &sources {
+        builder.one_cluster(source, &target);
+        builder.standalone(source);
+    }
     let mut config = builder.assemble(sources, source, target, plugins);
     config.fingerprint = fingerprint(settings, &config.plugins);
     Some(config)
@@ -107,11 +112,35 @@ impl Builder<'_> {
                 KEY,
                 Fault::new("names one source twice").suggest("hosts of one replica set are parted by commas"),
             );
-        } else if sources.len() > 1 {
-            let fault = Fault::new("reading several shards is not built yet; only one replica set is accepted");
-            self.fault(KEY, fault.suggest("hosts of one replica set are parted by commas"));
+        } else if sources.len() > 1 && self.settings.uri(CONFIG_SERVERS).is_none() {
+            let fault =
+                Fault::new("names several shards, and mongo_cs_url does not say where their config servers are");
+            self.fault(KEY, fault.suggest("set mongo_cs_url; hosts of one replica set are parted by commas"));
         }
+        self.sharded();
         sources
+    }
+
+    /// What goes only with a sharded source, and what it needs.
+    fn sharded(&mut self) {
+        let is_sharded = self.settings.uri(CONFIG_SERVERS).is_some();
+        let has_mongos = self.settings.uri(MONGOS).is_some();
+        if is_sharded && self.settings.text(FETCH_METHOD) == "change_stream" {
+            let fault = Fault::new("reads one stream, and mongo_cs_url says that the shards are read one by one");
+            self.fault(
+                FETCH_METHOD,
+                fault.suggest("name a mongos in mongo_urls and delete mongo_cs_url, or use oplog"),
+            );
+        }
+        if has_mongos && !is_sharded {
+            let fault = Fault::new("is of a sharded source, whose config servers mongo_cs_url must name");
+            self.fault(MONGOS, fault.suggest("set mongo_cs_url and one mongo_urls entry for each shard"));
+        }
+        if is_sharded && !has_mongos && self.settings.uri(CHECKPOINT_URL).is_none() {
+            let fault =
+                Fault::new("is required with a sharded source that names no mongos: no shard can keep it for all");
+            self.fault(CHECKPOINT_URL, fault.suggest("the target will do, or set mongo_s_url"));
+        }
     }
 
     fn target(&mut self) -> Option<MongoUri> {
@@ -287,6 +316,7 @@ impl Builder<'_> {
             id: self.settings.text("id").to_owned(),
             sync_mode,
             sources,
+            config_servers: self.settings.uri(CONFIG_SERVERS),
             source_root_ca_file: path(self.settings, "mongo_ssl_root_ca_file"),
             connect_mode: connect_mode(self.settings.text("mongo_connect_mode")),
             target,
@@ -310,14 +340,14 @@ impl Builder<'_> {
         if start > 0 && sync_mode != SyncMode::Incr {
             self.note("checkpoint.start_position", "is used only with sync_mode = incr: ignored");
         }
-        let own = s.uri("checkpoint.storage.url");
+        let own = s.uri(CHECKPOINT_URL);
         let own_ca = path(s, "checkpoint.storage.url.mongo_ssl_root_ca_file");
         let root_ca_file = match own {
             Some(_) => own_ca,
             None => own_ca.or_else(|| path(s, "mongo_ssl_root_ca_file")),
         };
         Checkpoint {
-            url: own.unwrap_or(source),
+            url: own.or_else(|| s.uri(MONGOS)).unwrap_or(source),
             root_ca_file,
             db: s.text("checkpoint.storage.db").to_owned(),
             collection: s.text("checkpoint.storage.collection").to_owned(),

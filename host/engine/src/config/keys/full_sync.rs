@@ -39,7 +39,7 @@ pub(super) const KEYS: &[KeySpec] = &[
         "Leave the target unsharded."),
     key("full_sync.executor.insert_on_dup_update", Bool, "false", Conf(4), Hint("the copy always replaces a document with the same _id, so that it can be repeated; see collection_exist_drop for collections that stand there before"),
         "Replace documents with the same _id."),
-    key("full_sync.executor.filter.orphan_document", Bool, "false", Conf(4), Inert("a replica set has no orphans"),
+    key("full_sync.executor.filter.orphan_document", Bool, "false", Conf(4), Hint("orphans are always left out: each shard is read only where it owns the documents"),
         "Leave out orphaned documents of a sharded source."),
     key("full_sync.executor.majority_enable", Bool, "false", Conf(4), Supported,
         "Write with majority concern."),

@@ -12,7 +12,6 @@ use super::{KeySpec, SizeUnit, TimeUnit, key};
 const OTHER_TUNNEL: &str = "it matters only when tunnel is not direct";
 const KAFKA: &str = "it matters only with tunnel = kafka";
 const SHARDED: &str = "it matters only with a sharded source or target";
-const SHARDED_SOURCE: &str = "reading a sharded cluster";
 
 #[rustfmt::skip]
 pub(super) const KEYS: &[KeySpec] = &[
@@ -49,11 +48,11 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("sync_mode", OneOf(&["all", "full", "incr"]), "incr", Conf(4), Supported,
         "all: full copy, then incremental. full: full copy only. incr: incremental only."),
     key("mongo_urls", Uris, "", Conf(4), Supported,
-        "Connection string of the source replica set, or env:NAME or file:PATH to keep it out of this file. A password may hold any character."),
-    key("mongo_cs_url", Uri, "", Conf(4), DefaultOnly(SHARDED_SOURCE),
-        "Config server of a sharded source."),
-    key("mongo_s_url", Uri, "", Conf(4), DefaultOnly(SHARDED_SOURCE),
-        "mongos of a sharded source."),
+        "Connection string of the source replica set, or env:NAME or file:PATH to keep it out of this file. A password may hold any character. For a sharded source one string for each shard, parted by semicolons, together with mongo_cs_url."),
+    key("mongo_cs_url", Uri, "", Conf(4), Supported,
+        "Connection string of the config servers of a sharded source, which say which shard owns what. The user needs read on config there."),
+    key("mongo_s_url", Uri, "", Conf(4), Supported,
+        "mongos of a sharded source: keeps the checkpoint there unless checkpoint.storage.url is set. The shards are read directly."),
     key("mongo_ssl_root_ca_file", Path, "", Release("2.6.2"), Supported,
         "Certificate authority of the source (PEM); switches TLS on. Certificates are verified."),
     key("mongo_connect_mode", OneOf(&["primary", "secondaryPreferred", "secondary", "nearest", "standalone"]), "secondaryPreferred", Conf(4), Supported,
@@ -99,7 +98,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("checkpoint.storage", OneOf(&["database", "api"]), "database", Hidden, DefaultOnly("a checkpoint behind an HTTP interface"),
         "Kind of checkpoint store.").at("checkpoint.storage.type"),
     key("checkpoint.storage.url", Uri, "", Conf(4), Supported,
-        "Connection string of the checkpoint's MongoDB; empty = the source."),
+        "Connection string of the checkpoint's MongoDB; empty = the source, or mongo_s_url of a sharded source."),
     key("checkpoint.storage.url.mongo_ssl_root_ca_file", Path, "", Release("2.6.2"), Supported,
         "Certificate authority of the checkpoint's MongoDB (PEM).").at("checkpoint.storage.mongo_ssl_root_ca_file"),
     key("checkpoint.storage.db", Database, "mongoshake", Conf(4), Supported,

@@ -78,7 +78,7 @@ const CASES: &[Case] = &[
     whole("mongo_urls = mongodb://u:p@\ntunnel.address = mongodb://b", "mongo_urls", &["no readable host list", "mongodb://***@"]),
     whole("mongo_urls = mongodb://a\ntunnel.address = mongodb://b:99999", "tunnel.address", &["port outside 1 to 65535"]),
     whole("mongo_urls = mongodb://a;mongodb://a\ntunnel.address = mongodb://b", "mongo_urls", &["one source twice"]),
-    whole("mongo_urls = mongodb://a;mongodb://c\ntunnel.address = mongodb://b", "mongo_urls", &["several shards is not built yet"]),
+    whole("mongo_urls = mongodb://a;mongodb://c\ntunnel.address = mongodb://b", "mongo_urls", &["names several shards", "set mongo_cs_url"]),
     whole("mongo_urls = mongodb://a\ntunnel.address = mongodb://a", "tunnel.address", &["every write would come back"]),
     conf("checkpoint.storage.url = env:", "checkpoint.storage.url", &["environment variable"]),
     // Not built.
@@ -87,7 +87,8 @@ const CASES: &[Case] = &[
     conf("master_quorum = true", "master_quorum", &["not built yet", "only false is accepted"]),
     conf("incr_sync.conflict_write_to = sdk", "incr_sync.conflict_write_to", &["handing conflicts to a plugin is not built"]),
     toml("incr_sync.loop_prevention.drop = [\"256\"]", "incr_sync.loop_prevention.drop", &["no number from 1 to 255"]),
-    conf("mongo_s_url = mongodb://c", "mongo_s_url", &["a sharded cluster is not built yet"]),
+    conf("mongo_s_url = mongodb://c", "mongo_s_url", &["of a sharded source", "set mongo_cs_url"]),
+    conf("mongo_cs_url = mongodb://c", "checkpoint.storage.url", &["names no mongos", "the target will do"]),
     conf("filter.op_types = d", "filter.op_types", &["newer than version 10", "not built yet"]),
     // Rules between keys.
     toml("incr_sync.transaction = \"atomic\"\nincr_sync.mongo_fetch_method = \"change_stream\"", "incr_sync.transaction", &["only with incr_sync.mongo_fetch_method = oplog"]),

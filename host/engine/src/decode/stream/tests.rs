@@ -17,7 +17,7 @@ fn position(token: &Document) -> Position {
 fn reply(events: &[Document], reached: Option<&Document>) -> RawBatch {
     let array: bson::RawArrayBuf = events.iter().map(|d| bson::RawDocumentBuf::try_from(d).unwrap()).collect();
     let entries = Bytes::copy_from_slice(array.as_bytes());
-    RawBatch { entries, reached: reached.map(position), permit: Permit::none() }
+    RawBatch { entries, reached: reached.map(position), runs: Vec::new(), permit: Permit::none() }
 }
 
 fn event(inc: u32, operation: &str, fields: Document) -> Document {

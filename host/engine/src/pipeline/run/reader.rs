@@ -95,6 +95,7 @@ impl Reader {
                 match self.parts.decoder.step()? {
                     Step::Batch(batch) => {
                         self.status.positions().set_read(read_up_to(&batch));
+                        self.status.shards().set_read(&batch.last);
                         for change in &batch.changes {
                             self.metrics.decode.changes.of(change.operation).inc();
                         }
@@ -115,8 +116,8 @@ impl Reader {
         let Parts { source, decoder, budget, spill } = &mut self.parts;
         let answer = match need {
             Need::Memory { bytes } => Answer::Memory(budget.acquire(bytes).await),
-            Need::Entry { time } => {
-                let entry = source.entry_at(time).await;
+            Need::Entry { stream, time } => {
+                let entry = source.entry_at(stream, time).await;
                 Answer::Entry(entry.map_err(|e| e.context("complete a transaction that began before the position"))?)
             }
             Need::Store(operations) => Answer::Stored(spill.store(operations).await?),

@@ -1,0 +1,202 @@
+//! The source's own documents and catalogue, for the few changes that cannot be written without a look at them.
+//!
+//! A replica set is one place to look. Of a cluster every shard may hold a document of an `_id`, and only the owner's
+//! counts: the others are leftovers of chunks that moved, which no delete of the stream will remove. So what a shard
+//! returns is believed when the config servers say that the shard owns it. Nothing is cached: this is the rare road.
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, RawDocumentBuf, Timestamp, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::Client;
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
+
+use super::shards::merged::ShardClient;
+use super::shards::routing::{Routing, Sharded};
+use super::{classify, identity};
+
+/// Where the source is looked at.
+#[derive(Debug, Clone)]
+pub enum Originals {
+    /// A replica set.
+    ReplicaSet(Client),
+    /// The shards of a cluster.
+    Shards {
+        /// In the order of the streams' numbers.
+        shards: Vec<ShardClient>,
+        /// The config servers.
+        routing: Routing,
+    },
+}
+
+/// A server that may hold a document, and how to know whether it is the owner's.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    pub(super) client: &'a Client,
+    owned: Option<(&'a Routing, &'a Sharded, usize)>,
+}
+
+/// The places of one collection.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    clients: Vec<(usize, &'a Client)>,
+    sharded: Option<(&'a Routing, Sharded)>,
+}
+
+impl Originals {
+    /// Where documents of a collection may be.
+    ///
+    /// # Errors
+    /// Those of the config servers.
+    pub(super) async fn places(&self, name: &Namespace) -> Result<Places<'_>> {
+        let (shards, routing) = match self {
+            Self::ReplicaSet(client) => return Ok(Places { clients: vec![(0, client)], sharded: None }),
+            Self::Shards { shards, routing } => (shards, routing),
+        };
+        let clients = shards.iter().map(|shard| &shard.client).enumerate();
+        if let Some(sharded) = routing.sharded(name).await? {
+            return Ok(Places { clients: clients.collect(), sharded: Some((routing, sharded)) });
+        }
+        let home = routing.home(name.database()).await?;
+        Ok(Places { clients: clients.filter(|(n, _)| Some(*n) == home).collect(), sharded: None })
+    }
+
+    /// Whether the source has the collection `uuid` under `name` now.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub(super) async fn has(&self, name: &Namespace, uuid: CollectionUuid) -> Result<bool> {
+        let places = self.places(name).await?;
+        if let Some((_, Sharded { uuid: Some(sharded), .. })) = places.sharded {
+            return Ok(sharded == uuid);
+        }
+        for (_, client) in places.clients {
+            if uuid_of(client, name).await? == Some(uuid) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Originals {
+    /// The name that a collection of the source has now, most likely still `name`; `None` when it was dropped, or moved
+    /// to another database, which makes it another collection.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub(super) async fn name_now(&self, name: &Namespace, uuid: CollectionUuid) -> Result<Option<Namespace>> {
+        if self.has(name, uuid).await? {
+            return Ok(Some(name.clone()));
+        }
+        let binary = Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() };
+        let clients: Vec<&Client> = match self {
+            Self::ReplicaSet(client) => vec![client],
+            Self::Shards { shards, .. } => shards.iter().map(|shard| &shard.client).collect(),
+        };
+        for client in clients {
+            let listed = listed(client, name, doc! { "info.uuid": binary.clone() }).await?;
+            if let Some(found) = listed.first().and_then(|entry| entry.get_str("name").ok()) {
+                return Ok(Some(Namespace::of(name.database(), found)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the drop of the collection `uuid` at `time` is the end of a move: before it, a database's new primary
+    /// shard has made the collection anew and taken its documents along (movePrimary, MongoDB 4.4 to 6.0; the making is
+    /// logged like any other, the documents as a migration). Looks into the oplog only when such a collection is there.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub(super) async fn moved_on(&self, name: &Namespace, uuid: CollectionUuid, time: OpTime) -> Result<bool> {
+        let Self::Shards { shards, routing } = self else { return Ok(false) };
+        if routing.sharded(name).await?.is_some() {
+            return Ok(false);
+        }
+        let home = routing.home(name.database()).await?;
+        let Some(home) = home.and_then(|home| shards.get(home)) else { return Ok(false) };
+        let successor = uuid_of(&home.client, name).await?;
+        let Some(successor) = successor.filter(|successor| *successor != uuid) else { return Ok(false) };
+        let failed = |e| classify::error(Side::Source, &format!("look for the making of {name} in the oplog"), e);
+        let made = doc! {
+            "ts": { "$lte": Timestamp { time: time.secs, increment: time.inc } },
+            "op": "c",
+            "ns": format!("{}.$cmd", name.database()),
+            "ui": Binary { subtype: BinarySubtype::Uuid, bytes: successor.to_vec() },
+            "o.create": name.collection(),
+        };
+        let oplog = home.client.database("local").collection::<Document>("oplog.rs");
+        Ok(oplog.find_one(made).await.map_err(failed)?.is_some())
+    }
+}
+
+/// The UUID of a server's collection of this name.
+async fn uuid_of(client: &Client, name: &Namespace) -> Result<Option<CollectionUuid>> {
+    let listed = listed(client, name, doc! { "name": name.collection() }).await?;
+    Ok(listed.first().and_then(|entry| entry.get_document("info").ok()?.get("uuid").and_then(identity::uuid)))
+}
+
+async fn listed(client: &Client, name: &Namespace, filter: Document) -> Result<Vec<Document>> {
+    let failed = |e| classify::error(Side::Source, &format!("look for {name} (needs `listCollections`)"), e);
+    let command = doc! { "listCollections": 1, "filter": filter };
+    let cursor = client.database(name.database()).run_cursor_command(command).await.map_err(failed)?;
+    cursor.try_collect().await.map_err(failed)
+}
+
+impl Places<'_> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = Place<'_>> {
+        self.clients.iter().map(|(shard, client)| Place {
+            client,
+            owned: self.sharded.as_ref().map(|(routing, sharded)| (*routing, sharded, *shard)),
+        })
+    }
+}
+
+impl Place<'_> {
+    /// Whether a document that this server returned is its own, and no leftover of a chunk that moved away.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub(super) async fn owns(&self, name: &Namespace, document: &[u8]) -> Result<bool> {
+        let Some((routing, sharded, shard)) = self.owned else { return Ok(true) };
+        let malformed = |e| Error::new(Side::Source, Kind::Malformed, "read a document of the source").caused_by(e);
+        let raw = RawDocumentBuf::from_bytes(document.to_vec()).map_err(malformed)?;
+        let document = Document::try_from(raw).map_err(malformed)?;
+        let key = self.shard_key(name, &sharded.key, &document).await?;
+        Ok(routing.owner(sharded, &key).await? == Some(shard))
+    }
+
+    /// The value of the shard key as chunks are cut by it: a hashed field by its hash, which the server's index knows.
+    async fn shard_key(&self, name: &Namespace, pattern: &Document, document: &Document) -> Result<Document> {
+        let mut key = Document::new();
+        for (path, kind) in pattern {
+            let value = value_at(document, path).cloned().unwrap_or(Bson::Null);
+            if kind.as_str() == Some("hashed") {
+                return self.indexed_key(name, pattern, document).await;
+            }
+            key.insert(path, value);
+        }
+        Ok(key)
+    }
+
+    async fn indexed_key(&self, name: &Namespace, pattern: &Document, document: &Document) -> Result<Document> {
+        let failed = |e| classify::error(Side::Source, &format!("read the shard key of a document of {name}"), e);
+        let mut filter = doc! { "_id": document.get("_id").cloned().unwrap_or(Bson::Null) };
+        for path in pattern.keys() {
+            filter.insert(path, doc! { "$eq": value_at(document, path).cloned().unwrap_or(Bson::Null) });
+        }
+        let collection = self.client.database(name.database()).collection::<Document>(name.collection());
+        let find = collection.find_one(filter).hint(mongodb::options::Hint::Keys(pattern.clone())).return_key(true);
+        // Gone meanwhile: nobody owns it.
+        Ok(find.await.map_err(failed)?.unwrap_or_default())
+    }
+}
+
+/// A field by its dotted path.
+fn value_at<'a>(document: &'a Document, path: &str) -> Option<&'a Bson> {
+    match path.split_once('.') {
+        None => document.get(path),
+        Some((first, rest)) => value_at(document.get_document(first).ok()?, rest),
+    }
+}

@@ -1,0 +1,164 @@
+//! What the config servers say: which shards there are, where a database is at home, which shard owns which range.
+//!
+//! Read from `config.shards`, `config.databases`, `config.collections` and `config.chunks` (MongoDB 4.4 to 6.0; before
+//! 5.0 chunks name their collection by namespace, later by UUID) with majority concern. Nothing is cached: who asks
+//! twice compares two answers, and that is how a chunk that moved meanwhile is found. Needs `find` on `config`.
+
+use std::sync::Arc;
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
+use mongodb::{Client, Collection};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
+
+use crate::mongodb::{classify, identity};
+
+/// The config servers of a cluster.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    client: Client,
+    /// Replica sets of the shards, in the order of the streams' numbers.
+    names: Arc<[Arc<str>]>,
+    /// The clusters' own names for them (`config.shards._id`), in the same order.
+    ids: Arc<[String]>,
+}
+
+/// A sharded collection.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sharded {
+    pub(crate) uuid: Option<CollectionUuid>,
+    /// The shard key's pattern, `{field: 1 | "hashed", …}`.
+    pub(crate) key: Document,
+    chunks_of: Document,
+}
+
+/// A range of a sharded collection, as its owner has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Chunk {
+    pub(crate) min: Document,
+    pub(crate) max: Document,
+    /// Number of the shard.
+    pub(crate) shard: usize,
+    /// Since when this shard owns it.
+    pub(crate) since: Option<OpTime>,
+}
+
+impl Routing {
+    /// Asks the config servers for the shards and compares them with `names`, the replica sets that are configured.
+    ///
+    /// # Errors
+    /// `Misconfigured` when the two differ, `Unauthorized` without `find` on `config`.
+    pub async fn of(client: Client, names: Vec<Arc<str>>) -> Result<Self> {
+        let mut routing = Self { client, names: names.into(), ids: Arc::new([]) };
+        let shards = routing.find("shards", doc! {}).await?;
+        let mut ids = vec![String::new(); routing.names.len()];
+        for shard in &shards {
+            let (id, host) = (text(shard, "_id"), text(shard, "host"));
+            let set = host.split('/').next().unwrap_or_default();
+            match routing.names.iter().position(|name| **name == *set).and_then(|at| ids.get_mut(at)) {
+                Some(place) => *place = id,
+                None => {
+                    return Err(other_shards(&format!(
+                        "the cluster has the shard {id} ({host}), which mongo_urls does not name"
+                    )));
+                }
+            }
+        }
+        if let Some((name, _)) = routing.names.iter().zip(&ids).find(|(_, id)| id.is_empty()) {
+            return Err(other_shards(&format!(
+                "mongo_urls names the replica set {name}, which is no shard of the cluster"
+            )));
+        }
+        routing.ids = ids.into();
+        Ok(routing)
+    }
+
+    /// Fails when the cluster's shards are no longer those of the start.
+    ///
+    /// # Errors
+    /// As [`Routing::of`].
+    pub async fn check_shards(&self) -> Result<()> {
+        Self::of(self.client.clone(), self.names.to_vec()).await.map(|_| ())
+    }
+
+    /// The shard where the collections of a database are that are not sharded; none for a database that the cluster
+    /// does not know.
+    pub(crate) async fn home(&self, database: &str) -> Result<Option<usize>> {
+        let found = self.find("databases", doc! { "_id": database }).await?;
+        found.first().map(|database| self.number(&text(database, "primary"))).transpose()
+    }
+
+    /// How a collection is sharded; none when it is not.
+    pub(crate) async fn sharded(&self, namespace: &Namespace) -> Result<Option<Sharded>> {
+        let filter = doc! { "_id": namespace.as_str(), "dropped": { "$ne": true }, "unsplittable": { "$ne": true } };
+        let found = self.find("collections", filter).await?;
+        let Some(collection) = found.first() else { return Ok(None) };
+        let uuid = collection.get("uuid").and_then(identity::uuid);
+        let mut chunks_of = vec![doc! { "ns": namespace.as_str() }];
+        if let Some(uuid) = uuid {
+            let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() };
+            chunks_of.push(doc! { "uuid": uuid });
+        }
+        let key = collection.get_document("key").cloned().map_err(|_| malformed("collections", "key"))?;
+        Ok(Some(Sharded { uuid, key, chunks_of: doc! { "$or": chunks_of } }))
+    }
+
+    /// All chunks of a collection, by their lower bounds.
+    pub(crate) async fn chunks(&self, collection: &Sharded) -> Result<Vec<Chunk>> {
+        let found = self.find("chunks", collection.chunks_of.clone()).await?;
+        found.iter().map(|chunk| self.chunk(chunk)).collect()
+    }
+
+    /// The shard that owns a value of the shard key.
+    pub(crate) async fn owner(&self, collection: &Sharded, key: &Document) -> Result<Option<usize>> {
+        // Documents compare field by field across types, as the ranges of the cluster do.
+        let range = doc! { "min": { "$lte": key }, "max": { "$gt": key } };
+        let filter = doc! { "$and": [collection.chunks_of.clone(), range] };
+        let found = self.find("chunks", filter).await?;
+        found.first().map(|chunk| self.number(&text(chunk, "shard"))).transpose()
+    }
+
+    fn chunk(&self, chunk: &Document) -> Result<Chunk> {
+        let bound = |name| chunk.get_document(name).cloned().map_err(|_| malformed("chunks", name));
+        let newest = chunk.get_array("history").ok().and_then(|history| history.first()?.as_document());
+        let since = newest.and_then(|owner| owner.get_timestamp("validAfter").ok());
+        Ok(Chunk {
+            min: bound("min")?,
+            max: bound("max")?,
+            shard: self.number(&text(chunk, "shard"))?,
+            since: since.map(|since| OpTime::new(since.time, since.increment, -1)),
+        })
+    }
+
+    fn number(&self, id: &str) -> Result<usize> {
+        let number = self.ids.iter().position(|shard| shard == id);
+        number.ok_or_else(|| other_shards(&format!("the cluster has the shard {id}, which mongo_urls does not name")))
+    }
+
+    async fn find(&self, collection: &str, filter: Document) -> Result<Vec<Document>> {
+        let failed = |e| {
+            let doing = format!("read config.{collection} of the config servers (needs `find` on `config`)");
+            classify::error(Side::Source, &doing, e)
+        };
+        let from: Collection<Document> = self.client.database("config").collection(collection);
+        let find = from.find(filter).sort(doc! { "min": 1, "_id": 1 }).read_concern(ReadConcern::majority());
+        let find = find.selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        find.await.map_err(failed)?.try_collect().await.map_err(failed)
+    }
+}
+
+fn text(document: &Document, name: &str) -> String {
+    document.get(name).and_then(Bson::as_str).unwrap_or_default().to_owned()
+}
+
+fn malformed(collection: &str, field: &str) -> Error {
+    Error::new(Side::Source, Kind::Malformed, format!("a document of config.{collection} has no usable {field}"))
+}
+
+fn other_shards(what: &str) -> Error {
+    let text = format!("{what}: every shard must be read, and no other; a shard that is not loses its documents");
+    Error::new(Side::Config, Kind::Misconfigured, text)
+}

@@ -1,0 +1,90 @@
+//! Incremental from a cluster: one order over all shards, whatever moves between them.
+//!
+//! Chunks migrate, documents change their shard key in transactions across shards, primaries and the collector go, and
+//! the target must equal what the shards own. Every test compares options and indexes too.
+
+use anyhow::Result;
+use bson::doc;
+use oplogue_tests::collector::{Collector, HAND_OVER};
+use oplogue_tests::servers::Options;
+use oplogue_tests::servers::wire::check;
+
+use super::load::{Load, Movers};
+use super::rig::{PATIENCE, Rig, USERS};
+
+#[tokio::test]
+async fn a_quiet_shard_holds_nothing_back() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    // All on the first shard; the second one is silent.
+    rig.insert_users(0..50).await?;
+    rig.finish(&[USERS], collector, &[]).await
+}
+
+#[tokio::test]
+async fn everything_moves_under_load_and_the_collector_is_killed() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    let mut load = Load::start(&rig, 3).await?;
+    load.reach(300, PATIENCE).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    let movers = Movers::start(&rig);
+    for _ in 0..4 {
+        let done = load.done();
+        load.reach(done + 200, PATIENCE).await?;
+        anyhow::ensure!(collector.is_running()?, "{}:\n{}", load.story(), collector.log_end());
+        collector.kill9();
+        collector.run()?;
+    }
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    let done = load.done();
+    load.reach(done + 300, PATIENCE).await?;
+    rig.cluster.shards[1].step_down().await?;
+    let done = load.done();
+    load.reach(done + 300, PATIENCE).await?;
+    let moved = movers.stop().await?;
+    let story = load.stop().await?;
+    println!("{story}; {moved} moves");
+    anyhow::ensure!(moved > 0, "nothing moved");
+    rig.finish(&[USERS], collector, &["going back to the last durable position"]).await
+}
+
+#[tokio::test]
+async fn ddl_that_every_shard_logs_is_done_once() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    rig.insert_users((0..1000).step_by(50)).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    let mut router = rig.cluster.router(&rig.gossip);
+    for name in ["kept", "dropped"] {
+        for shard in 0..2 {
+            let index = doc! { "key": { name: 1 }, "name": name };
+            let create = doc! { "createIndexes": "users", "indexes": [index], "writeConcern": { "w": "majority" } };
+            check(router.run(shard, "shop", create).await?)?;
+        }
+    }
+    for shard in 0..2 {
+        check(router.run(shard, "shop", doc! { "dropIndexes": "users", "index": "dropped" }).await?)?;
+    }
+    // Sharded collections that come, get documents on both shards, change their name and go.
+    for name in ["shop.first", "shop.second"] {
+        rig.cluster.shard_collection(name, doc! { "k": 1 }, 1).await?;
+        let (min, max) = (doc! { "k": 0 }, doc! { "k": bson::Bson::MaxKey });
+        rig.cluster.move_range(name, min, max, 1, true).await?;
+        for k in [-1, 1] {
+            let collection = name.trim_start_matches("shop.");
+            let insert = doc! { "insert": collection, "documents": [{ "_id": k, "k": k }] };
+            check(router.write(name, f64::from(k), insert).await?)?;
+        }
+    }
+    let rename =
+        doc! { "_shardsvrRenameCollection": "first", "to": "shop.third", "dropTarget": false, "stayTemp": false };
+    rig.cluster.coordinate("shop", rename).await?;
+    rig.cluster.coordinate("shop", doc! { "_shardsvrDropCollection": "second" }).await?;
+    // And again under the dropped one's name.
+    rig.cluster.shard_collection("shop.second", doc! { "k": 1 }, 1).await?;
+    router.forget("shop.second");
+    let insert = doc! { "insert": "second", "documents": [{ "_id": 7, "k": 7 }] };
+    check(router.write("shop.second", 7.0, insert).await?)?;
+    rig.finish(&[USERS, "shop.first", "shop.second", "shop.third"], collector, &[]).await
+}

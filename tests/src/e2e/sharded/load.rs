@@ -1,0 +1,293 @@
+//! Writers that play applications of a cluster: every document may change its shard at any moment.
+//!
+//! Each writer owns its `_id`s and knows what it wrote. It inserts, changes, replaces and deletes through the router, and
+//! changes shard keys: in a retryable write where the owner stays the same, in a transaction across both shards where it
+//! does not, prepared on both and committed in either order. A lost answer makes it forget a document. The shape of the
+//! documents is of no matter here; other loads care for that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use bson::{Document, Timestamp, doc};
+use oplogue_tests::load::seed;
+use oplogue_tests::servers::cluster::{Cluster, Router};
+use oplogue_tests::servers::wire::{check, fault, session};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::task::JoinSet;
+
+use super::rig::{Rig, USERS};
+
+#[derive(Debug, Default)]
+struct Counts {
+    done: AtomicU64,
+    refused: AtomicU64,
+    lost: AtomicU64,
+    across: AtomicU64,
+}
+
+pub(super) struct Load {
+    seed: u64,
+    counts: Arc<Counts>,
+    stop: Arc<AtomicBool>,
+    writers: JoinSet<Result<()>>,
+}
+
+impl Load {
+    pub(super) async fn start(rig: &Rig, writers: usize) -> Result<Self> {
+        let (seed, counts, stop) = (seed(), Arc::<Counts>::default(), Arc::<AtomicBool>::default());
+        let mut tasks = JoinSet::new();
+        for writer in 0..writers {
+            let writer = Writer {
+                rng: StdRng::seed_from_u64(seed + writer as u64),
+                router: rig.cluster.router(&rig.gossip),
+                known: Vec::new(),
+                next_id: writer as i64,
+                step: writers as i64,
+                session: session(),
+                transaction: 0,
+                counts: Arc::clone(&counts),
+            };
+            tasks.spawn(writer.run(Arc::clone(&stop)));
+        }
+        Ok(Self { seed, counts, stop, writers: tasks })
+    }
+
+    pub(super) fn done(&self) -> u64 {
+        self.counts.done.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn reach(&mut self, done: u64, within: Duration) -> Result<()> {
+        let started = Instant::now();
+        while self.done() < done {
+            if let Some(ended) = self.writers.try_join_next() {
+                ended?.with_context(|| self.story())?;
+            }
+            anyhow::ensure!(started.elapsed() < within, "{}: stuck", self.story());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    pub(super) fn story(&self) -> String {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counts { done, refused, lost, across } = &*self.counts;
+        let (done, refused, lost, across) = (count(done), count(refused), count(lost), count(across));
+        format!("seed {}: {done} done, {across} across shards, {refused} refused, {lost} lost", self.seed)
+    }
+
+    pub(super) async fn stop(mut self) -> Result<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.writers.join_next().await {
+            ended?.with_context(|| self.story())?;
+        }
+        Ok(self.story())
+    }
+}
+
+struct Writer {
+    rng: StdRng,
+    router: Router,
+    /// `_id` and shard key of documents that are there.
+    known: Vec<(i64, i64)>,
+    next_id: i64,
+    step: i64,
+    session: Document,
+    transaction: i64,
+    counts: Arc<Counts>,
+}
+
+impl Writer {
+    async fn run(mut self, stop: Arc<AtomicBool>) -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let at = if self.known.is_empty() { None } else { Some(self.rng.random_range(0..self.known.len())) };
+            let outcome = match (at, self.rng.random_range(0..100)) {
+                (None, _) | (_, 0..30) => self.insert().await,
+                (Some(at), 30..55) => self.update(at).await,
+                (Some(at), 55..65) => self.replace(at).await,
+                (Some(at), 65..75) => self.delete(at).await,
+                (Some(at), _) => self.rekey(at).await,
+            };
+            match outcome {
+                Ok(true) => self.counts.done.fetch_add(1, Ordering::Relaxed),
+                Ok(false) => self.counts.refused.fetch_add(1, Ordering::Relaxed),
+                // A primary went; what was on its way may be done or not, and the document is left alone.
+                Err(_) => {
+                    if let Some(at) = at.filter(|at| *at < self.known.len()) {
+                        self.known.swap_remove(at);
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    self.counts.lost.fetch_add(1, Ordering::Relaxed)
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn key(&mut self) -> i64 {
+        self.rng.random_range(0..1000)
+    }
+
+    fn document(&mut self, id: i64, k: i64) -> Document {
+        doc! { "_id": id, "k": k, "n": self.rng.random_range(0..1_000_000), "list": [1, 2, 3], "sub": { "a": id } }
+    }
+
+    async fn insert(&mut self) -> Result<bool> {
+        let (id, k) = (self.next_id, self.key());
+        self.next_id += self.step;
+        let document = self.document(id, k);
+        let done = self.write(k, doc! { "insert": "users", "documents": [document] }).await?;
+        if done {
+            self.known.push((id, k));
+        }
+        Ok(done)
+    }
+
+    async fn update(&mut self, at: usize) -> Result<bool> {
+        let (id, k) = self.known[at];
+        let n = self.rng.random_range(0..100);
+        let change = match n % 4 {
+            0 => doc! { "$inc": { "n": 1 }, "$push": { "list": n } },
+            1 => doc! { "$set": { "sub.b": n }, "$unset": { "list": 1 } },
+            2 => doc! { "$set": { "list": [n, n], format!("f{n}"): n } },
+            _ => doc! { "$unset": { "sub.a": 1 }, "$set": { "n": n } },
+        };
+        self.write(k, doc! { "update": "users", "updates": [{ "q": { "_id": id, "k": k }, "u": change }] }).await
+    }
+
+    async fn replace(&mut self, at: usize) -> Result<bool> {
+        let (id, k) = self.known[at];
+        let document = self.document(id, k);
+        self.write(k, doc! { "update": "users", "updates": [{ "q": { "_id": id, "k": k }, "u": document }] }).await
+    }
+
+    async fn delete(&mut self, at: usize) -> Result<bool> {
+        let (id, k) = self.known[at];
+        let done = self.write(k, doc! { "delete": "users", "deletes": [{ "q": { "_id": id, "k": k }, "limit": 1 }] });
+        let done = done.await?;
+        if done {
+            self.known.swap_remove(at);
+        }
+        Ok(done)
+    }
+
+    async fn write(&mut self, k: i64, command: Document) -> Result<bool> {
+        let answer = self.router.write(USERS, k as f64, command).await?;
+        match fault(&answer) {
+            None => Ok(true),
+            // Only an answer that says for sure that nothing was done is a refusal.
+            Some((11000 | 112 | 24 | 20, _)) => Ok(false),
+            Some((code, message)) => anyhow::bail!("{code}: {message}"),
+        }
+    }
+
+    /// Changes a shard key: a delete and an insert in one transaction.
+    async fn rekey(&mut self, at: usize) -> Result<bool> {
+        let (id, from) = self.known[at];
+        let to = self.key();
+        let document = self.document(id, to);
+        let (old, old_version) = self.router.route(USERS, from as f64).await?;
+        let (new, new_version) = self.router.route(USERS, to as f64).await?;
+        self.transaction += 1;
+        let delete = doc! { "delete": "users", "deletes": [{ "q": { "_id": id, "k": from }, "limit": 1 }], "shardVersion": old_version };
+        let insert = doc! { "insert": "users", "documents": [document], "shardVersion": new_version };
+        let begin = |mut command: Document| {
+            command.insert("startTransaction", true);
+            command
+        };
+        // On one shard the insert comes second; on two it is a beginning of its own.
+        let second = if old == new { insert } else { begin(insert) };
+        let deleted = self.in_transaction(old, "shop", begin(delete)).await?;
+        let done = deleted && self.in_transaction(new, "shop", second).await?;
+        if !done {
+            for shard in if old == new { vec![old] } else { vec![old, new] } {
+                self.in_transaction(shard, "admin", doc! { "abortTransaction": 1 }).await?;
+            }
+            self.router.forget(USERS);
+            return Ok(false);
+        }
+        if old == new {
+            self.commit(old, doc! { "commitTransaction": 1 }).await?;
+        } else {
+            self.commit_both(old, new).await?;
+            self.counts.across.fetch_add(1, Ordering::Relaxed);
+        }
+        self.known[at] = (id, to);
+        Ok(true)
+    }
+
+    async fn commit_both(&mut self, old: usize, new: usize) -> Result<()> {
+        let mut newest = Timestamp { time: 0, increment: 0 };
+        for shard in [old, new] {
+            let prepare = doc! { "prepareTransaction": 1, "writeConcern": { "w": "majority" } };
+            let prepared = self.commit(shard, prepare).await?;
+            newest = prepared.get_timestamp("prepareTimestamp")?.max(newest);
+        }
+        // Whoever commits first: the delete must not win because it was logged last.
+        let order = if self.rng.random_bool(0.5) { [old, new] } else { [new, old] };
+        for shard in order {
+            self.commit(shard, doc! { "commitTransaction": 1, "commitTimestamp": newest }).await?;
+        }
+        Ok(())
+    }
+
+    /// A step that must be done, however often it takes: a prepared transaction outlives its primary.
+    async fn commit(&mut self, shard: usize, command: Document) -> Result<Document> {
+        let started = Instant::now();
+        loop {
+            let sent = self.of_transaction(command.clone());
+            let why = match self.router.run(shard, "admin", sent).await.map(check) {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(why)) | Err(why) => why,
+            };
+            anyhow::ensure!(started.elapsed() < Duration::from_secs(60), "{why}");
+            let aborted = ["error 251:", "error 225:"].iter().any(|code| why.to_string().starts_with(code));
+            anyhow::ensure!(!aborted, "{why}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn in_transaction(&mut self, shard: usize, database: &str, command: Document) -> Result<bool> {
+        let command = self.of_transaction(command);
+        let answer = self.router.run(shard, database, command).await?;
+        let changed = answer.get_i32("n").is_ok_and(|n| n == 1);
+        Ok(fault(&answer).is_none() && changed)
+    }
+
+    fn of_transaction(&self, mut command: Document) -> Document {
+        command.insert("lsid", self.session.clone());
+        command.insert("txnNumber", self.transaction);
+        command.insert("autocommit", false);
+        command
+    }
+}
+
+/// Moves ranges of users between the shards, one after the other, until it is stopped.
+pub(super) struct Movers {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<u64>,
+}
+
+impl Movers {
+    pub(super) fn start(rig: &Rig) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let asked = Arc::clone(&stop);
+        let (config, mut rng) = (rig.cluster.config.uri(), StdRng::seed_from_u64(seed()));
+        let task = tokio::spawn(async move {
+            let mut moved = 0;
+            while !asked.load(Ordering::Relaxed) {
+                let (min, to) = (rng.random_range(0..10_i64) * 100, rng.random_range(0..2_usize));
+                moved += u64::from(Cluster::try_move(&config, USERS, (min, min + 100), to).await.is_ok());
+            }
+            moved
+        });
+        Self { stop, task }
+    }
+
+    pub(super) async fn stop(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.task.await?)
+    }
+}

@@ -1,0 +1,46 @@
+//! What a run refuses or stops at, with a message that says what to do.
+//!
+//! Both cases would lose documents without a word if they went on. The target is looked at as well: nothing may have
+//! been dropped before the stop.
+
+use anyhow::Result;
+use bson::doc;
+use oplogue_tests::collector::{Collector, HAND_OVER};
+use oplogue_tests::servers::Options;
+use oplogue_tests::servers::wire::check;
+
+use super::rig::{PATIENCE, Rig};
+
+#[tokio::test]
+async fn a_database_that_changes_its_primary_shard_stops_the_run_before_its_drop() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    let mut router = rig.cluster.router(&rig.gossip);
+    rig.cluster.create_database("stock", 0).await?;
+    let insert =
+        doc! { "insert": "items", "documents": [{ "_id": 1 }, { "_id": 2 }], "writeConcern": { "w": "majority" } };
+    check(router.run(0, "stock", insert).await?)?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    let (_, version) = rig.cluster.database("stock").await?;
+    let majority = doc! { "w": "majority" };
+    let moving =
+        doc! { "_shardsvrMovePrimary": "stock", "to": "s2", "databaseVersion": version, "writeConcern": majority };
+    rig.cluster.command(&rig.cluster.shards[0], "admin", moving).await?;
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(status.code() == Some(1), "{status}:\n{}", collector.log_end());
+    anyhow::ensure!(collector.log().contains("movePrimary"), "{}", collector.log_end());
+    let left = super::rig::documents(&rig.target.client(), "stock.items").await?;
+    anyhow::ensure!(left.len() == 2, "the drop was applied");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shard_that_is_not_configured_is_refused_by_name() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    let only = rig.cluster.shards[0].uri();
+    let mut collector = Collector::start(&rig.config()?.set("mongo_urls", only))?;
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(status.code() == Some(1) || status.code() == Some(2), "{status}:\n{}", collector.log_end());
+    anyhow::ensure!(collector.log().contains("the cluster has the shard s2"), "{}", collector.log_end());
+    Ok(())
+}
