@@ -65,6 +65,11 @@ impl Stream {
         Ok(seen)
     }
 
+    /// The name of the collection that a change is of.
+    pub(crate) fn name(&self, change: &Change) -> String {
+        self.names.name(change.source).as_str().to_owned()
+    }
+
     pub(crate) fn counts(&self) -> DecodeCounts {
         self.decoder.counts()
     }
@@ -179,7 +184,7 @@ async fn ddl_is_shown_as_the_oplog_has_it() {
     things(&set.client()).insert_one(doc! { "_id": "end" }).await.unwrap();
 
     let changes = stream.until(is("end")).await.unwrap();
-    let name = |change: &Change| stream.names.name(change.source).as_str().to_owned();
+    let name = |change: &Change| stream.name(change);
     let of = |wanted: &str| -> Vec<&Change> {
         changes.iter().filter(|change| change.ddl.as_ref().is_some_and(|ddl| ddl.name() == wanted)).collect()
     };
