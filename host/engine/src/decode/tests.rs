@@ -330,7 +330,7 @@ async fn pieces_of_a_whole_transaction_come_in_one_batch_as_far_as_the_limit_all
                     asked.push(bytes / 100_000);
                     decoder.granted(Permit::none());
                 }
-                Step::Need(Need::Entry { time }) => {
+                Step::Need(Need::Entry { time, .. }) => {
                     let found = &log[time.inc as usize - 1];
                     decoder.entry(Bytes::from(bson::serialize_to_vec(found).unwrap())).unwrap();
                 }
