@@ -222,8 +222,16 @@ impl Writer {
         let mut newest = Timestamp { time: 0, increment: 0 };
         for shard in [old, new] {
             let prepare = doc! { "prepareTransaction": 1, "writeConcern": { "w": "majority" } };
-            let prepared = self.commit(shard, prepare).await?;
-            newest = prepared.get_timestamp("prepareTimestamp")?.max(newest);
+            match self.commit(shard, prepare).await {
+                Ok(prepared) => newest = prepared.get_timestamp("prepareTimestamp")?.max(newest),
+                Err(why) => {
+                    // What is prepared outlives everything; the other part went with its primary.
+                    for shard in [old, new] {
+                        self.commit(shard, doc! { "abortTransaction": 1 }).await.ok();
+                    }
+                    return Err(why);
+                }
+            }
         }
         // Whoever commits first: the delete must not win because it was logged last.
         let order = if self.rng.random_bool(0.5) { [old, new] } else { [new, old] };
