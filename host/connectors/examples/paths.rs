@@ -153,6 +153,8 @@ impl Bench {
             key: Bytes::from(rawdoc! { "_id": id }.into_bytes()),
             content: Content::Patch(vec![Patch::Diff(Bytes::from(diff.into_bytes()))]),
             overlap,
+            origin: None,
+            in_order: false,
             time: OpTime::default(),
             collection: None,
         }
