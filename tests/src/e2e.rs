@@ -12,6 +12,7 @@ mod delay;
 mod failover;
 mod filters;
 mod indexes;
+mod missing;
 mod mistakes;
 mod modes;
 mod mongoshake;

@@ -7,6 +7,7 @@ mod copy;
 mod ddl;
 mod flush;
 mod full_copy;
+mod limits;
 mod marks;
 mod pair;
 mod settle;

@@ -17,6 +17,7 @@ mod copy;
 mod follow;
 mod latency;
 mod loader;
+mod paths;
 mod plugins;
 mod table;
 mod usage;
@@ -58,6 +59,8 @@ enum Scenario {
     Hot,
     /// From source commit to visible on the target
     Latency,
+    /// An update on the fast and on the exact path; decoding, an entry
+    Paths,
     /// Routes, envelopes and bodies, in WebAssembly and natively; needs no server
     Plugins,
 }
@@ -93,6 +96,10 @@ async fn measure(options: &Options, program: &Path) -> Result<()> {
             console::title(&format!("catch-up, {} operations on {collections} collections", options.operations));
             Box::pin(follow::run(options, program, collections)).await?;
         }
+    }
+    if options.wants(Scenario::Paths) {
+        console::title("updates on the fast and on the exact path, and decoding");
+        paths::run(options.debug).await?;
     }
     if options.wants(Scenario::Latency) {
         console::title("latency, source commit to visible on the target");

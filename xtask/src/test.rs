@@ -13,10 +13,22 @@ use oplogue_tests::seed::FILE_VARIABLE;
 
 use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
+/// Versions of source and target that the long run tries besides the default pair.
+const PAIRS: [(&str, &str); 4] = [("4.4.2", "4.4.2"), ("5.0.4", "5.0.4"), ("4.4.2", "6.0.27"), ("6.0.27", "5.0.4")];
+
+/// What depends on a server's version: the source, the sink, and the collector between the two.
+const OF_VERSIONS: [&str; 7] =
+    ["sink::", "snapshot::", "oplog_source::", "e2e::modes", "e2e::crash", "e2e::ddl", "e2e::missing"];
+
+/// (document, update) pairs of the property test of updates in a long run, and for each further pair of versions.
+const CASES: &str = "100000";
+const CASES_OF_VERSIONS: &str = "5000";
+
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the slow tests: more kills, older servers (sets OPLOGUE_LONG=1, OPLOGUE_KILLS=50 and OPLOGUE_CHAOS=20000)
+    /// Also the slow tests: more kills and cases, older servers (sets OPLOGUE_LONG=1, OPLOGUE_KILLS=50,
+    /// OPLOGUE_CHAOS=20000 and OPLOGUE_CASES=100000 unless they are set)
     #[arg(long)]
     long: bool,
     /// Only the tests: no formatting, lints or tidy checks
@@ -43,12 +55,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut test = steps::cargo(&["test", "--workspace"]);
     if options.long {
         test.env("OPLOGUE_LONG", "1");
-        if std::env::var_os("OPLOGUE_KILLS").is_none() {
-            test.env("OPLOGUE_KILLS", "50");
-        }
-        if std::env::var_os("OPLOGUE_CHAOS").is_none() {
-            test.env("OPLOGUE_CHAOS", "20000");
-        }
+        set_unless_given(&mut test, "OPLOGUE_KILLS", "50");
+        set_unless_given(&mut test, "OPLOGUE_CHAOS", "20000");
+        set_unless_given(&mut test, "OPLOGUE_CASES", CASES);
     }
     test.arg("--").args(["--test-threads", "2"]);
     test.args(&options.filter);
@@ -56,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     std::fs::write(&seeds, "").context("empty the list of seeds")?;
     let mut tested = steps::run(test.env(FILE_VARIABLE, &seeds));
     if tested.is_ok() && options.long && options.filter.is_none() {
-        tested = by_change_stream(&seeds);
+        tested = by_change_stream(&seeds).and_then(|()| older_servers(&seeds));
     }
     say_seeds(&seeds)?;
     tested
@@ -77,6 +86,27 @@ fn by_change_stream(seeds: &Path) -> Result<()> {
     test.env("OPLOGUE_LONG", "1").env("OPLOGUE_FETCH_METHOD", "change_stream").env(FILE_VARIABLE, seeds);
     test.arg("--").args(["--test-threads", "2", "e2e::"]);
     steps::run(&mut test)
+}
+
+/// The part of the suite that a server's version could change, on other versions. Tests say what they leave out where
+/// a server lacks it.
+fn older_servers(seeds: &Path) -> Result<()> {
+    for (source, target) in PAIRS {
+        console::title(&format!("tests, MongoDB {source} to {target}"));
+        let mut test = steps::cargo(&["test", "-p", "oplogue-tests", "--test", "all"]);
+        test.env("OPLOGUE_SOURCE_VERSION", source).env("OPLOGUE_TARGET_VERSION", target);
+        test.env("OPLOGUE_MONGOD_VERSION", target).env(FILE_VARIABLE, seeds);
+        set_unless_given(&mut test, "OPLOGUE_CASES", CASES_OF_VERSIONS);
+        test.arg("--").args(["--test-threads", "2", "--nocapture"]).args(OF_VERSIONS);
+        steps::run(&mut test)?;
+    }
+    Ok(())
+}
+
+fn set_unless_given(command: &mut std::process::Command, name: &str, value: &str) {
+    if std::env::var_os(name).is_none() {
+        command.env(name, value);
+    }
 }
 
 fn check() -> Result<()> {

@@ -15,8 +15,17 @@ pub(super) struct Pair {
 
 impl Pair {
     pub(super) async fn start() -> Self {
-        let source = Options { users: Vec::new(), ..Options::guide_source() };
-        let target = Options { users: Vec::new(), ..Options::guide_target() };
+        Self::with_cache(Options::default().cache_gb).await
+    }
+
+    /// With a cache that holds several versions of the largest documents.
+    pub(super) async fn roomy() -> Self {
+        Self::with_cache(1.0).await
+    }
+
+    async fn with_cache(cache_gb: f32) -> Self {
+        let source = Options { users: Vec::new(), cache_gb, ..Options::guide_source() };
+        let target = Options { users: Vec::new(), cache_gb, ..Options::guide_target() };
         if source.version == target.version {
             return Self { source: ReplicaSet::start(source).await.unwrap(), target: None };
         }

@@ -156,7 +156,8 @@ impl MongoSink {
             MissingDocument::Ignore => Ok(Next::Whole(FlushReport::default())),
             MissingDocument::Refetch => self.refetch(place, item.index, item.write).await.map(Next::Whole),
             MissingDocument::Upsert => {
-                match plan(item.write, Form { fast: false, ..self.form(place, item.overlap) })? {
+                let form = Form { fast: false, upsert: true, ..self.form(place, item.overlap) };
+                match plan(item.write, form)? {
                     Plan::One(statement) => Ok(Next::Send(statement)),
                     Plan::Steps(_) | Plan::Refetch | Plan::Nothing => {
                         self.refetch(place, item.index, item.write).await.map(Next::Whole)

@@ -12,7 +12,7 @@ use oplogue_engine::sink::{FlushReport, Write};
 use super::counters::count;
 use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
-use super::{MissingDocument, MongoSink, Target, merge};
+use super::{MongoSink, Target, merge};
 use crate::mongodb::command::{self, Outcome, Statement, Verb};
 
 /// A planned write: its place in the flush, and what it becomes.
@@ -155,9 +155,9 @@ impl MongoSink {
         write.overlap || self.future.covers(write.target, &write.key, write.time)
     }
 
+    /// The form of a first try: what misses its document is looked at before anything is invented.
     pub(super) fn form(&self, place: &Place, overlap: bool) -> Form {
-        let upsert = !overlap && self.options.missing_document == MissingDocument::Upsert;
-        Form { overlap, fast: true, upsert, dialect: place.target.dialect }
+        Form { overlap, fast: true, upsert: false, dialect: place.target.dialect }
     }
 
     fn count_form(&self, statement: &Statement<'_>) {
