@@ -17,7 +17,7 @@ async fn fill(rig: &Rig, name: &str) -> Result<()> {
 
 /// Starts a collector whose copy of `shop.<name>` is in the middle when this returns.
 async fn in_the_middle(rig: &Rig, config: &oplogue_tests::collector::PipelineConfig, name: &str) -> Result<Collector> {
-    slow_reads(rig, 900).await?;
+    slow_reads(rig, 1_500).await?;
     let collector = Collector::start(config)?;
     let copied = shop(&rig.target, name);
     until("a part of the copy", || async { Ok(copied.estimated_document_count().await? > 0) }).await?;
@@ -32,15 +32,15 @@ async fn a_change_inside_the_range_that_is_copied_now() -> Result<()> {
     fill(&rig, "c00").await?;
     let collector = in_the_middle(&rig, &rig.config()?, "c00").await?;
     let changed = shop(&rig.source, "c00");
-    // What was read and what was not, in every way, some of it more than once.
-    for id in (0..DOCUMENTS).step_by(11) {
-        changed.update_one(doc! { "_id": id }, doc! { "$set": { "n": -id, "late": [1, 2] } }).await?;
-        changed.delete_one(doc! { "_id": id + 1 }).await?;
-        changed.insert_one(doc! { "_id": f64::from(id) + 0.5, "between": true }).await?;
-        changed.delete_one(doc! { "_id": id + 2 }).await?;
-        changed.insert_one(doc! { "_id": Bson::Int64(i64::from(id) + 2), "again": true }).await?;
-        changed.update_one(doc! { "_id": id }, doc! { "$push": { "late": { "$each": [3], "$slice": -2 } } }).await?;
-    }
+    // What was read and what was not, in every way, some of it more than once. In few commands: the copy goes on.
+    let every = |rest: i32| doc! { "_id": { "$mod": [11, rest] } };
+    changed.update_many(every(0), doc! { "$mul": { "n": -1 }, "$set": { "late": [1, 2] } }).await?;
+    changed.delete_many(doc! { "$or": [every(1), every(2)] }).await?;
+    let between = (0..DOCUMENTS).step_by(11).map(|id| doc! { "_id": f64::from(id) + 0.5, "between": true });
+    changed.insert_many(between).await?;
+    let again = (2..i64::from(DOCUMENTS)).step_by(11).map(|id| doc! { "_id": id, "again": true });
+    changed.insert_many(again).await?;
+    changed.update_many(every(0), doc! { "$push": { "late": { "$each": [3], "$slice": -2 } } }).await?;
     anyhow::ensure!(!collector.log().contains(HAND_OVER), "the copy was over before the changes");
     rig.source.heal_commands().await?;
     rig.finish(rig.comparison(), collector, &[]).await
