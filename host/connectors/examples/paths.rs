@@ -179,7 +179,7 @@ async fn decode(client: &Client, names: &Arc<Namespaces>, out: &mut impl std::io
         let mut decoder = Decoder::new(Arc::clone(names), DecodeOptions::default(), OpTime::default());
         let started = Instant::now();
         for reply in &replies {
-            let raw = RawBatch { entries: reply.clone(), reached: None, permit: Permit::none() };
+            let raw = RawBatch { entries: reply.clone(), reached: None, runs: Vec::new(), permit: Permit::none() };
             std::hint::black_box(decoder.decode(raw)?);
         }
         best = best.min(started.elapsed());

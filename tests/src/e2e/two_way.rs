@@ -192,7 +192,9 @@ async fn both_sides_end_equal_under_load_with_both_collectors_killed() -> Result
             Ok(())
         };
         let ((of_a, of_b), killed) = tokio::join!(writing, killing);
-        (of_a?, of_b?, killed?);
+        of_a?;
+        of_b?;
+        killed?;
     }
     on_a.stop().await?;
     on_b.stop().await?;

@@ -241,7 +241,7 @@ impl MongoSink {
         let dialect = self.target().await?.dialect;
         match image.origin() {
             Origin::Known => Ok(Computed::Nothing),
-            Origin::Source => self.from_source(image).await,
+            Origin::Source => self.read_source(image).await,
             Origin::Diffs(base, diffs) => match patch::pipeline(dialect, base, diffs) {
                 Ok(stages) if base.is_some() => Ok(Computed::Stages(stages)),
                 Ok(stages) => {
@@ -251,7 +251,7 @@ impl MongoSink {
                 Err(patch::CompileError::Diff(e)) => {
                     Err(Error::new(Side::Source, Kind::CannotApply, "read a diff").caused_by(e).into())
                 }
-                Err(_) => self.from_source(image).await,
+                Err(_) => self.read_source(image).await,
             },
             Origin::Modifiers(Some(base), updates) => self.modified(image, base, &updates).await,
             Origin::Modifiers(None, updates) => match self.read(open, name, image, EMPTY_ARRAY).await? {
@@ -267,13 +267,13 @@ impl MongoSink {
             match modifiers::apply(&document, update) {
                 Ok(next) => document = next,
                 // The document is not in the state that the source had: in overlap it may be a newer one.
-                Err(_) => return self.from_source(image).await,
+                Err(_) => return self.read_source(image).await,
             }
         }
         Ok(Computed::Document(Bytes::from(document)))
     }
 
-    async fn from_source(&self, image: &Image<'_>) -> Result<Computed, Broken> {
+    async fn read_source(&self, image: &Image<'_>) -> Result<Computed, Broken> {
         Ok(self.fetch(image.last()).await?.map_or(Computed::Nothing, Computed::Document))
     }
 
@@ -281,7 +281,7 @@ impl MongoSink {
     async fn or_absent(&self, name: &Namespace, image: &Image<'_>, found: Option<Bytes>) -> Result<Computed, Broken> {
         match found {
             Some(document) => Ok(Computed::Document(document)),
-            None if !image.last().overlap || self.catalogue.expires(name).await? => self.from_source(image).await,
+            None if !image.last().overlap || self.catalogue.expires(name).await? => self.read_source(image).await,
             None => Ok(Computed::Nothing),
         }
     }

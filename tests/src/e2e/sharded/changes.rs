@@ -25,7 +25,7 @@ async fn a_quiet_shard_holds_nothing_back() -> Result<()> {
 #[tokio::test]
 async fn everything_moves_under_load_and_the_collector_is_killed() -> Result<()> {
     let rig = Rig::start(Options::default()).await?;
-    let mut load = Load::start(&rig, 3).await?;
+    let mut load = Load::start(&rig, 3);
     load.reach(300, PATIENCE).await?;
     let mut collector = Collector::start(&rig.config()?)?;
     let movers = Movers::start(&rig);

@@ -36,7 +36,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) async fn start(rig: &Rig, writers: usize) -> Result<Self> {
+    pub(super) fn start(rig: &Rig, writers: usize) -> Self {
         let (seed, counts, stop) = (seed(), Arc::<Counts>::default(), Arc::<AtomicBool>::default());
         let mut tasks = JoinSet::new();
         for writer in 0..writers {
@@ -52,7 +52,7 @@ impl Load {
             };
             tasks.spawn(writer.run(Arc::clone(&stop)));
         }
-        Ok(Self { seed, counts, stop, writers: tasks })
+        Self { seed, counts, stop, writers: tasks }
     }
 
     pub(super) fn done(&self) -> u64 {
@@ -275,7 +275,7 @@ impl Writer {
 /// Moves ranges of users between the shards, one after the other, until it is stopped.
 pub(super) struct Movers {
     stop: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<u64>,
+    tasks: JoinSet<u64>,
 }
 
 impl Movers {
@@ -283,7 +283,8 @@ impl Movers {
         let stop = Arc::<AtomicBool>::default();
         let asked = Arc::clone(&stop);
         let (config, mut rng) = (rig.cluster.config.uri(), StdRng::seed_from_u64(seed()));
-        let task = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
             let mut moved = 0;
             while !asked.load(Ordering::Relaxed) {
                 let (min, to) = (rng.random_range(0..10_i64) * 100, rng.random_range(0..2_usize));
@@ -291,11 +292,11 @@ impl Movers {
             }
             moved
         });
-        Self { stop, task }
+        Self { stop, tasks }
     }
 
-    pub(super) async fn stop(self) -> Result<u64> {
+    pub(super) async fn stop(mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
-        Ok(self.task.await?)
+        Ok(self.tasks.join_next().await.transpose()?.unwrap_or_default())
     }
 }

@@ -43,7 +43,7 @@ pub struct ShardedReader {
 enum List {
     /// On its database's primary shard.
     Home(Option<usize>),
-    Chunks(Sharded, Vec<Chunk>),
+    Chunks(Box<Sharded>, Vec<Chunk>),
 }
 
 impl ShardedReader {
@@ -77,7 +77,7 @@ impl ShardedReader {
         let list = match self.routing.sharded(stored).await? {
             Some(sharded) => {
                 let chunks = self.routing.chunks(&sharded).await?;
-                List::Chunks(sharded, chunks)
+                List::Chunks(Box::new(sharded), chunks)
             }
             None => List::Home(self.routing.home(stored.database()).await?),
         };

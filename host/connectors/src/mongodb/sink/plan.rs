@@ -68,7 +68,12 @@ pub(crate) fn whole<'a>(key: &'a [u8], document: &'a [u8]) -> Result<Plan<'a>> {
         Statement::Literal { .. } if shape::of(document).twins => {
             Plan::Steps(vec![Statement::Delete { key }, statement])
         }
-        one => Plan::One(one),
+        one @ (Statement::Insert(_)
+        | Statement::Update { .. }
+        | Statement::Modify { .. }
+        | Statement::Literal { .. }
+        | Statement::Pipeline { .. }
+        | Statement::Delete { .. }) => Plan::One(one),
     })
 }
 
