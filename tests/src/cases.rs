@@ -13,7 +13,9 @@ use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use mongodb::error::ErrorKind;
 
+#[allow(clippy::indexing_slicing, reason = "the indexes are drawn below the length, or counted")]
 mod generate;
+#[allow(clippy::indexing_slicing, reason = "the indexes are counted")]
 mod shrink;
 
 pub use generate::{Generator, OPERATIONS};
