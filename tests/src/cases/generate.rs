@@ -4,8 +4,6 @@
 //! by a pipeline or a replacement, which reaches every diff that the server can log: fields that move, arrays that
 //! shrink and change at once, names with dots and dollars. All of it comes from one random generator, so a seed repeats it.
 
-#![allow(clippy::indexing_slicing, reason = "a place is drawn from the length beside it")]
-
 use bson::{Bson, Document, RawBson, RawDocumentBuf, cstr, doc};
 use mongodb::options::UpdateModifications;
 use rand::Rng as _;

@@ -3,8 +3,6 @@
 //! One operation, one operator, one field is taken away at a time; the caller keeps a version if it still fails. What
 //! comes out is not the smallest case there is, only one from which nothing more can be dropped.
 
-#![allow(clippy::indexing_slicing, reason = "a place is drawn from the length beside it")]
-
 use bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 
 use super::{Case, Operation};

@@ -4,11 +4,15 @@
 //! target user where privileges matter. What the statements themselves mean is tested in `flush`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
+use oplogue_connectors::mongodb::alone::{WriterName, wait_until_alone};
+use oplogue_connectors::mongodb::client::{self, ConnectOptions};
 use oplogue_connectors::mongodb::sink::{MissingDocument, SinkOptions};
+use oplogue_engine::error::Side;
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::{Options, ReplicaSet, connect};
 
@@ -138,7 +142,7 @@ async fn a_conflict_with_somebody_elses_transaction_is_waited_out() {
         .map(|(name, id)| patch(&bench, name, id))
         .collect();
     let (report, ()) = tokio::join!(bench.sink.write(&writes), async {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         session.commit_transaction().await.unwrap();
     });
     assert_eq!(report.unwrap().refused, []);
@@ -152,16 +156,30 @@ async fn a_conflict_with_somebody_elses_transaction_is_waited_out() {
 async fn transactions_that_a_killed_run_left_open_are_ended_at_the_next_start() {
     let (set, bench) = guide().await;
     bench.sink.write(&inserts(&bench)).await.unwrap();
-    let killed = connect(&set.uri_as_user()).await.unwrap();
+    let run = || WriterName::new("job");
+    let client = |writer: WriterName| {
+        let (uri, options) = (set.uri_as_user(), ConnectOptions { writer: Some(writer), ..ConnectOptions::default() });
+        async move { client::connect(Side::Sink, &uri, &options).await.unwrap() }
+    };
+    let killed = client(run()).await;
     let mut session = killed.start_session().await.unwrap();
     session.start_transaction().await.unwrap();
     let a = killed.database("t").collection::<Document>("a");
     a.update_one(doc! { "_id": 1 }, doc! { "$set": { "x": "half" } }).session(&mut session).await.unwrap();
-    let next = bench.restarted();
-    next.sink.load().await.unwrap();
-    let late = session.commit_transaction().await;
-    assert!(late.is_err(), "it was still there");
-    let writes: Vec<Write> = (0..EACH).map(|id| patch(&next, "t.a", id)).collect();
-    let written = tokio::time::timeout(std::time::Duration::from_secs(30), next.sink.write(&writes)).await;
+    // As a killed process does: the connections end, nothing is aborted. What waits for the document keeps its own.
+    let waiting = killed.clone();
+    let waits = tokio::time::timeout(Duration::from_millis(500), async move {
+        let a = waiting.database("t").collection::<Document>("a");
+        a.update_one(doc! { "_id": 1 }, doc! { "$set": { "x": "late" } }).await
+    });
+    assert!(waits.await.is_err(), "the open transaction holds the document");
+    std::mem::forget(session);
+    killed.shutdown().immediate(true).await;
+    let next = run();
+    let alone = client(next.clone()).await;
+    let waited = tokio::time::timeout(Duration::from_secs(30), wait_until_alone(&alone, &next)).await;
+    waited.expect("nothing is left of the killed run").unwrap();
+    let writes: Vec<Write> = (0..EACH).map(|id| patch(&bench, "t.a", id)).collect();
+    let written = tokio::time::timeout(Duration::from_secs(30), bench.sink.write(&writes)).await;
     assert_eq!(written.expect("nobody holds the document any more").unwrap().refused, []);
 }

@@ -4,11 +4,12 @@
 //! lock. Replayed changes must not begin before it has run or can run no more, else it lands on top of newer ones.
 //! Every run therefore writes through connections that carry its name, and first waits until the server has no
 //! connection left of an earlier one: a server reads what came and then sees the end. An instance that was paused
-//! keeps its connections, so its successor waits for its end as well. This module closes nothing itself.
+//! keeps its connections, so its successor waits for its end as well. What a dead run cannot end itself is ended here:
+//! its open transactions would hold their documents for a minute, and whatever waits for those holds its connection.
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use mongodb::options::DriverInfo;
@@ -59,7 +60,8 @@ impl WriterName {
     }
 }
 
-/// Waits until the target has no connection of another run of this job.
+/// Ends the transactions and statements that other runs of this job have left on the target, and waits until it has no
+/// connection of theirs. All that is looked at belongs to the same user, for which no privilege is needed.
 ///
 /// A server that does not tell (a missing privilege, an unknown stage) is taken at its word that there is none, and
 /// the log says so. Cancel it by dropping it.
@@ -79,12 +81,25 @@ pub async fn wait_until_alone(target: &Client, own: &WriterName) -> Result<()> {
             Err(fault) => return Err(fault),
         };
         let Some(first) = others.first() else { return Ok(()) };
+        end_sessions(target, &others).await;
         let waited = began.elapsed();
         if waited >= next_line {
-            say(first, others.len(), waited);
+            say(first.get_str("client").unwrap_or("unknown"), others.len(), waited);
             next_line = if next_line < LONG { LONG } else { waited + LONG };
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Kills the sessions of these operations. Failing is no fault: the server ends them by itself in the end.
+async fn end_sessions(target: &Client, operations: &[Document]) {
+    let sessions: Vec<Bson> = operations.iter().filter_map(|operation| operation.get("lsid").cloned()).collect();
+    if sessions.is_empty() {
+        return;
+    }
+    if let Err(fault) = target.database("admin").run_command(doc! { "killSessions": sessions }).await {
+        let error = classify::error(Side::Sink, "end what an earlier run left on the target", fault);
+        tracing::debug!(%error, "it ends by itself");
     }
 }
 
@@ -103,15 +118,15 @@ fn say(client: &str, count: usize, waited: Duration) {
     );
 }
 
-/// The addresses from which other runs are connected.
-async fn others(target: &Client, own: &WriterName) -> Result<Vec<String>> {
+/// What the server has of other runs: operations, idle connections, transactions between two statements.
+async fn others(target: &Client, own: &WriterName) -> Result<Vec<Document>> {
     let doing = "look for connections of an earlier run on the target";
     let failed = |e| classify::error(Side::Sink, doing, e);
-    let stages = [doc! { "$currentOp": { "idleConnections": true } }];
+    let stages = [doc! { "$currentOp": { "idleConnections": true, "idleSessions": true } }];
     let cursor = target.database("admin").aggregate(stages).await.map_err(failed)?;
-    let operations: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
-    let others = operations.iter().filter(|operation| own.is_of_another_run(operation) && !is_monitor(operation));
-    Ok(others.map(|operation| operation.get_str("client").unwrap_or("unknown").to_owned()).collect())
+    let mut operations: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
+    operations.retain(|operation| own.is_of_another_run(operation) && !is_monitor(operation));
+    Ok(operations)
 }
 
 /// A driver's monitor waits for news of the topology, writes nothing, and is slow to notice that its client is gone.

@@ -25,7 +25,7 @@ use super::mark::{Mark, Marks};
 use super::originals::Originals;
 use super::patch::Dialect;
 use super::privileges::{Need, Privileges};
-use super::{classify, topology, transaction};
+use super::{classify, topology};
 
 mod counters;
 mod cure;
@@ -230,7 +230,6 @@ impl MongoSink {
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
         self.catalogue.load().await?;
-        transaction::end_leftovers(&self.client).await;
         Ok(Target {
             bypass_validation: privileges.allows(&bypass()),
             is_mongos,

@@ -5,10 +5,6 @@
 //! the first failure only. Nothing here decides what a failure means, and nothing is tried again except a commit whose
 //! outcome the server could not say.
 
-use std::time::Duration;
-
-use bson::{Bson, Document, Uuid, doc};
-use futures_util::TryStreamExt as _;
 use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::options::{Acknowledgment, WriteConcern};
 use mongodb::{Client, ClientSession};
@@ -21,9 +17,6 @@ use super::mark::{self, Lease, Numbering};
 
 /// How often a commit of unknown outcome is asked for again.
 const COMMIT_TRIES: usize = 8;
-
-/// How long the look for transactions of an earlier run may take.
-const LEFTOVERS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An error inside a transaction.
 pub(super) enum Broken {
@@ -236,48 +229,4 @@ pub(super) async fn abort(transaction: Transaction<'_>) {
     if let Some(error) = failed {
         tracing::debug!(error, "a transaction could not be aborted; it ends by itself");
     }
-}
-
-/// Ends transactions that an earlier run left open. A killed process cannot give its own up, and until the server does
-/// (`transactionLifetimeLimitSeconds`, a minute) every write of their documents waits. Only sessions of the same user
-/// and application are looked at, for which no privilege is needed. Failing is no fault: the minute is waited out.
-pub(super) async fn end_leftovers(client: &Client) {
-    match tokio::time::timeout(LEFTOVERS_PATIENCE, end_open(client)).await {
-        Ok(Ok(0)) => {}
-        Ok(Ok(ended)) => tracing::info!(transactions = ended, "transactions of an earlier run were ended"),
-        Ok(Err(e)) => {
-            let error = classify::error(Side::Sink, "end transactions of an earlier run", e);
-            tracing::warn!(%error, "writes may wait until the target gives those up by itself");
-        }
-        Err(_) => tracing::warn!("the target does not say which transactions an earlier run left open"),
-    }
-}
-
-async fn end_open(client: &Client) -> std::result::Result<usize, DriverError> {
-    let admin = client.database("admin");
-    let ours = Uuid::new().to_string();
-    let found: Vec<Document> = admin
-        .aggregate([
-            doc! { "$currentOp": { "allUsers": false, "idleSessions": true } },
-            doc! { "$project": { "appName": 1, "lsid.id": 1, "command.comment": 1, "transaction.parameters": 1 } },
-        ])
-        .comment(ours.clone())
-        .await?
-        .try_collect()
-        .await?;
-    // This very command is among them, and says by which name the server knows this application.
-    let asked = |op: &&Document| {
-        op.get_document("command").is_ok_and(|c| c.get_str("comment").is_ok_and(|comment| comment == ours))
-    };
-    let Some(name) = found.iter().find(asked).and_then(|op| op.get("appName")) else { return Ok(0) };
-    let open: Vec<Bson> = found
-        .iter()
-        .filter(|op| op.get("appName") == Some(name) && op.contains_key("transaction"))
-        .filter_map(|op| op.get_document("lsid").ok().cloned().map(Bson::Document))
-        .collect();
-    let ended = open.len();
-    if ended > 0 {
-        admin.run_command(doc! { "killSessions": open }).await?;
-    }
-    Ok(ended)
 }
