@@ -4,11 +4,13 @@
 //! full copy and incremental share the plugin chain, the sink and the store. What a part does inside is its own
 //! module's affair; this one only joins, and decides where to start ([`start`]).
 
+mod border;
 mod index_build;
 mod servers;
 pub mod start;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, StreamOptions};
@@ -18,7 +20,7 @@ use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
 use oplogue_connectors::mongodb::shards::merged::MergedSource;
 use oplogue_connectors::mongodb::shards::reader::ShardedReader;
-use oplogue_connectors::mongodb::sink::{MissingDocument, MongoSink, SinkOptions};
+use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, SinkOptions};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
@@ -42,6 +44,7 @@ use oplogue_plugin_runtime::Chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use border::BorderCopy;
 use index_build::{IndexesAtMark, Parts};
 use servers::{Cluster, Servers};
 use start::{Begin, decide};
@@ -278,15 +281,16 @@ impl Job {
     /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
     async fn finish_indexes(&self) -> Result<()> {
         let sink = self.sink(Stage::CatchUp).await?;
-        let waiting = self.indexes_at_mark(&sink, Stage::CatchUp);
+        let waiting = self.indexes_at_mark(&sink, &Arc::new(AtomicBool::new(true)));
         waiting.build().await.map_err(|e| {
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
         })
     }
 
-    fn indexes_at_mark(&self, sink: &Arc<MongoSink>, stage: Stage) -> IndexesAtMark {
+    fn indexes_at_mark(&self, sink: &Arc<MongoSink>, wait: &Arc<AtomicBool>) -> IndexesAtMark {
         IndexesAtMark::new(Parts {
-            needed: stage == Stage::CatchUp && self.config.full_sync.create_index != CreateIndex::None,
+            wanted: self.config.full_sync.create_index != CreateIndex::None,
+            wait: Arc::clone(wait),
             reader: self.reader(),
             chain: self.chain(),
             namespaces: Arc::clone(&self.namespaces),
@@ -294,6 +298,29 @@ impl Job {
             sink: Arc::clone(sink),
             source: self.source(),
         })
+    }
+
+    /// Copies what a rename brings over the filter's border.
+    fn border(&self, sink: &Arc<MongoSink>, indexes_wait: Arc<AtomicBool>) -> BorderCopy {
+        let full = &self.config.full_sync;
+        let options = CopyOptions {
+            collection_exist_drop: false,
+            resumed: false,
+            documents_max: full.document_batch_size,
+            majority: full.majority_enable,
+        };
+        BorderCopy {
+            reader: self.reader(),
+            chain: self.chain(),
+            namespaces: Arc::clone(&self.namespaces),
+            target: Arc::new(MongoCopyTarget::new(Arc::clone(sink), options)),
+            sink: Arc::clone(sink),
+            source: self.source(),
+            metrics: self.hooks.metrics.clone(),
+            status: self.hooks.status.clone(),
+            options: self.copy_options(),
+            indexes_wait,
+        }
     }
 
     /// Incremental from `position` until its end.
@@ -319,8 +346,10 @@ impl Job {
         let decoder = self.decoder(position);
         sink.load().await?;
         let reader = self.reader();
-        let single_lane = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
-        let at_mark = self.indexes_at_mark(&sink, stage);
+        let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
+        let indexes_wait = Arc::new(AtomicBool::new(stage == Stage::CatchUp));
+        let at_mark = self.indexes_at_mark(&sink, &indexes_wait);
+        let border = self.border(&sink, indexes_wait);
         tracing::info!(from = %position, %overlap_until, "incremental starts");
         Ok(Incremental {
             source,
@@ -332,13 +361,15 @@ impl Job {
             sink,
             store: Arc::clone(&self.store),
             at_mark: Arc::new(at_mark),
+            border: Arc::new(border),
             metrics: self.hooks.metrics.clone(),
             status: self.hooks.status.clone(),
             options: IncrementalOptions {
                 core: CoreOptions {
                     lanes: self.config.incr.workers,
                     overlap_until,
-                    single_lane,
+                    single_lane: ordered.targets,
+                    single_lane_collections: ordered.collections,
                     auto: self.config.incr.auto_lanes,
                 },
                 checkpoint_interval: self.config.checkpoint.interval,
@@ -467,6 +498,9 @@ impl Job {
             () = self.hooks.stop.cancelled() => return Err(Error::new(Side::Sink, Kind::Unavailable, "asked to stop")),
             client = self.servers.writer(&self.lease) => client?,
         };
+        if self.config.filter.ddl_enable && stage != Stage::FullSync {
+            Servers::look_at_ddl(&client).await?;
+        }
         let options = SinkOptions {
             insert_on_dup_update: self.config.incr.insert_on_dup_update,
             missing_document: match self.config.incr.missing_document {
@@ -478,6 +512,10 @@ impl Job {
             ddl_ignored: !self.config.filter.ddl_enable,
             majority: self.config.incr.majority_enable,
             after_copy: stage == Stage::CatchUp,
+            ddl_refused: match self.config.incr.ddl_refused {
+                checked::DdlRefused::Stop => DdlRefused::Stop,
+                checked::DdlRefused::Skip => DdlRefused::Skip,
+            },
         };
         let conflicts = self
             .config
@@ -545,6 +583,7 @@ impl Job {
                 checked::Transactions::Split => 0,
                 checked::Transactions::Atomic => self.config.limits.transaction_bytes,
             },
+            is_shard: self.servers.cluster.is_some(),
         }
     }
 }

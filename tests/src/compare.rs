@@ -136,7 +136,7 @@ impl Comparison {
     /// When the deadline passes: the message carries the differences that remain.
     pub async fn wait(&self, sentinel: &str, timeout: Duration) -> Result<()> {
         let started = Instant::now();
-        self.pass_sentinel(sentinel, timeout).await?;
+        self.pass(sentinel, timeout).await?;
         loop {
             let found = self.run().await?;
             if found.is_empty() {
@@ -149,7 +149,11 @@ impl Comparison {
         }
     }
 
-    async fn pass_sentinel(&self, namespace: &str, timeout: Duration) -> Result<()> {
+    /// Waits until a sentinel written to `namespace` of the source has reached the target: everything before it has.
+    ///
+    /// # Errors
+    /// When the deadline passes.
+    pub async fn pass(&self, namespace: &str, timeout: Duration) -> Result<()> {
         let started = Instant::now();
         let marker = doc! { "_id": ObjectId::new(), "sentinel": true };
         let filter = doc! { "_id": marker.get_object_id("_id")? };

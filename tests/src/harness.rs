@@ -105,3 +105,129 @@ async fn older_servers_start_too() {
         things.insert_one(doc! { "_id": version }).await.unwrap();
     }
 }
+
+/// Two forms of one thing: the source has the first, the target the second.
+fn collection_pairs() -> Vec<(bson::Document, bson::Document)> {
+    let series = |options: bson::Document| {
+        let mut command = doc! { "create": "c", "timeseries": { "timeField": "t", "metaField": "m" } };
+        command.extend(options);
+        command
+    };
+    let view = |on: &str, from: &str| doc! { "create": "c", "viewOn": on, "pipeline": [{ "$lookup": { "from": from, "as": "j", "pipeline": [] } }] };
+    let zlib = doc! { "wiredTiger": { "configString": "block_compressor=zlib" } };
+    let plain = || doc! { "create": "c" };
+    let clustered =
+        |name: &str| doc! { "create": "c", "clusteredIndex": { "key": { "_id": 1 }, "unique": true, "name": name } };
+    vec![
+        (doc! { "create": "c", "capped": true, "size": 8192 }, plain()),
+        (doc! { "create": "c", "capped": true, "size": 8192 }, doc! { "create": "c", "capped": true, "size": 16384 }),
+        (
+            doc! { "create": "c", "capped": true, "size": 8192, "max": 3 },
+            doc! { "create": "c", "capped": true, "size": 8192 },
+        ),
+        (doc! { "create": "c", "validator": { "a": 1 } }, doc! { "create": "c", "validator": { "a": 2 } }),
+        (
+            doc! { "create": "c", "validator": { "a": 1 }, "validationLevel": "moderate" },
+            doc! { "create": "c", "validator": { "a": 1 } },
+        ),
+        (
+            doc! { "create": "c", "validator": { "a": 1 }, "validationAction": "warn" },
+            doc! { "create": "c", "validator": { "a": 1 } },
+        ),
+        (
+            doc! { "create": "c", "collation": { "locale": "en" } },
+            doc! { "create": "c", "collation": { "locale": "de" } },
+        ),
+        (doc! { "create": "c", "changeStreamPreAndPostImages": { "enabled": true } }, plain()),
+        (doc! { "create": "c", "recordPreImages": true }, plain()),
+        (doc! { "create": "c", "storageEngine": &zlib }, plain()),
+        (doc! { "create": "c", "indexOptionDefaults": { "storageEngine": zlib } }, plain()),
+        (clustered("x"), plain()),
+        (clustered("x"), clustered("y")),
+        (
+            doc! { "create": "c", "clusteredIndex": { "key": { "_id": 1 }, "unique": true }, "expireAfterSeconds": 9000 },
+            doc! { "create": "c", "clusteredIndex": { "key": { "_id": 1 }, "unique": true }, "expireAfterSeconds": 9001 },
+        ),
+        (series(doc! {}), plain()),
+        (series(doc! { "expireAfterSeconds": 9000 }), series(doc! {})),
+        (
+            series(doc! {}),
+            doc! { "create": "c", "timeseries": { "timeField": "t", "metaField": "m", "granularity": "hours" } },
+        ),
+        (series(doc! {}), doc! { "create": "c", "timeseries": { "timeField": "t", "metaField": "k" } }),
+        (view("a", "b"), plain()),
+        (view("a", "b"), view("x", "b")),
+        (view("a", "b"), view("a", "x")),
+        (
+            doc! { "create": "c", "viewOn": "a", "pipeline": [], "collation": { "locale": "en" } },
+            doc! { "create": "c", "viewOn": "a", "pipeline": [] },
+        ),
+    ]
+}
+
+/// The same of indexes.
+fn index_pairs() -> Vec<(bson::Document, bson::Document)> {
+    let index = |spec: bson::Document| doc! { "createIndexes": "c", "indexes": [spec] };
+    let keyed = |mut options: bson::Document| {
+        let mut spec = doc! { "key": { "a": 1 }, "name": "n" };
+        spec.extend(std::mem::take(&mut options));
+        index(spec)
+    };
+    let plain = || doc! { "create": "c" };
+    let mut pairs = vec![
+        (keyed(doc! {}), plain()),
+        (keyed(doc! {}), index(doc! { "key": { "a": -1 }, "name": "n" })),
+        (keyed(doc! {}), index(doc! { "key": { "a": 1.0 }, "name": "other" })),
+        (
+            index(doc! { "key": { "$**": 1 }, "name": "n", "wildcardProjection": { "x": 1 } }),
+            index(doc! { "key": { "$**": 1 }, "name": "n" }),
+        ),
+        (
+            index(doc! { "key": { "a": "text" }, "name": "n", "weights": { "a": 2 } }),
+            index(doc! { "key": { "a": "text" }, "name": "n" }),
+        ),
+        (
+            index(doc! { "key": { "a": "text" }, "name": "n", "default_language": "german" }),
+            index(doc! { "key": { "a": "text" }, "name": "n" }),
+        ),
+        (index(doc! { "key": { "a": "2dsphere" }, "name": "n" }), index(doc! { "key": { "a": "2d" }, "name": "n" })),
+        (
+            index(doc! { "key": { "a": "2d" }, "name": "n", "bits": 20 }),
+            index(doc! { "key": { "a": "2d" }, "name": "n" }),
+        ),
+        (index(doc! { "key": { "a": "hashed" }, "name": "n" }), keyed(doc! {})),
+    ];
+    for option in [
+        doc! { "unique": true },
+        doc! { "prepareUnique": true },
+        doc! { "sparse": true },
+        doc! { "hidden": true },
+        doc! { "expireAfterSeconds": 9000 },
+        doc! { "partialFilterExpression": { "a": { "$gt": 1 } } },
+        doc! { "collation": { "locale": "en" } },
+        doc! { "storageEngine": { "wiredTiger": { "configString": "prefix_compression=false" } } },
+    ] {
+        pairs.push((keyed(option), keyed(doc! {})));
+    }
+    pairs.push((keyed(doc! { "expireAfterSeconds": 9000 }), keyed(doc! { "expireAfterSeconds": 9001 })));
+    pairs
+}
+
+#[tokio::test]
+async fn the_comparison_sees_every_difference_of_the_catalogue() {
+    let (source, target) = tokio::join!(ReplicaSet::single(), ReplicaSet::single());
+    let (source_set, target_set) = (source.unwrap(), target.unwrap());
+    let (source, target) = (source_set.client(), target_set.client());
+    for (left, right) in collection_pairs().into_iter().chain(index_pairs()) {
+        for (client, command) in [(&source, &left), (&target, &right)] {
+            client.database("x").drop().await.unwrap();
+            client.database("x").run_command(command.clone()).await.unwrap_or_else(|e| panic!("{command}: {e}"));
+        }
+        let found = Comparison::new(source.clone(), target.clone()).run().await.unwrap();
+        let seen = |kind| found.iter().any(|difference| difference.kind == kind);
+        let (options, index) = (seen(DifferenceKind::Options), seen(DifferenceKind::Index));
+        assert!(options || index, "{left}\n{right}\n{}", compare::report(&found));
+        let same = Comparison::new(source.clone(), source.clone()).run().await.unwrap();
+        assert!(same.is_empty(), "{left} differs from itself: {}", compare::report(&same));
+    }
+}

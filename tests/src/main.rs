@@ -5,6 +5,9 @@
 //! time on the machine. Nothing here tests pure logic: that stands beside the code it tests.
 
 #[cfg(test)]
+mod scripts;
+
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod sink;

@@ -78,6 +78,10 @@ pub struct DecodeOptions {
     /// A transaction of up to so many bytes is one batch of its own, to become visible as one; 0 = its changes are
     /// spread like any others.
     pub atomic_bytes: usize,
+    /// The source is a shard: what a chunk migration writes (`fromMigrate`) is another shard's change. On a replica
+    /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
+    /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
+    pub is_shard: bool,
 }
 
 /// Entries seen, by what became of them.
@@ -92,9 +96,10 @@ pub struct DecodeCounts {
     pub own: u64,
     /// What came from a cluster that has it: dropped by its mark or its global id.
     pub looped: u64,
-    /// Steps that come to nothing or to an entry of their own: `startIndexBuild` and `abortIndexBuild` (the index comes
-    /// with `commitIndexBuild`), and the documents of a collection that is being resharded.
-    pub index_build_steps: u64,
+    /// What the server does for itself: `startIndexBuild` and `abortIndexBuild` (the index comes with
+    /// `commitIndexBuild`), the making of `system.views`, the view of a time-series collection, the documents of a
+    /// collection that is being resharded.
+    pub internal: u64,
     /// Transactions that were aborted.
     pub aborted: u64,
     /// Updates that came as the whole document, since the server tells no exact form of them.
@@ -435,12 +440,12 @@ impl Decoder {
 
     fn expand(&mut self, entry: &Entry, stream: u32) -> Result<()> {
         self.counts.entries += 1;
-        if entry.from_migrate {
+        if entry.from_migrate && self.options.is_shard && !is_local_copy(entry.ns()) {
             self.counts.from_migrate += 1;
             return refuse_resharding(entry);
         }
         if is_of_resharding(entry.ns()) {
-            self.counts.index_build_steps += 1;
+            self.counts.internal += 1;
             return Ok(());
         }
         if self.options.is_looped(entry) {
@@ -455,6 +460,10 @@ impl Decoder {
             b'i' | b'u' | b'd' => {
                 if self.options.is_own(entry) {
                     self.counts.own += 1;
+                    return Ok(());
+                }
+                if is_of_views(entry.ns()) {
+                    self.internal_or(ddl::decode_view(entry, &self.namespaces)?);
                     return Ok(());
                 }
                 self.changes.push(entry.to_change(&self.namespaces)?);
@@ -481,7 +490,7 @@ impl Decoder {
                 self.transactions.abort(stream, entry, self.streams.position())
             }
             b"startIndexBuild" | b"abortIndexBuild" => {
-                self.counts.index_build_steps += 1;
+                self.counts.internal += 1;
                 Ok(())
             }
             _ => {
@@ -489,9 +498,16 @@ impl Decoder {
                     self.counts.own += 1;
                     return Ok(());
                 }
-                self.changes.extend(ddl::decode(entry, &self.namespaces)?);
+                self.internal_or(ddl::decode(entry, &self.namespaces)?);
                 Ok(())
             }
+        }
+    }
+
+    fn internal_or(&mut self, change: Option<Change>) {
+        match change {
+            Some(change) => self.changes.push(change),
+            None => self.counts.internal += 1,
         }
     }
 
@@ -696,6 +712,18 @@ fn refuse_resharding(entry: &Entry) -> Result<()> {
 
 fn unasked() -> Error {
     Error::new(Side::Internal, Kind::Bug, "the decoder was given something that it did not ask for")
+}
+
+/// Whether a namespace is where a database keeps its views. The server's own databases have none.
+fn is_of_views(ns: &str) -> bool {
+    ns.strip_suffix(ddl::VIEWS).and_then(|database| database.strip_suffix('.')).is_some_and(|name| !name.contains('.'))
+}
+
+/// Whether a namespace is the temporary collection of a command that copies documents within a shard.
+fn is_local_copy(ns: &str) -> bool {
+    let rest = ns.split_once('.').and_then(|(_, collection)| collection.strip_prefix("tmp"));
+    rest.and_then(|rest| rest.split_once('.'))
+        .is_some_and(|(_, what)| what == "renameCollection" || what.starts_with("convertToCapped."))
 }
 
 #[cfg(test)]

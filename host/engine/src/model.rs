@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod origin;
 pub mod position;
 pub mod raw;
+pub mod view;
 
 pub use batch::{ChangeBatch, RawBatch, Run};
 pub use change::{Change, CollectionUuid, Operation};

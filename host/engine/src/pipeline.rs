@@ -8,4 +8,4 @@ pub mod durable;
 pub mod run;
 pub mod state;
 
-pub use run::{AtMark, Ended, Finished, Incremental, IncrementalOptions};
+pub use run::{AtMark, Border, CopiedIn, Ended, Finished, Incremental, IncrementalOptions};

@@ -100,6 +100,8 @@ pub enum DdlOutcome {
     Done(Option<OpTime>),
     /// It turned out to be done already: nothing was changed.
     Already,
+    /// The target does not take it, and the settings let it be left out. It was logged.
+    Refused,
     /// It cannot stand before the overlap mark (a unique index) and will be done there. Its entry is not
     /// acknowledged until then.
     Postponed,

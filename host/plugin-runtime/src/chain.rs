@@ -340,6 +340,7 @@ impl PluginChain for Chain {
     }
 
     fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
+        lock(&self.sources).insert(source);
         let mut router = lock(&self.router);
         match router.as_mut() {
             Some(worker) => worker.route(self, source),

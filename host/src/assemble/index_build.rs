@@ -8,6 +8,7 @@
 //! goes in between is the business of its own entry in the oplog. Nothing is dropped and no conflict is decided here.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -34,8 +35,10 @@ type Waiting = HashMap<Place, Vec<Bytes>>;
 
 /// What the builder is made of.
 pub(super) struct Parts {
-    /// Whether a copy left any to build.
-    pub(super) needed: bool,
+    /// `full_sync.create_index` is not `none`.
+    pub(super) wanted: bool,
+    /// Whether a copy left any to build; one that a rename across the filter's border asks for may do so later.
+    pub(super) wait: Arc<AtomicBool>,
     pub(super) reader: Arc<dyn SnapshotReader>,
     pub(super) chain: Arc<dyn PluginChain>,
     pub(super) namespaces: Arc<Namespaces>,
@@ -119,7 +122,7 @@ impl IndexesAtMark {
     /// The indexes of the source, as it is now, that had to wait.
     async fn waiting(&self) -> Result<Waiting> {
         let mut all = Waiting::new();
-        if !self.parts.needed {
+        if !self.parts.wanted || !self.parts.wait.load(Ordering::SeqCst) {
             return Ok(all);
         }
         let Parts { reader, chain, namespaces, .. } = &self.parts;

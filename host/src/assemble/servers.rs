@@ -155,6 +155,19 @@ impl Servers {
         Ok(client)
     }
 
+    /// Says before the first DDL comes which of them the target will refuse. Many sources never log one of those, so it
+    /// is no fault yet; `incr_sync.ddl_refused` says what becomes of it then.
+    pub(super) async fn look_at_ddl(target: &Client) -> Result<()> {
+        let privileges = Privileges::ask(Side::Sink, target, &ConnectMode::Primary.criteria()).await?;
+        let needs = privileges::of_ddl();
+        let missing: Vec<String> = privileges.missing(&needs).iter().map(ToString::to_string).collect();
+        if !missing.is_empty() {
+            let missing = missing.join("; ");
+            tracing::info!(%missing, "the target's user may not run every DDL; see incr_sync.ddl_refused");
+        }
+        Ok(())
+    }
+
     /// A target that is the source would be dropped before it is copied, and one that cannot be written to would be
     /// found out in the middle of the copy.
     async fn check_target(

@@ -13,7 +13,7 @@ use oplogue_engine::checkpoint::{Found, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::SyncMode;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{NamespaceId, Namespaces, OpTime, Position};
+use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime, Position};
 use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::source::{SnapshotReader, Window};
@@ -86,7 +86,17 @@ pub fn overlap_mark(read: OpTime, newest: OpTime) -> OpTime {
     if read.ts() > newest.ts() { read } else { newest }
 }
 
-/// Target collections whose changes must keep their order as a whole: capped ones and ones with a collation.
+/// Collections whose changes must keep their order as a whole: capped ones and ones with a collation.
+#[derive(Debug, Default)]
+pub struct Ordered {
+    /// By the name on the target.
+    pub targets: HashSet<NamespaceId>,
+    /// By the identity on the source, for changes logged under a former name, or before a rename brought the
+    /// collection into the filter.
+    pub collections: HashSet<CollectionUuid>,
+}
+
+/// Looks for them, and lets the chain meet every name that the source has.
 ///
 /// # Errors
 /// The reader's and the chain's.
@@ -94,14 +104,13 @@ pub async fn ordered_collections(
     reader: &dyn SnapshotReader,
     chain: &Arc<dyn PluginChain>,
     namespaces: &Namespaces,
-) -> Result<HashSet<NamespaceId>> {
-    let mut ordered = HashSet::new();
+) -> Result<Ordered> {
+    let mut ordered = Ordered::default();
     for plan in reader.collections().await? {
-        if plan.kind == "collection"
-            && keeps_order(&plan.options)
-            && let Some(target) = chain.route(namespaces.intern(plan.namespace.as_str()))?
-        {
-            ordered.insert(target);
+        let target = chain.route(namespaces.intern(plan.namespace.as_str()))?;
+        if plan.kind == "collection" && keeps_order(&plan.options) {
+            ordered.targets.extend(target);
+            ordered.collections.extend(plan.uuid);
         }
     }
     Ok(ordered)

@@ -2,7 +2,8 @@
 //!
 //! A collection's UUID belongs to its server and the namespaces of views and indexes follow the rename; the
 //! rest must be equal byte for byte. Options are compared as the server prints them; the fields of an index
-//! specification in sorted order, since that order is an accident of the client, but its key pattern as is.
+//! specification in sorted order, since that order is an accident of the client, but its key pattern as is. What follows
+//! from a server's version (the number type of a TTL, the validator of time-series buckets) is left out.
 //! The servers' own databases and `system.views`, `system.profile` are left out.
 
 use std::collections::BTreeMap;
@@ -76,7 +77,11 @@ impl Catalog {
                 }
             }
         }
-        let options = entry.get_document("options").cloned().unwrap_or_default();
+        let mut options = entry.get_document("options").cloned().unwrap_or_default();
+        if name.starts_with("system.buckets.") {
+            // It follows from `timeseries`, and from the server's version.
+            options.remove("validator");
+        }
         Ok(Collection { namespace: format!("{db_name}.{name}"), kind, options, indexes })
     }
 }
@@ -89,15 +94,36 @@ pub(super) fn compare_options(
     found: &mut Vec<Difference>,
 ) {
     let mut expected = source.options.clone();
-    if let (Ok(on), Some((db, _))) = (source.options.get_str("viewOn"), source.namespace.split_once('.')) {
-        let renamed = rename(&format!("{db}.{on}"));
-        if let Some((_, on)) = renamed.split_once('.') {
-            expected.insert("viewOn", on);
+    if let (true, Some((db, _))) = (source.kind == "view", source.namespace.split_once('.')) {
+        let here = |name: &str| {
+            let renamed = rename(&format!("{db}.{name}"));
+            renamed.split_once('.').map_or_else(|| name.to_owned(), |(_, name)| name.to_owned())
+        };
+        if let Ok(on) = source.options.get_str("viewOn") {
+            expected.insert("viewOn", here(on));
+        }
+        if let Some(pipeline) = expected.get_mut("pipeline") {
+            rename_sources(pipeline, &here);
         }
     }
     if source.kind != target.kind || bytes(&expected) != bytes(&target.options) {
         let detail = format!("  source {} {expected}\n  target {} {}", source.kind, target.kind, target.options);
         found.push(Difference::new(&target.namespace, DifferenceKind::Options, detail));
+    }
+}
+
+/// Renames what the stages of a view's pipeline read from, at any depth: also where a test's view would have to name a
+/// field `from`, which none does.
+fn rename_sources(value: &mut Bson, rename: &dyn Fn(&str) -> String) {
+    if let Bson::Array(values) = value {
+        values.iter_mut().for_each(|value| rename_sources(value, rename));
+    }
+    let Bson::Document(stage) = value else { return };
+    for (name, inside) in stage.iter_mut() {
+        if let (Bson::String(source), "from" | "coll" | "$unionWith") = (&mut *inside, name.as_str()) {
+            *source = rename(source);
+        }
+        rename_sources(inside, rename);
     }
 }
 
@@ -116,7 +142,18 @@ pub(super) fn compare_indexes(source: &Collection, target: &Collection, found: &
 
 /// The specification with its fields in name order and without `ns`, which servers before 4.4 print.
 fn sorted(index: Document) -> Document {
-    let fields: BTreeMap<String, Bson> = index.into_iter().filter(|(name, _)| name != "ns").collect();
+    let mut fields: BTreeMap<String, Bson> = index.into_iter().filter(|(name, _)| name != "ns").collect();
+    // The user's own form of an index on a time-series.
+    if let Some(Bson::Document(original)) = fields.get("originalSpec").cloned() {
+        fields.insert("originalSpec".to_owned(), Bson::Document(sorted(original)));
+    }
+    // A `collMod` leaves it in the type that the server's version prefers.
+    if let Some(Bson::Int64(seconds)) = fields.get("expireAfterSeconds").cloned() {
+        fields.insert("expireAfterSeconds".to_owned(), Bson::Double(seconds as f64));
+    }
+    if let Some(Bson::Int32(seconds)) = fields.get("expireAfterSeconds").cloned() {
+        fields.insert("expireAfterSeconds".to_owned(), Bson::Double(f64::from(seconds)));
+    }
     fields.into_iter().collect()
 }
 

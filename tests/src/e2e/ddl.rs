@@ -2,15 +2,107 @@
 //!
 //! Collections are created, dropped, renamed and indexed while documents change, which is where a replay can destroy
 //! data. The comparison covers documents, options and indexes. The load leaves `collMod` out, which the guide's
-//! target user may not run; everything else here works with the guide's two users.
+//! target user may not run; it works with the guide's two users. The lists of every DDL run with a target user who may
+//! also run `collMod`, from sources of all versions.
 
-use anyhow::Result;
-use oplogue_tests::collector::Collector;
+mod border;
+mod refused;
+mod shared;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bson::doc;
+use oplogue_tests::collector::{Collector, PipelineConfig};
+use oplogue_tests::servers::{Options, User};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::crash::{kills, pause};
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
+use crate::scripts;
+
+/// Hundreds of DDL, each of which waits for a stored checkpoint, on a machine that others use too.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
+
+/// A target user who may also run `collMod` and `dropDatabase`.
+fn target_admin() -> User {
+    let roles = [("readWriteAnyDatabase", "admin"), ("dbAdminAnyDatabase", "admin")];
+    User::new("target_admin", "target-password", &roles)
+}
+
+/// A source of some version, and a target whose user may do everything that DDL needs.
+async fn rig_of(version: &str) -> Result<Rig> {
+    let source = Options { version: version.to_owned(), ..Options::guide_source() };
+    let rig = Rig::of(source, Options { users: vec![target_admin()], ..Options::guide_target() }).await?;
+    // The sentinel's collection, before the copy.
+    rig.source.client().database("shop").collection("c00").insert_one(doc! { "_id": "first" }).await?;
+    Ok(rig)
+}
+
+fn with_ddl(rig: &Rig) -> Result<PipelineConfig> {
+    Ok(rig.config()?.set("filter.ddl_enable", true))
+}
+
+/// `kill -9` at random moments, so many times.
+async fn kill_now_and_then(collector: &mut Collector, times: usize, ms: std::ops::Range<u64>, seed: u64) -> Result<()> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    for _ in 0..times {
+        pause(&mut rng, ms.clone()).await;
+        anyhow::ensure!(collector.is_running()?, "seed {seed}:\n{}", collector.log_end());
+        collector.kill9();
+        collector.run()?;
+    }
+    Ok(())
+}
+
+/// Every DDL: a part of it before the copy, all of it after, with kills in the middle.
+async fn everything_from(version: &str) -> Result<()> {
+    let rig = rig_of(version).await?;
+    let client = rig.source.client();
+    scripts::run(&client, version, &scripts::everything("a")).await?;
+    let mut collector = Collector::start(&with_ddl(&rig)?)?;
+    handed_over(&mut collector).await?;
+    let steps = scripts::everything("b");
+    let steps = scripts::run(&client, version, &steps);
+    tokio::try_join!(steps, kill_now_and_then(&mut collector, kills().div_ceil(3), 300..2_500, rig.load.seed))?;
+    rig.comparison().wait(SENTINEL, LONG_PATIENCE).await.with_context(|| format!("seed {}", rig.load.seed))?;
+    rig.finish(rig.comparison(), collector, &[]).await.with_context(|| format!("a source of version {version}"))
+}
+
+#[tokio::test]
+async fn everything_from_6_0() -> Result<()> {
+    everything_from("6.0.27").await
+}
+
+#[tokio::test]
+async fn everything_from_5_0() -> Result<()> {
+    everything_from("5.0.4").await
+}
+
+#[tokio::test]
+async fn everything_from_4_4() -> Result<()> {
+    everything_from("4.4.2").await
+}
+
+/// Database and collection renames: views, time-series and databases that go follow them.
+#[tokio::test]
+async fn everything_under_other_names() -> Result<()> {
+    let rig = rig_of("6.0.27").await?;
+    let client = rig.source.client();
+    let config =
+        with_ddl(&rig)?.set("transform.namespace", "av:xv;bv:yv;bt.ts:bt.measures;aw.base:aw.ground;bd:zd;bs:zs");
+    scripts::run(&client, "6.0.27", &scripts::everything("a")).await?;
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    scripts::run(&client, "6.0.27", &scripts::everything("b")).await?;
+    let comparison = rig.comparison().rename("av", "xv").rename("bv", "yv").rename("bd", "zd").rename("bs", "zs");
+    let comparison = comparison.rename("bt.ts", "bt.measures").rename("aw.base", "aw.ground");
+    let comparison = comparison.rename("bt.system.buckets.ts", "bt.system.buckets.measures");
+    let unfinished = comparison.wait(SENTINEL, LONG_PATIENCE).await;
+    unfinished.with_context(|| collector.log_end())?;
+    rig.finish(comparison, collector, &[]).await
+}
 
 async fn rig() -> Result<Rig> {
     let mut rig = Rig::start().await?;

@@ -10,19 +10,20 @@ use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::budget::Permit;
 use oplogue_engine::decode::{DecodeOptions, Decoder};
 use oplogue_engine::model::key::selector;
-use oplogue_engine::model::{Change, OpTime, RawBatch};
+use oplogue_engine::model::{Change, Ddl, OpTime, RawBatch};
 use oplogue_engine::schedule::coalesce;
 use oplogue_engine::sink::{Sink as _, Write};
 use oplogue_tests::compare::{self, Comparison};
-use oplogue_tests::servers::ReplicaSet;
+use oplogue_tests::servers::{Options, ReplicaSet};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::support::{Bench, now, oplog};
+use crate::scripts::{self, Step};
 
 /// The changes of database `src` since `since`.
 pub(super) async fn changes(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
-    let entries = oplog(&bench.source, since, doc! { "ns": { "$regex": "^src[.]" } }).await;
+    let entries = oplog(&bench.source, since, doc! { "ns": { "$regex": "^src" } }).await;
     let mut array = bson::RawArrayBuf::new();
     entries.into_iter().for_each(|entry| array.push(entry));
     let start = OpTime::new(since.time, since.increment, -1);
@@ -102,6 +103,107 @@ async fn replayed_from_everywhere(commands: &[Document]) {
         let all = changes(&again, since).await;
         apply(&again, &all[from..], true).await;
         assert_equal(&again, &format!("replayed from entry {from} of {}", all.len())).await;
+    }
+}
+
+/// What a restart knows of the DDL that were executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    Kept,
+    /// It could not advance, since an index waits for the end of the overlap: every command is met again.
+    Behind,
+}
+
+/// The same with a list that other tests share.
+async fn script_replayed(version: &str, mark: Mark, steps: &[Step]) {
+    let source = ReplicaSet::start(Options { version: version.to_owned(), ..Options::default() });
+    let (source, target) = tokio::join!(source, ReplicaSet::single());
+    let (source, target) = (source.unwrap(), target.unwrap());
+    let bench = Bench::over(source.client(), target.client(), SinkOptions::default(), Arc::default());
+    let since = now(&bench.source).await;
+    scripts::run(&bench.source, version, steps).await.unwrap();
+    let all = changes(&bench, since).await;
+    assert!(!all.is_empty());
+    apply(&bench, &all, false).await;
+    assert_equal(&bench, "applied once").await;
+    for from in 0..all.len() {
+        let again = bench.restarted();
+        if mark == Mark::Behind {
+            again.store.forget_the_mark();
+        }
+        let all = changes(&again, since).await;
+        apply(&again, &all[from..], true).await;
+        again.sink.build_postponed_indexes().await.unwrap();
+        assert_equal(&again, &format!("{version}: replayed from entry {from} of {}", all.len())).await;
+    }
+}
+
+const VERSIONS: [&str; 3] = ["4.4.2", "5.0.4", "6.0.27"];
+
+#[tokio::test]
+async fn every_option() {
+    for version in VERSIONS {
+        script_replayed(version, Mark::Behind, &scripts::options("src")).await;
+    }
+}
+
+#[tokio::test]
+async fn every_index() {
+    for version in VERSIONS {
+        script_replayed(version, Mark::Behind, &scripts::indexes("src")).await;
+    }
+}
+
+#[tokio::test]
+async fn every_view() {
+    for version in VERSIONS {
+        script_replayed(version, Mark::Behind, &scripts::views("src")).await;
+        script_replayed(version, Mark::Behind, &scripts::views_dropped_together("src")).await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_view_never_takes_a_collection() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[doc! { "create": "v", "viewOn": "x", "pipeline": [] }, doc! { "drop": "v" }, insert("v", 0..3)])
+        .await;
+    let all = changes(&bench, since).await;
+    apply(&bench, &all, false).await;
+    let again = bench.restarted();
+    again.store.forget_the_mark();
+    let mut all = changes(&again, since).await;
+    all.retain(|change| matches!(change.ddl.as_deref(), Some(Ddl::DropView { .. })));
+    assert_eq!(all.len(), 1);
+    apply(&again, &all, true).await;
+    assert_equal(&again, "after the view's end came again").await;
+}
+
+#[tokio::test]
+async fn time_series() {
+    for version in ["5.0.4", "6.0.27"] {
+        script_replayed(version, Mark::Behind, &scripts::time_series("src")).await;
+    }
+}
+
+#[tokio::test]
+async fn every_rename_and_what_is_made_by_one() {
+    for version in VERSIONS {
+        script_replayed(version, Mark::Kept, &scripts::renames("src", "src2")).await;
+    }
+}
+
+#[tokio::test]
+async fn odd_names() {
+    for version in VERSIONS {
+        script_replayed(version, Mark::Kept, &scripts::names("src")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_goes_and_comes_back() {
+    for version in VERSIONS {
+        script_replayed(version, Mark::Kept, &scripts::dropped_database("src")).await;
     }
 }
 

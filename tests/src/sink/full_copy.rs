@@ -39,6 +39,7 @@ const CATCH_UP: SinkOptions = SinkOptions {
     ddl_ignored: false,
     majority: false,
     after_copy: true,
+    ddl_refused: oplogue_connectors::mongodb::sink::DdlRefused::Stop,
 };
 
 /// A reader that lets the source do something before the first cursor is opened, and something before the first

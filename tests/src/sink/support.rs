@@ -23,6 +23,13 @@ pub(super) struct MemoryStore {
     pub(super) pairs: Mutex<HashMap<CollectionUuid, CollectionUuid>>,
 }
 
+impl MemoryStore {
+    /// Forgets which DDL was executed last, as if the checkpoint's store had lost that write.
+    pub(super) fn forget_the_mark(&self) {
+        self.pairs.lock().unwrap().remove(b"newest DDL done:");
+    }
+}
+
 #[async_trait]
 impl CheckpointStore for MemoryStore {
     async fn acquire(&self) -> Result<Found> {

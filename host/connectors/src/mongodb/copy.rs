@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bson::RawDocumentBuf;
 use bytes::Bytes;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::key::selector;
@@ -98,14 +97,8 @@ impl MongoCopyTarget {
         // collection that was copied to here. A view holds no data.
         let claimed = info.and_then(|info| info.uuid).is_some_and(|uuid| catalogue.is_claimed(uuid));
         let is_view = info.is_some_and(|info| info.shape == Shape::View);
-        let remade = claimed || is_view || self.is_empty(name).await?;
+        let remade = claimed || is_view || self.sink.is_empty(name).await?;
         Ok(if remade { Occupant::Remade } else { Occupant::Foreign })
-    }
-
-    async fn is_empty(&self, name: &Namespace) -> Result<bool> {
-        let collection = self.sink.client.database(name.database()).collection::<RawDocumentBuf>(name.collection());
-        let found = collection.find_one(bson::doc! {}).await;
-        found.map(|found| found.is_none()).map_err(|e| classify::error(Side::Sink, &format!("look into {name}"), e))
     }
 
     /// Drops what an earlier run of this copy made of a collection that the source renamed meanwhile: it is copied

@@ -19,12 +19,19 @@ use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, command};
 
+mod border;
 mod create;
 mod index;
+mod refused;
 mod rename;
+mod view;
 
+pub use border::Arrival;
 pub(super) use create::create_command;
+pub use refused::DdlRefused;
 
+const ILLEGAL_OPERATION: i32 = 20;
+const CANNOT_CONVERT_INDEX_TO_UNIQUE: i32 = 359;
 pub(super) const NAMESPACE_NOT_FOUND: i32 = 26;
 pub(super) const INDEX_NOT_FOUND: i32 = 27;
 pub(super) const NAMESPACE_EXISTS: i32 = 48;
@@ -63,7 +70,7 @@ impl MongoSink {
         let Some(ddl) = &change.ddl else {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
-        if self.catalogue.is_before_mark(change.time) {
+        if self.catalogue.is_before_mark(change.time) && !is_repeated(ddl) {
             skipped(ddl.name(), &self.namespaces.name(change.target));
             let executor =
                 Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::One) };
@@ -73,7 +80,14 @@ impl MongoSink {
         // A mark that survived what it marks would lose it: nothing here may be rolled back.
         let concern = if target.is_replicated { Concern::Majority } else { self.concern(target) };
         let executor = Executor { time: change.time, ..Executor::new(self, change.collection, overlap, concern) };
-        let time = executor.execute(ddl).await.map_err(|e| e.context(format!("entry at {}", change.time)))?;
+        let time = match executor.execute(ddl).await {
+            Ok(time) => time,
+            Err(error) => {
+                self.refused(ddl, change, error)?;
+                self.executed(change.time).await?;
+                return Ok(DdlOutcome::Refused);
+            }
+        };
         self.executed(change.time).await?;
         Ok(match (executor.postponed.load(Ordering::Relaxed), time) {
             (true, _) => DdlOutcome::Postponed,
@@ -112,6 +126,16 @@ impl Executor<'_> {
             Ddl::CollMod { namespace, options } => self.coll_mod(&self.name(*namespace), options).await,
             Ddl::ConvertToCapped { namespace, size_bytes } => {
                 self.convert_to_capped(&self.name(*namespace), *size_bytes).await
+            }
+            Ddl::EmptyCapped { namespace } => self.empty_capped(&self.name(*namespace)).await,
+            Ddl::DropView { namespace } => self.drop_view(&self.name(*namespace)).await,
+            Ddl::DropViews { database } => self.drop_views(&self.name(*database)).await,
+            Ddl::CopyIn { .. } => {
+                Err(Error::new(Side::Internal, Kind::Bug, "a collection to be copied reached the sink"))
+            }
+            Ddl::Refused { command, namespace, why } => {
+                let text = format!("{command} of {}: {why}", self.sink.namespaces.name(namespace.source));
+                Err(Error::new(Side::Sink, Kind::CannotApply, text))
             }
         }
     }
@@ -152,7 +176,12 @@ impl Executor<'_> {
             | Ddl::CreateIndexes { .. }
             | Ddl::DropIndexes { .. }
             | Ddl::CollMod { .. }
-            | Ddl::ConvertToCapped { .. } => None,
+            | Ddl::ConvertToCapped { .. }
+            | Ddl::EmptyCapped { .. }
+            | Ddl::DropView { .. }
+            | Ddl::DropViews { .. }
+            | Ddl::CopyIn { .. }
+            | Ddl::Refused { .. } => None,
         };
         if let Some(gone) = gone
             && let Some(place) = self.sink.catalogue.place_of(gone)
@@ -166,6 +195,11 @@ impl Executor<'_> {
     /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands.
     async fn drop(&self, namespace: Routed) -> Result<Option<OpTime>> {
         let name = &self.name(namespace);
+        let standing = self.sink.catalogue.refresh(name).await?;
+        if self.source.is_none() && standing.is_some_and(|info| self.is_claimed(name, info)) {
+            // A part of a `dropDatabase`: the source logged the drop of each collection before it.
+            return Ok(skipped("drop", name));
+        }
         let turn = self.turn(name).await?;
         if turn == Turn::Run {
             self.refuse_moved(&self.name_of(namespace.source)).await?;
@@ -244,7 +278,14 @@ impl Executor<'_> {
         self.modify_postponed(name, options).await?;
         let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
         let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND] } else { &[] };
-        let time = self.run(name.database(), doing, name, w, tolerated).await?;
+        let time = match self.try_run(name.database(), w).await? {
+            Ok(time) => time,
+            Err(e) if self.overlap && classify::code(&e) == Some(CANNOT_CONVERT_INDEX_TO_UNIQUE) => {
+                self.convert_at_mark(name, options).await?
+            }
+            Err(e) if classify::code(&e).is_some_and(|code| tolerated.contains(&code)) => skipped("collMod", name),
+            Err(e) => return Err(classify::error(Side::Sink, &format!("run {doing} on {name}"), e)),
+        };
         self.sink.catalogue.forget_expiring(name);
         Ok(time)
     }
@@ -267,6 +308,37 @@ impl Executor<'_> {
             self.adopt(name).await?;
         }
         Ok(time)
+    }
+
+    /// `emptycapped` is a test command of the server, which a target need not know: everything is deleted instead. Only
+    /// servers before 5.0 delete nothing from a capped collection.
+    async fn empty_capped(&self, name: &Namespace) -> Result<Option<OpTime>> {
+        let moved = self.source.and_then(|source| self.sink.catalogue.place_of(source));
+        let name = moved.as_ref().unwrap_or(name);
+        if self.turn(name).await? == Turn::Done {
+            return Ok(skipped("emptycapped", name));
+        }
+        let mut w = self.command("delete", name.collection());
+        w.begin_array("deletes");
+        w.document("", |w| {
+            w.document("q", |_| {});
+            w.int("limit", 0);
+        });
+        w.end();
+        command::write_concern(&mut w, self.concern);
+        let outcome = command::run(&self.sink.client, name, w.finish()).await?;
+        match outcome.errors.first() {
+            None => Ok(outcome.operation_time),
+            Some((_, error)) if error.code == ILLEGAL_OPERATION => {
+                let mut w = self.command("emptycapped", name.collection());
+                command::write_concern(&mut w, self.concern);
+                self.run(name.database(), "emptycapped", name, w, &[]).await
+            }
+            Some((_, error)) => {
+                let text = format!("delete everything from {name}: {} (code {})", error.message, error.code);
+                Err(Error::new(Side::Sink, Kind::CannotApply, text))
+            }
+        }
     }
 
     /// Records what stands under `name` now as the source collection's copy.
@@ -318,6 +390,11 @@ impl Executor<'_> {
         }
         Ok(reply.map(|reply| command::operation_time(&reply)))
     }
+}
+
+/// Whether a command belongs to the documents: the inserts before it are repeated, and so is it.
+fn is_repeated(ddl: &Ddl) -> bool {
+    matches!(ddl, Ddl::EmptyCapped { .. })
 }
 
 /// Notes that a command has nothing left to do.

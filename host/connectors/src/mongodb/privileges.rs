@@ -83,6 +83,28 @@ fn everywhere(action: &'static str, purpose: &str) -> Need {
     Need { database: String::new(), collection: String::new(), action, purpose: purpose.to_owned() }
 }
 
+/// The needs of replaying DDL on a target (`filter.ddl_enable`). A `dropDatabase` is replayed as the drop of each
+/// collection, so its own action is none of them.
+#[must_use]
+pub fn of_ddl() -> Vec<Need> {
+    let need = |action, command: &str, role: &str| Need {
+        database: String::new(),
+        collection: String::new(),
+        action,
+        purpose: format!("replaying {command} (role `{role}`)"),
+    };
+    let of_writers = |action, command| need(action, command, "readWriteAnyDatabase");
+    vec![
+        of_writers("createCollection", "create"),
+        of_writers("dropCollection", "drop and dropDatabase"),
+        of_writers("createIndex", "createIndexes"),
+        of_writers("dropIndex", "dropIndexes"),
+        of_writers("renameCollectionSameDB", "renameCollection"),
+        of_writers("convertToCapped", "convertToCapped"),
+        need("collMod", "collMod", "dbAdminAnyDatabase"),
+    ]
+}
+
 /// The needs of the checkpoint store.
 #[must_use]
 pub fn of_store(database: &str, collection: &str) -> Vec<Need> {

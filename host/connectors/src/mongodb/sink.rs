@@ -14,12 +14,13 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Change, NamespaceId, Namespaces, OpTime, Origin};
+use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime, Origin};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write};
 use tokio::sync::OnceCell;
 
 use super::command::{self, Concern, Manner};
 use super::conflict::ConflictLog;
+pub use super::ddl::{Arrival, DdlRefused};
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
 use super::originals::Originals;
@@ -76,6 +77,7 @@ pub struct SinkOptions {
     /// What is replayed in overlap is older than a copy: the stage of catching up. A write of a collection that the
     /// copy never saw is then one of a predecessor, and must not reach what the copy put under its name.
     pub after_copy: bool,
+    pub ddl_refused: DdlRefused,
 }
 
 /// Writes to one MongoDB target. Shared by all lanes.
@@ -236,6 +238,12 @@ impl MongoSink {
             is_replicated: hello.get_str("setName").is_ok(),
             dialect,
         })
+    }
+
+    pub(super) async fn is_empty(&self, name: &Namespace) -> Result<bool> {
+        let collection = self.client.database(name.database()).collection::<bson::RawDocumentBuf>(name.collection());
+        let found = collection.find_one(doc! {}).await;
+        found.map(|found| found.is_none()).map_err(|e| classify::error(Side::Sink, &format!("look into {name}"), e))
     }
 
     pub(super) fn concern(&self, target: Target) -> Concern {

@@ -77,6 +77,15 @@ pub enum Transactions {
     Atomic,
 }
 
+/// `incr_sync.ddl_refused`: a DDL that the target does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DdlRefused {
+    /// Stop before the entry.
+    Stop,
+    /// Log it, count it and go on.
+    Skip,
+}
+
 /// `log.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
@@ -156,6 +165,7 @@ pub struct Incr {
     /// Zero = at once. Becomes the plugin `target-delay`.
     pub target_delay: Duration,
     pub missing_document: MissingDocument,
+    pub ddl_refused: DdlRefused,
     pub insert_on_dup_update: bool,
     pub majority_enable: bool,
     /// `incr_sync.conflict_write_to = db`.

@@ -2,11 +2,14 @@
 //!
 //! The server logs each such command in a normal form (MongoDB 4.4 to 6.0): `create`, `drop`, `dropDatabase`,
 //! `renameCollection`, `createIndexes` (one index an entry), `commitIndexBuild` (the finished two-phase build),
-//! `dropIndexes`, `collMod`. A command that is not in the list stops the run; it is never passed over.
+//! `dropIndexes`, `collMod`, `emptycapped`. `$out`, `mapReduce`, `convertToCapped`, `cloneCollectionAsCapped` and a
+//! rename across databases are logged as a new collection, its inserts and a rename. Views are logged as documents of
+//! `system.views` by all of these versions, and become commands here. A command that is not in the list stops the
+//! run; it is never passed over.
 
 use bytes::Bytes;
 
-use super::oplog::{Entry, elements_from, missing, string, uuid};
+use super::oplog::{Entry, elements_from, missing, string, uuid, without};
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::ddl::Routed;
 use crate::model::raw::{self, Elements, kind};
@@ -15,9 +18,21 @@ use crate::model::{Change, Ddl, Namespaces, Operation};
 /// Databases whose unknown commands are the server's own housekeeping.
 const INTERNAL_DATABASES: [&str; 3] = ["admin", "config", "local"];
 
-/// The change of a command entry; `None` for an unknown command in one of the server's own databases.
+/// Where a database keeps its views.
+pub(super) const VIEWS: &str = "system.views";
+
+/// What the documents of a time-series collection stand in.
+const BUCKETS: &str = "system.buckets.";
+
+/// The change of a command entry; `None` for an unknown command in one of the server's own databases, and for one that
+/// concerns the store of the views itself.
 pub(super) fn decode(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Change>> {
     let command = entry.command()?;
+    if entry.command_collection() == Some(VIEWS) {
+        let database = Routed::same(namespaces.intern(entry.ns()));
+        let drop = (command.name == b"drop").then_some(Ddl::DropViews { database });
+        return Ok(drop.map(|ddl| Change { collection: None, ..change(entry, ddl, namespaces) }));
+    }
     let named = |value: &[u8]| -> Result<Routed> {
         let collection = string(value).ok_or_else(|| missing("collection name"))?;
         Ok(Routed::same(namespaces.intern(&format!("{}.{collection}", entry.database()))))
@@ -42,6 +57,7 @@ pub(super) fn decode(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Ch
         b"convertToCapped" => {
             Ddl::ConvertToCapped { namespace: named(command.value)?, size_bytes: integer(&entry.o, "size")? }
         }
+        b"emptycapped" => Ddl::EmptyCapped { namespace: named(command.value)? },
         _ if INTERNAL_DATABASES.contains(&entry.database()) => return Ok(None),
         other => {
             return Err(Error::new(
@@ -51,8 +67,36 @@ pub(super) fn decode(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Ch
             ));
         }
     };
+    Ok(Some(change(entry, ddl, namespaces)))
+}
+
+/// The change of an entry in `system.views`; `None` for the view that a time-series collection shows itself through.
+///
+/// # Errors
+/// `CannotApply` for an update by modifiers, which only a user's own write to `system.views` makes (MongoDB 4.4).
+pub(super) fn decode_view(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Change>> {
+    let selector = if entry.op == b'u' { &entry.o2 } else { &entry.o };
+    let id = raw::find(selector, "_id")?.filter(|id| id.kind == kind::STRING).and_then(|id| string(id.value));
+    let namespace = Routed::same(namespaces.intern(id.ok_or_else(|| missing("_id of a view"))?));
+    let ddl = if entry.op == b'd' {
+        Ddl::DropView { namespace }
+    } else {
+        let on = raw::find(&entry.o, "viewOn")?.filter(|on| on.kind == kind::STRING).and_then(|on| string(on.value));
+        let Some(on) = on else {
+            let text = "an update of system.views by modifiers, which does not say what the view has become";
+            return Err(Error::new(Side::Source, Kind::CannotApply, text));
+        };
+        if on.starts_with(BUCKETS) {
+            return Ok(None);
+        }
+        Ddl::Create { namespace, options: without(&entry.o, b"_id")? }
+    };
+    Ok(Some(Change { collection: None, ..change(entry, ddl, namespaces) }))
+}
+
+fn change(entry: &Entry, ddl: Ddl, namespaces: &Namespaces) -> Change {
     let first = ddl.namespaces().first().map_or_else(|| namespaces.intern(entry.ns()), |routed| routed.source);
-    Ok(Some(Change {
+    Change {
         operation: Operation::Ddl,
         source: first,
         target: first,
@@ -64,7 +108,7 @@ pub(super) fn decode(entry: &Entry, namespaces: &Namespaces) -> Result<Option<Ch
         origin: entry.origin,
         not_before_ms: 0,
         ddl: Some(Box::new(ddl)),
-    }))
+    }
 }
 
 fn rename(entry: &Entry, from: &[u8], namespaces: &Namespaces) -> Result<Ddl> {

@@ -253,6 +253,21 @@ fn op_time(document: &[u8]) -> Result<Option<OpTime>> {
     Ok((ts != 0).then_some(OpTime { term, ..OpTime::from_ts(ts) }))
 }
 
+/// `document` without its field `name`. Copies.
+pub(super) fn without(document: &Bytes, name: &[u8]) -> Result<Bytes> {
+    let mut rest = Vec::with_capacity(document.len());
+    for element in Elements::new(document)? {
+        let element = element?;
+        // Type, name and its end stand before the value.
+        let start = element.offset.saturating_sub(element.name.len() + 2);
+        if element.name != name {
+            rest.extend_from_slice(document.get(start..element.end()).unwrap_or_default());
+        }
+    }
+    rest.push(0);
+    Ok(elements_from(&Bytes::from(rest), 0))
+}
+
 /// The bytes of a BSON string's text, as a slice of `whole`.
 fn text(whole: &Bytes, element: &Element<'_>) -> Bytes {
     whole.slice(element.offset + 4..(element.end() - 1).max(element.offset + 4))

@@ -5,6 +5,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use bytes::Bytes;
 
 use super::*;
+use crate::model::Ddl;
 use crate::spill::{Spill, SpillOptions};
 
 mod shards;
@@ -104,7 +105,12 @@ fn a_ddl_stands_alone_with_the_position_before_it() {
 
 #[test]
 fn own_and_migrated_entries_are_dropped_and_counted() {
-    let mut decoder = decoder();
+    let options = DecodeOptions {
+        own_collections: vec!["mongoshake.ckpt_default".into()],
+        is_shard: true,
+        ..DecodeOptions::default()
+    };
+    let mut decoder = Decoder::new(Namespaces::shared(), options, OpTime::new(100, 0, 1));
     let batches = decoder
         .decode(raw(vec![
             entry(1, doc! { "op": "u", "ns": "mongoshake.ckpt_default", "o": { "_id": 1 }, "o2": { "_id": 1 } }),
@@ -115,16 +121,72 @@ fn own_and_migrated_entries_are_dropped_and_counted() {
     assert!(batches[0].changes.is_empty());
     assert_eq!(position(&batches[0]), 3);
     assert_eq!((decoder.counts().own, decoder.counts().from_migrate), (2, 1));
+    let copied = |ns: &str| entry(4, doc! { "op": "i", "ns": ns, "o": { "_id": 1 }, "fromMigrate": true });
+    for ns in ["a.tmpX1y2z.renameCollection", "a.tmpX1y2z.convertToCapped.b"] {
+        assert_eq!(decoder.decode(raw(vec![copied(ns)])).unwrap()[0].changes.len(), 1, "{ns}");
+    }
+    assert!(decoder.decode(raw(vec![copied("a.tmpX1y2z.other")])).unwrap()[0].changes.is_empty());
+}
+
+#[test]
+fn a_replica_set_has_no_migrations_whatever_the_flag_says() {
+    let copied = entry(1, doc! { "op": "i", "ns": "a.ccc", "o": { "_id": 1 }, "fromMigrate": true });
+    assert_eq!(decoder().decode(raw(vec![copied])).unwrap()[0].changes.len(), 1);
+}
+
+#[test]
+fn views_are_commands_though_they_are_logged_as_documents() {
+    let ns = "a.system.views";
+    let view = |on: &str| doc! { "_id": "a.v", "viewOn": on, "pipeline": [{ "$match": { "x": 1 } }] };
+    let mut decoder = decoder();
+    let batches = decoder
+        .decode(raw(vec![
+            entry(1, doc! { "op": "c", "ns": "a.$cmd", "o": { "create": "system.views" } }),
+            entry(2, doc! { "op": "i", "ns": ns, "o": view("b") }),
+            entry(3, doc! { "op": "u", "ns": ns, "o": view("c"), "o2": { "_id": "a.v" } }),
+            entry(4, doc! { "op": "i", "ns": ns, "o": view("system.buckets.v") }),
+            entry(5, doc! { "op": "d", "ns": ns, "o": { "_id": "a.v" } }),
+            entry(6, doc! { "op": "c", "ns": "a.$cmd", "o": { "drop": "system.views" } }),
+        ]))
+        .unwrap();
+    let changes: Vec<_> = batches.into_iter().flat_map(|batch| batch.changes).collect();
+    let ddl: Vec<_> = changes.iter().map(|change| change.ddl.as_deref().unwrap()).collect();
+    let shown: Vec<_> = ddl.iter().map(|ddl| ddl.name()).collect();
+    assert_eq!(shown, ["create", "create", "drop (view)", "drop system.views"]);
+    let Ddl::Create { options, namespace } = ddl[1] else { panic!("{:?}", ddl[1]) };
+    let options: Document = bson::deserialize_from_slice(options).unwrap();
+    assert_eq!(options, doc! { "viewOn": "c", "pipeline": [{ "$match": { "x": 1 } }] });
+    assert_eq!(decoder.namespaces.name(namespace.source).as_str(), "a.v");
+    assert_eq!(decoder.counts().internal, 2);
+    let modified =
+        entry(7, doc! { "op": "u", "ns": ns, "o": { "$v": 1, "$set": { "pipeline": [] } }, "o2": { "_id": "a.v" } });
+    assert_eq!(decoder.decode(raw(vec![modified])).unwrap_err().kind(), Kind::CannotApply);
+}
+
+#[test]
+fn a_document_that_looks_like_a_command_is_a_document() {
+    let mut inc = 0;
+    let mut decoder = decoder();
+    for ns in ["a.b", "a.b.$cmd", "a.c$cmd", "a.drop", "mongoshake.x.$cmd"] {
+        for o in [doc! { "drop": "b", "_id": 1 }, doc! { "create": "ckpt_default", "_id": 2 }, doc! { "applyOps": [] }]
+        {
+            inc += 1;
+            let batches = decoder.decode(raw(vec![entry(inc, doc! { "op": "i", "ns": ns, "o": o.clone() })])).unwrap();
+            let [change] = batches[0].changes.as_slice() else { panic!("{ns} {o}") };
+            assert_eq!(change.operation, Operation::Insert);
+            assert_eq!(bson::deserialize_from_slice::<Document>(&change.body).unwrap(), o);
+        }
+    }
 }
 
 #[test]
 fn an_unknown_command_stops_with_its_time() {
     let error = decoder()
-        .decode(raw(vec![entry(9, doc! { "op": "c", "ns": "a.$cmd", "o": { "emptycapped": "b" } })]))
+        .decode(raw(vec![entry(9, doc! { "op": "c", "ns": "a.$cmd", "o": { "repairCollection": "b" } })]))
         .unwrap_err();
     assert_eq!(error.kind(), Kind::CannotApply);
     let text = error.to_string();
-    assert!(text.contains("100.9") && text.contains("emptycapped"), "{text}");
+    assert!(text.contains("100.9") && text.contains("repairCollection"), "{text}");
 }
 
 #[test]

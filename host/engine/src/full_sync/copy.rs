@@ -104,6 +104,14 @@ impl FullSync {
     pub async fn run(self, stop: &CancellationToken) -> Result<Option<CopySummary>> {
         let plan = Plan::make(&*self.reader, &self.chain, &self.namespaces).await?;
         tracing::info!(collections = plan.collections.len(), left_out = plan.left_out.len(), "full sync is planned");
+        self.run_plan(plan, stop).await
+    }
+
+    /// Copies what `plan` says.
+    ///
+    /// # Errors
+    /// As [`FullSync::run`].
+    pub async fn run_plan(self, plan: Plan, stop: &CancellationToken) -> Result<Option<CopySummary>> {
         let mut tasks = VecDeque::new();
         let mut newest = None;
         for collection in &plan.collections {

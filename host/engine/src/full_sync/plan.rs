@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result, Side};
-use crate::model::{Namespace, NamespaceId, Namespaces};
+use crate::model::{Namespace, NamespaceId, Namespaces, view};
 use crate::plugin::PluginChain;
 use crate::source::{CollectionPlan, SnapshotReader};
 
@@ -59,13 +59,22 @@ impl Plan {
         for collection in reader.collections().await? {
             let source = namespaces.intern(collection.namespace.as_str());
             match chain.route(source)? {
-                Some(target) => plan.collections.push(PlannedCollection { plan: collection, source, target }),
+                Some(target) => {
+                    let collection = follow_renames(collection, target, chain, namespaces)?;
+                    plan.collections.push(PlannedCollection { plan: collection, source, target });
+                }
                 None => plan.left_out.push(collection.namespace),
             }
         }
         plan.refuse_merges(namespaces)?;
         plan.collections.sort_by_key(|c| (c.plan.kind == "view", std::cmp::Reverse(c.plan.bytes)));
         Ok(plan)
+    }
+
+    /// A plan of one collection, which is read under the name it has now and goes through the chain under `source`.
+    #[must_use]
+    pub fn of_one(plan: CollectionPlan, source: NamespaceId, target: NamespaceId) -> Self {
+        Self { collections: vec![PlannedCollection { plan, source, target }], left_out: Vec::new() }
     }
 
     fn refuse_merges(&self, namespaces: &Namespaces) -> Result<()> {
@@ -85,4 +94,33 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// A view reads from other collections of its database, whose new names it must know.
+fn follow_renames(
+    plan: CollectionPlan,
+    target: NamespaceId,
+    chain: &Arc<dyn PluginChain>,
+    namespaces: &Namespaces,
+) -> Result<CollectionPlan> {
+    if plan.kind != "view" {
+        return Ok(plan);
+    }
+    let mut moved = std::collections::HashMap::new();
+    for name in view::sources(&plan.options)? {
+        let source = Namespace::of(plan.namespace.database(), &name);
+        let Some(goes) = chain.route(namespaces.intern(source.as_str()))? else { continue };
+        let goes = namespaces.name(goes);
+        if goes.database() != namespaces.name(target).database() {
+            let text = format!(
+                "the view {} reads from {source}, which goes to another database ({goes}): rename both to one database",
+                plan.namespace
+            );
+            return Err(Error::new(Side::Config, Kind::Misconfigured, text));
+        }
+        moved.insert(name, goes.collection().to_owned());
+    }
+    let options =
+        view::with_sources(&plan.options, |name| moved.get(name).cloned().unwrap_or_else(|| name.to_owned()))?;
+    Ok(CollectionPlan { options, ..plan })
 }

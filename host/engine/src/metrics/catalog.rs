@@ -118,6 +118,8 @@ catalog! {
         "DDL commands executed on the target";
     SINK_DDL_SKIPPED = Counter "oplogue_sink_skipped_ddl_total" []
         "DDL commands found to be done already, by collection identity";
+    SINK_DDL_REFUSED = Counter "oplogue_sink_refused_ddl_total" []
+        "DDL commands that the target refused and that were skipped (incr_sync.ddl_refused = skip)";
     PIPELINE_REWINDS = Counter "oplogue_pipeline_rewinds_total" []
         "Returns to the last durable position after a fault that passes by itself";
     PIPELINE_STAGE = Gauge "oplogue_pipeline_stage" ["stage"]

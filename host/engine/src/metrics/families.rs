@@ -143,6 +143,7 @@ pub struct SinkMetrics {
     pub flush_seconds: Histogram,
     pub ddl_executed: Counter,
     pub ddl_skipped: Counter,
+    pub ddl_refused: Counter,
 }
 
 #[derive(Debug)]
@@ -330,6 +331,7 @@ fn sink(to: &mut Registrar) -> SinkMetrics {
         flush_seconds: to.histogram(catalog::SINK_FLUSH_SECONDS, exponential_buckets(0.000_25, 2.0, 17)),
         ddl_executed: to.counter(catalog::SINK_DDL_EXECUTED),
         ddl_skipped: to.counter(catalog::SINK_DDL_SKIPPED),
+        ddl_refused: to.counter(catalog::SINK_DDL_REFUSED),
     }
 }
 

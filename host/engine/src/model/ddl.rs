@@ -44,6 +44,18 @@ pub enum Ddl {
     CollMod { namespace: Routed, options: Bytes },
     /// `convertToCapped`: the new size in bytes.
     ConvertToCapped { namespace: Routed, size_bytes: i64 },
+    /// `emptycapped`: every document goes, the collection stays.
+    EmptyCapped { namespace: Routed },
+    /// A view was dropped: servers log a delete in `system.views`. It never touches anything but a view.
+    DropView { namespace: Routed },
+    /// `drop` of `system.views`, which takes every view of a database; `database` is the pair of `db.$cmd` names.
+    DropViews { database: Routed },
+    /// A collection came over the filter's border by a rename: what it holds is not in the stream and is copied from
+    /// the source. `drop_target` as in `Rename`. Made by the plugin chain, never logged.
+    CopyIn { namespace: Routed, drop_target: Option<CollectionUuid> },
+    /// A command whose effect on the target would be wider than on the source, or has no meaning there. Made by the
+    /// plugin chain; `incr_sync.ddl_refused` decides what becomes of it.
+    Refused { command: &'static str, namespace: Routed, why: String },
 }
 
 impl Ddl {
@@ -57,7 +69,12 @@ impl Ddl {
             | Self::CreateIndexes { namespace, .. }
             | Self::DropIndexes { namespace, .. }
             | Self::CollMod { namespace, .. }
-            | Self::ConvertToCapped { namespace, .. } => vec![*namespace],
+            | Self::ConvertToCapped { namespace, .. }
+            | Self::EmptyCapped { namespace }
+            | Self::DropView { namespace }
+            | Self::DropViews { database: namespace }
+            | Self::CopyIn { namespace, .. }
+            | Self::Refused { namespace, .. } => vec![*namespace],
             Self::Rename { from, to, .. } => vec![*from, *to],
         }
     }
@@ -71,7 +88,12 @@ impl Ddl {
             | Self::CreateIndexes { namespace, .. }
             | Self::DropIndexes { namespace, .. }
             | Self::CollMod { namespace, .. }
-            | Self::ConvertToCapped { namespace, .. } => vec![namespace],
+            | Self::ConvertToCapped { namespace, .. }
+            | Self::EmptyCapped { namespace }
+            | Self::DropView { namespace }
+            | Self::DropViews { database: namespace }
+            | Self::CopyIn { namespace, .. }
+            | Self::Refused { namespace, .. } => vec![namespace],
             Self::Rename { from, to, .. } => vec![from, to],
         }
     }
@@ -88,6 +110,11 @@ impl Ddl {
             Self::DropIndexes { .. } => "dropIndexes",
             Self::CollMod { .. } => "collMod",
             Self::ConvertToCapped { .. } => "convertToCapped",
+            Self::EmptyCapped { .. } => "emptycapped",
+            Self::DropView { .. } => "drop (view)",
+            Self::DropViews { .. } => "drop system.views",
+            Self::CopyIn { .. } => "renameCollection (into the filter)",
+            Self::Refused { command, .. } => command,
         }
     }
 
@@ -95,13 +122,19 @@ impl Ddl {
     #[must_use]
     pub fn is_destructive(&self) -> bool {
         match self {
-            Self::Create { .. } | Self::CreateIndexes { .. } => false,
+            Self::Create { .. }
+            | Self::CreateIndexes { .. }
+            | Self::DropView { .. }
+            | Self::DropViews { .. }
+            | Self::Refused { .. } => false,
             Self::Drop { .. }
             | Self::DropDatabase { .. }
             | Self::Rename { .. }
             | Self::DropIndexes { .. }
             | Self::CollMod { .. }
-            | Self::ConvertToCapped { .. } => true,
+            | Self::ConvertToCapped { .. }
+            | Self::EmptyCapped { .. }
+            | Self::CopyIn { .. } => true,
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use crate::decode::Decode;
 use crate::error::{Action, Error, Kind, Result, Side};
 use crate::metrics::{Metrics, Status};
-use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Position};
+use crate::model::{Change, ChangeBatch, CollectionUuid, Ddl, Namespaces, OpTime, Position};
 use crate::pipeline::durable::DurableQueue;
 use crate::pipeline::state::{Command, Core, CoreCounts, CoreOptions, FenceId};
 use crate::plugin::PluginChain;
@@ -50,6 +50,27 @@ pub trait AtMark: Send + Sync {
     async fn reached(&self) -> Result<Option<OpTime>>;
 }
 
+/// Brings collections over the filter's border.
+#[async_trait]
+pub trait Border: Send + Sync {
+    /// Copies the collection of a [`Ddl::CopyIn`] from the source, as it is now. Everything else is drained, and the
+    /// position before the entry is stored: a crash repeats the copy.
+    ///
+    /// # Errors
+    /// Those of both servers; `CannotApply` when something is in its place on the target.
+    async fn copy_in(&self, change: &Change, overlap: bool, stop: &CancellationToken) -> Result<CopiedIn>;
+}
+
+/// What a copy across the border came to.
+#[derive(Debug, Clone, Copy)]
+pub struct CopiedIn {
+    pub outcome: DdlOutcome,
+    /// Its changes up to this source time may be in the copy already.
+    pub overlap_until: OpTime,
+    /// Whether the collection must keep its order as a whole.
+    pub ordered: bool,
+}
+
 /// The job's numbers.
 #[derive(Debug, Clone)]
 pub struct IncrementalOptions {
@@ -75,6 +96,7 @@ pub struct Incremental {
     pub sink: Arc<dyn Sink>,
     pub store: Arc<dyn CheckpointStore>,
     pub at_mark: Arc<dyn AtMark>,
+    pub border: Arc<dyn Border>,
     pub metrics: Metrics,
     pub status: Status,
     pub options: IncrementalOptions,
@@ -151,6 +173,7 @@ struct Admitting {
 /// index that was built, may be as young as that.
 enum FenceDone {
     Ddl(FenceId, Result<(DdlOutcome, OpTime)>),
+    CopyIn(FenceId, Option<CollectionUuid>, Result<(CopiedIn, OpTime)>),
     Settle(FenceId, Result<FlushReport>),
     Mark(FenceId, Result<(Option<OpTime>, OpTime)>),
     Whole(FenceId, Vec<Vec<Write>>, Result<WholeReport>),
@@ -171,6 +194,7 @@ struct Loop {
     saver: Saver,
     sink: Arc<dyn Sink>,
     at_mark: Arc<dyn AtMark>,
+    border: Arc<dyn Border>,
     chain: Arc<dyn PluginChain>,
     metrics: Metrics,
     status: Status,
@@ -180,7 +204,7 @@ struct Loop {
 impl Loop {
     fn start(run: Incremental, durable: DurableQueue, tasks: &mut Supervisor) -> Self {
         let Incremental { source, decoder, budget, spill, .. } = run;
-        let Incremental { namespaces, chain, sink, store, at_mark, metrics, status, options, .. } = run;
+        let Incremental { namespaces, chain, sink, store, at_mark, border, metrics, status, options, .. } = run;
         let parts = reader::Parts { source, decoder, budget, spill };
         let batches = reader::start(tasks, parts, Arc::clone(&chain), &metrics, &status);
         let lanes = Lanes::start(tasks, options.core.lanes, &sink, &metrics);
@@ -200,6 +224,7 @@ impl Loop {
             saver,
             sink,
             at_mark,
+            border,
             chain,
             metrics,
             status,
@@ -304,6 +329,14 @@ impl Loop {
                 self.durable.wrote(newest);
                 self.ddl_done(id, outcome)?;
             }
+            FenceDone::CopyIn(id, source, copied) => {
+                let (copied, newest) = copied?;
+                self.durable.wrote(newest);
+                self.core.copied_in(source, copied.ordered, copied.overlap_until);
+                // What a copy leaves to the mark must be met again after a restart.
+                self.options.stage = Stage::CatchUp;
+                self.ddl_done(id, copied.outcome)?;
+            }
             FenceDone::Settle(id, report) => {
                 let report = report?;
                 if let Some(time) = report.operation_time {
@@ -350,6 +383,10 @@ impl Loop {
             }
             DdlOutcome::Already => {
                 self.metrics.sink.ddl_skipped.inc();
+                self.core.fence_done(id)
+            }
+            DdlOutcome::Refused => {
+                self.metrics.sink.ddl_refused.inc();
                 self.core.fence_done(id)
             }
             DdlOutcome::Postponed => self.core.ddl_postponed(id),
@@ -402,6 +439,10 @@ impl Loop {
                     if change.ddl.as_ref().is_some_and(|ddl| ddl.is_destructive()) {
                         self.store_now().await?;
                     }
+                    if matches!(change.ddl.as_deref(), Some(Ddl::CopyIn { .. })) {
+                        self.copy_in(tasks, fence, change, overlap);
+                        continue;
+                    }
                     let (sink, done) = (Arc::clone(&self.sink), self.fences.0.clone());
                     tasks.spawn("ddl", async move {
                         let outcome =
@@ -441,6 +482,17 @@ impl Loop {
         }
         self.measure();
         Ok(())
+    }
+
+    fn copy_in(&self, tasks: &mut Supervisor, fence: FenceId, change: Box<Change>, overlap: bool) {
+        let (border, sink) = (Arc::clone(&self.border), Arc::clone(&self.sink));
+        let (done, stop) = (self.fences.0.clone(), tasks.token());
+        tasks.spawn("copy into the filter", async move {
+            let copied = border.copy_in(&change, overlap, &stop).await;
+            let copied = async { Ok((copied?, sink.durability().await?.newest)) }.await;
+            done.send(FenceDone::CopyIn(fence, change.collection, copied)).await.ok();
+            Ok(())
+        });
     }
 
     fn measure(&mut self) {

@@ -15,7 +15,7 @@ use crate::ack::{AckTracker, SlotId};
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::key::{id_alone, selector};
-use crate::model::{Change, ChangeBatch, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
+use crate::model::{Change, ChangeBatch, CollectionUuid, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::{Acks, Address};
 use crate::schedule::{Contention, Lane, Pending, Scope, Spread};
@@ -53,6 +53,8 @@ pub struct CoreOptions {
     pub single_lane: HashSet<NamespaceId>,
     /// A collection whose unique keys collide again and again goes on in one lane (`incr_sync.shard_key = auto`).
     pub auto: bool,
+    /// The same by the identity of the source collection, since a replayed change has the name of its time.
+    pub single_lane_collections: HashSet<CollectionUuid>,
 }
 
 /// Counts for the status page and the tests.
@@ -296,7 +298,7 @@ impl Core {
 
     fn dispatch(&mut self, slot: SlotId, change: Change) -> Result<()> {
         if let Some(ddl) = &change.ddl {
-            self.learn(ddl);
+            self.learn(ddl, change.collection);
             let scope = Scope::of(ddl);
             self.raise(scope, Purpose::Ddl { change: Some(Box::new(change)), slot });
             return Ok(());
@@ -332,7 +334,9 @@ impl Core {
 
     fn enqueue(&mut self, mut pending: Pending) {
         let address = pending.address;
-        let keep_order = self.options.single_lane.contains(&address.0);
+        let of_ordered = |source| self.options.single_lane_collections.contains(&source);
+        let keep_order =
+            self.options.single_lane.contains(&address.0) || pending.write.collection.is_some_and(of_ordered);
         pending.write.in_order = keep_order;
         let lane = self.spread.lane(address, keep_order);
         if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending, keep_order)) {
@@ -343,17 +347,29 @@ impl Core {
     }
 
     /// A collection created now may be one that must keep its order as a whole.
-    fn learn(&mut self, ddl: &crate::model::Ddl) {
+    fn learn(&mut self, ddl: &crate::model::Ddl, source: Option<CollectionUuid>) {
         if let crate::model::Ddl::Create { namespace, options } = ddl
             && keeps_order(options)
         {
             self.options.single_lane.insert(namespace.target);
+            self.options.single_lane_collections.extend(source);
         }
         if let crate::model::Ddl::Rename { from, to, .. } = ddl
             && self.options.single_lane.contains(&from.target)
         {
             self.options.single_lane.insert(to.target);
         }
+    }
+
+    /// A collection came in as a copy of the source's present state: its changes up to `until` may meet documents
+    /// that contain them, so all are in overlap again, and another mark ends that.
+    pub fn copied_in(&mut self, source: Option<CollectionUuid>, ordered: bool, until: OpTime) {
+        if ordered {
+            self.options.single_lane_collections.extend(source);
+        }
+        self.fences.retain(|fence| !matches!(fence.purpose, Purpose::Mark));
+        self.options.overlap_until = self.options.overlap_until.max(until);
+        self.passed_mark = false;
     }
 
     /// Starts what can be started: flushes of idle lanes, and barriers whose scope is drained.
@@ -411,6 +427,8 @@ fn bug(message: String) -> Error {
     Error::new(Side::Internal, Kind::Bug, message)
 }
 
+#[cfg(test)]
+mod order;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

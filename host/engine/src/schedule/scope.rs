@@ -1,6 +1,6 @@
 //! What a DDL fences: the part of the target in which nothing else may be in flight while it runs.
 //!
-//! Creating things concerns one collection. Destroying, renaming or re-modelling things fences everything, because
+//! Creating things concerns one collection, and a view holds no data. Destroying, renaming or re-modelling things fences everything, because
 //! the checkpoint right before such a command must be stored before it runs (correctness.md §6), and a checkpoint is
 //! a position of the whole stream.
 
@@ -20,13 +20,19 @@ impl Scope {
     #[must_use]
     pub fn of(ddl: &Ddl) -> Self {
         match ddl {
-            Ddl::Create { namespace, .. } | Ddl::CreateIndexes { namespace, .. } => Self::Collection(namespace.target),
+            Ddl::Create { namespace, .. }
+            | Ddl::CreateIndexes { namespace, .. }
+            | Ddl::DropView { namespace }
+            | Ddl::DropViews { database: namespace }
+            | Ddl::Refused { namespace, .. } => Self::Collection(namespace.target),
             Ddl::Drop { .. }
             | Ddl::DropDatabase { .. }
             | Ddl::Rename { .. }
             | Ddl::DropIndexes { .. }
             | Ddl::CollMod { .. }
-            | Ddl::ConvertToCapped { .. } => Self::Cluster,
+            | Ddl::ConvertToCapped { .. }
+            | Ddl::EmptyCapped { .. }
+            | Ddl::CopyIn { .. } => Self::Cluster,
         }
     }
 

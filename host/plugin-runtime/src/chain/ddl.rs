@@ -1,13 +1,14 @@
 //! A DDL's way through the chain: both names of a rename, and the databases of which only a part passes.
 //!
 //! The rules are those of the filter's border: inside to inside is renamed, inside to outside becomes a drop on the
-//! target, outside to inside cannot be done from the oplog alone and stops the run, and `dropDatabase` never drops
-//! more than what passes. A DDL never has a wider effect on the target than the source's had on what passes.
+//! target, outside to inside becomes a copy of that collection, and `dropDatabase` never drops more than what passes.
+//! A DDL never has a wider effect on the target than the source's had on what passes: where several source
+//! collections are written to one target collection, what would destroy or change that one as a whole is refused.
 
 use bytes::Bytes;
-use oplogue_engine::error::{Error, Kind, Side};
+use oplogue_engine::error::Error;
 use oplogue_engine::model::ddl::Routed;
-use oplogue_engine::model::{Change, Ddl, NamespaceId, Operation};
+use oplogue_engine::model::{Change, Ddl, NamespaceId, Operation, view};
 
 use super::worker::{Halt, Worker, bug, fate};
 use super::{Chain, lock};
@@ -44,7 +45,7 @@ impl Worker {
     ) -> Result<Option<crate::columns::Body>, Halt> {
         let ddl = change.ddl.as_mut().ok_or_else(|| bug("a DDL entry has no command"))?;
         // Dropped by its route, it may still concern collections that pass by themselves.
-        let whole_database = matches!(**ddl, Ddl::DropDatabase { .. });
+        let whole_database = matches!(**ddl, Ddl::DropDatabase { .. } | Ddl::DropViews { .. });
         let mut shown = None;
         for (place, out) in ddl.namespaces_mut().into_iter().zip(OUT) {
             let is_out = self.fates.get(at).is_some_and(|fate| fate & out != 0);
@@ -72,41 +73,113 @@ impl Worker {
         let (first_out, second_out) = (fate & fate::FIRST_OUT != 0, fate & fate::SECOND_OUT != 0);
         let ddl = change.ddl.as_deref().ok_or_else(|| bug("a DDL entry has no command"))?;
         change.target = ddl.namespaces().first().map_or(change.target, |routed| routed.target);
-        match ddl {
-            Ddl::DropDatabase { database } => {
+        forget_gone(chain, ddl);
+        let outside = match ddl {
+            Ddl::DropDatabase { database } | Ddl::DropViews { database } => {
                 let database = *database;
-                self.drop_database(chain, change, at, database, first_out)
+                return self.drop_database(chain, change, at, database, first_out);
             }
-            Ddl::Rename { from, to, .. } => match (first_out, second_out) {
-                (false, false) if from.target == to.target => Err(border(chain, from, to, "both go to one target")),
-                (false, false) => Ok(()),
-                (true, true) => {
-                    self.mark(at, fate::DROPPED);
-                    Ok(())
-                }
-                (false, true) => {
-                    let from = *from;
-                    change.body = drop_command(chain, from.source);
-                    change.ddl = Some(Box::new(Ddl::Drop { namespace: from }));
-                    Ok(())
-                }
-                (true, false) => Err(border(chain, from, to, "only the new name passes")),
-            },
+            Ddl::Rename { .. } => first_out && second_out,
             Ddl::Create { .. }
             | Ddl::Drop { .. }
             | Ddl::CreateIndexes { .. }
             | Ddl::DropIndexes { .. }
             | Ddl::CollMod { .. }
-            | Ddl::ConvertToCapped { .. } => {
-                if first_out {
-                    self.mark(at, fate::DROPPED);
-                }
-                Ok(())
-            }
+            | Ddl::ConvertToCapped { .. }
+            | Ddl::EmptyCapped { .. }
+            | Ddl::DropView { .. }
+            | Ddl::CopyIn { .. }
+            | Ddl::Refused { .. } => first_out,
+        };
+        if outside {
+            self.mark(at, fate::DROPPED);
+            return Ok(());
         }
+        if let Ddl::Rename { from, to, drop_target } = ddl
+            && (first_out || second_out)
+        {
+            let across = if second_out {
+                Ddl::Drop { namespace: *from }
+            } else {
+                Ddl::CopyIn { namespace: *to, drop_target: *drop_target }
+            };
+            change.target = across.namespaces().first().map_or(change.target, |routed| routed.target);
+            if let Ddl::Drop { namespace } = &across {
+                change.body = drop_command(chain, namespace.source);
+            }
+            change.ddl = Some(Box::new(across));
+        }
+        self.narrow(chain, change)
     }
 
-    /// `dropDatabase` goes on as it is only if everything of that database, and nothing else, goes to the target
+    /// Turns a DDL into one that fits the target's names, or into a refusal.
+    fn narrow(&mut self, chain: &Chain, change: &mut Change) -> Result<(), Halt> {
+        let ddl = change.ddl.as_deref().ok_or_else(|| bug("a DDL entry has no command"))?;
+        let narrowed = if let Ddl::Create { namespace, options } = ddl {
+            self.view_follows(chain, *namespace, options)?
+        } else if let Ddl::Rename { from, to, .. } = ddl
+            && from.target == to.target
+        {
+            Some(refusal(ddl, *to, "both of its names go to one collection of the target"))
+        } else if ddl.is_destructive() {
+            let names = ddl.namespaces();
+            let mut shared = None;
+            for routed in &names {
+                if let Some(other) = self.sharer(chain, *routed, &names)? {
+                    let other = chain.namespaces.name(other);
+                    shared = Some(refusal(
+                        ddl,
+                        *routed,
+                        &format!("{other} is written to the same collection of the target"),
+                    ));
+                }
+            }
+            shared
+        } else {
+            None
+        };
+        if let Some(narrowed) = narrowed {
+            change.ddl = Some(Box::new(narrowed));
+        }
+        Ok(())
+    }
+
+    /// Another collection of the source that is written to the target collection of `routed`.
+    fn sharer(&mut self, chain: &Chain, routed: Routed, own: &[Routed]) -> Result<Option<NamespaceId>, Halt> {
+        for id in known(chain) {
+            let is_own = own.iter().any(|routed| routed.source == id);
+            if !is_own && self.walk(chain, id)? == Some(routed.target) {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A view reads from collections of its database: their new names stand in its definition, and all must go to the
+    /// database that the view goes to. One that does not pass keeps its name; the view then finds it empty.
+    fn view_follows(&mut self, chain: &Chain, namespace: Routed, options: &Bytes) -> Result<Option<Ddl>, Halt> {
+        let sources = view::sources(options).map_err(Error::from)?;
+        let name = |id: NamespaceId| chain.namespaces.name(id);
+        let (database, target) = (name(namespace.source), name(namespace.target));
+        let mut moved = std::collections::HashMap::new();
+        for source in sources {
+            let id = chain.namespaces.intern(&format!("{}.{source}", database.database()));
+            let Some(goes) = self.walk(chain, id)?.map(name) else { continue };
+            if goes.database() != target.database() {
+                let why = format!("it reads from {}, which goes to another database, as {goes}", name(id));
+                return Ok(Some(Ddl::Refused { command: "create (of a view)", namespace, why }));
+            }
+            moved.insert(source, goes.collection().to_owned());
+        }
+        if moved.iter().all(|(from, to)| from == to) {
+            return Ok(None);
+        }
+        let renamed = |name: &str| moved.get(name).cloned().unwrap_or_else(|| name.to_owned());
+        let options = view::with_sources(options, renamed).map_err(Error::from)?;
+        Ok(Some(Ddl::Create { namespace, options }))
+    }
+
+    /// `dropDatabase`, or the drop of all views, goes on as it is only if everything of that database, and nothing else, goes to the target
     /// database. Otherwise the collections that pass are dropped one by one.
     ///
     /// A server logs a drop of every collection before its `dropDatabase`, so collections that this process has never
@@ -121,15 +194,10 @@ impl Worker {
     ) -> Result<(), Halt> {
         let name = |id: NamespaceId| chain.namespaces.name(id);
         let (source, target) = (name(database.source), name(database.target));
-        let mut known: Vec<NamespaceId> = lock(&chain.sources).iter().copied().collect();
-        known.sort_unstable();
         let mut passing = Vec::new();
         let mut whole = !routed_out;
-        for id in known {
+        for id in known(chain) {
             let namespace = name(id);
-            if namespace.is_command() {
-                continue;
-            }
             let to = self.walk(chain, id)?;
             let goes_there = to.is_some_and(|to| name(to).database() == target.database());
             if namespace.database() == source.database() {
@@ -146,24 +214,44 @@ impl Worker {
             self.mark(at, fate::DROPPED);
             return Ok(());
         }
-        let drops = passing.into_iter().map(|namespace| Change {
-            source: namespace.source,
-            target: namespace.target,
-            body: drop_command(chain, namespace.source),
-            collection: None,
-            ddl: Some(Box::new(Ddl::Drop { namespace })),
-            ..change.clone()
-        });
-        self.expansions.push((at, drops.collect()));
+        let views_only = matches!(change.ddl.as_deref(), Some(Ddl::DropViews { .. }));
+        let mut drops = Vec::with_capacity(passing.len());
+        for namespace in passing {
+            let ddl = if views_only { Ddl::DropView { namespace } } else { Ddl::Drop { namespace } };
+            let mut drop = Change {
+                source: namespace.source,
+                target: namespace.target,
+                body: drop_command(chain, namespace.source),
+                collection: None,
+                ddl: Some(Box::new(ddl)),
+                ..change.clone()
+            };
+            self.narrow(chain, &mut drop)?;
+            drops.push(drop);
+        }
+        self.expansions.push((at, drops));
         self.mark(at, fate::EXPANDED);
         Ok(())
     }
 }
 
-fn border(chain: &Chain, from: &Routed, to: &Routed, why: &str) -> Halt {
-    let name = |routed: &Routed| chain.namespaces.name(routed.source);
-    let message = format!("rename across the filter border: {} to {}, {why}", name(from), name(to));
-    Halt::Error(Error::new(Side::Plugin, Kind::CannotApply, message))
+/// The collections and views of the source that this process has met, in a fixed order.
+fn known(chain: &Chain) -> Vec<NamespaceId> {
+    let mut known: Vec<NamespaceId> = lock(&chain.sources).iter().copied().collect();
+    known.retain(|id| !chain.namespaces.name(*id).is_command());
+    known.sort_unstable();
+    known
+}
+
+/// A name that the source has no more is met again with whatever takes it.
+fn forget_gone(chain: &Chain, ddl: &Ddl) {
+    if let Ddl::Drop { namespace } | Ddl::DropView { namespace } | Ddl::Rename { from: namespace, .. } = ddl {
+        lock(&chain.sources).remove(&namespace.source);
+    }
+}
+
+fn refusal(ddl: &Ddl, namespace: Routed, why: &str) -> Ddl {
+    Ddl::Refused { command: ddl.name(), namespace, why: why.to_owned() }
 }
 
 /// The command `{drop: "collection"}` as the server would log it.

@@ -194,15 +194,13 @@ impl Worker {
 
     /// An entry at the chain's start.
     fn enter(&mut self, chain: &Chain, changes: &mut [Change], at: usize) -> Result<(), Halt> {
-        if let Some(change) = changes.get(at)
-            && self.routes.get(0, change.target) == Hop::Unknown
-        {
-            let mut sources = lock(&chain.sources);
+        if let Some(change) = changes.get(at) {
             match &change.ddl {
-                Some(ddl) => sources.extend(ddl.namespaces().iter().map(|routed| routed.source)),
-                None => {
-                    sources.insert(change.target);
+                Some(ddl) => lock(&chain.sources).extend(ddl.namespaces().iter().map(|routed| routed.source)),
+                None if self.routes.get(0, change.target) == Hop::Unknown => {
+                    lock(&chain.sources).insert(change.target);
                 }
+                None => {}
             }
         }
         self.advance(chain, changes, at, 0)

@@ -4,7 +4,6 @@
 //! here: the sink's tests do that.
 
 use bson::doc;
-use oplogue_engine::error::Kind;
 use oplogue_engine::model::{Change, Ddl};
 use serde_json::json;
 
@@ -57,13 +56,94 @@ fn a_rename_out_of_the_filter_is_a_drop() {
 }
 
 #[test]
-fn a_rename_into_the_filter_stops_the_run() {
-    let mut stream = stream(&["a.x"], &[]);
+fn a_rename_into_the_filter_is_a_copy() {
+    let mut stream = stream(&["a.x"], &["a:z"]);
     let changes = vec![rename(&stream, "a.tmp", "a.x")];
-    let mut batch = stream.batch(changes);
-    let error = stream.worker.process(&mut batch).unwrap_err();
-    assert_eq!(error.kind(), Kind::CannotApply);
-    assert!(error.to_string().contains("rename across the filter border: a.tmp to a.x"), "{error}");
+    let after = stream.run(changes);
+    assert_eq!(shown(&stream, &after), ["renameCollection (into the filter) z.x"]);
+}
+
+#[test]
+fn both_names_going_to_one_target_are_refused() {
+    let mut stream = stream(&[], &["a.x:q.t", "a.y:q.t"]);
+    let changes = vec![rename(&stream, "a.x", "a.y")];
+    let after = stream.run(changes);
+    assert!(why(&after[0]).contains("both of its names"), "{}", why(&after[0]));
+}
+
+fn why(change: &Change) -> String {
+    match change.ddl.as_deref() {
+        Some(Ddl::Refused { why, .. }) => why.clone(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn what_would_hit_a_shared_target_as_a_whole_is_refused() {
+    let mut stream = stream(&[], &["a.x:q.t", "b.x:q.t"]);
+    let both = vec![stream.insert("a.x", &doc! { "_id": 1 }), stream.insert("b.x", &doc! { "_id": 2 })];
+    stream.run(both);
+    let options = bytes::Bytes::copy_from_slice(bson::rawdoc! {}.as_bytes());
+    let at = |stream: &Stream| stream.routed("a.x");
+    let changes = vec![
+        stream.ddl(Ddl::Drop { namespace: at(&stream) }),
+        stream.ddl(Ddl::CollMod { namespace: at(&stream), options: options.clone() }),
+        stream.ddl(Ddl::DropIndexes { namespace: at(&stream), name: "k".into() }),
+        stream.ddl(Ddl::ConvertToCapped { namespace: at(&stream), size_bytes: 4096 }),
+        stream.ddl(Ddl::EmptyCapped { namespace: at(&stream) }),
+        rename(&stream, "a.x", "a.y"),
+        rename(&stream, "a.y", "a.x"),
+    ];
+    for change in stream.run(changes) {
+        assert!(why(&change).contains("b.x is written to the same"), "{}", why(&change));
+    }
+    // The rename back left `a.x`; without `b.x` it is nobody else's.
+    let changes = vec![
+        stream.ddl(Ddl::Drop { namespace: stream.routed("b.x") }),
+        stream.ddl(Ddl::Drop { namespace: at(&stream) }),
+    ];
+    let after = stream.run(changes);
+    assert!(why(&after[0]).contains("a.x is written"), "{}", why(&after[0]));
+    assert_eq!(shown(&stream, &after[1..]), ["drop q.t"]);
+    // What adds to it is never refused.
+    let changes = vec![stream.ddl(Ddl::Create { namespace: at(&stream), options })];
+    let after = stream.run(changes);
+    assert_eq!(shown(&stream, &after), ["create q.t"]);
+}
+
+#[test]
+fn a_view_follows_the_renames_of_what_it_reads_from() {
+    let mut stream = stream(&["a.v", "a.x"], &["a.x:a.new_x"]);
+    let view = |stream: &Stream, on: &str, from: &str| {
+        let options = bson::rawdoc! { "viewOn": on, "pipeline": [{ "$lookup": { "from": from, "as": "j" } }] };
+        let options = bytes::Bytes::from(options.into_bytes());
+        stream.ddl(Ddl::Create { namespace: stream.routed("a.v"), options })
+    };
+    let changes = vec![view(&stream, "x", "hidden")];
+    let after = stream.run(changes);
+    let Some(Ddl::Create { options, .. }) = after[0].ddl.as_deref() else { panic!("{after:?}") };
+    let options: bson::Document = bson::deserialize_from_slice(options).unwrap();
+    assert_eq!(options, doc! { "viewOn": "new_x", "pipeline": [{ "$lookup": { "from": "hidden", "as": "j" } }] });
+    // `a.v` stays in its database, `a.x` leaves it.
+    let mut stream = self::stream(&[], &["a.x:q.x"]);
+    let changes = vec![view(&stream, "y", "x")];
+    let after = stream.run(changes);
+    assert!(why(&after[0]).contains("a.x, which goes to another database, as q.x"), "{}", why(&after[0]));
+}
+
+#[test]
+fn all_views_of_a_database_go_only_when_all_of_them_pass() {
+    let drop = |stream: &Stream| stream.ddl(Ddl::DropViews { database: stream.routed("a.$cmd") });
+    let mut whole = stream(&["a"], &["a:z"]);
+    let changes = vec![drop(&whole)];
+    let after = whole.run(changes);
+    assert_eq!(shown(&whole, &after), ["drop system.views z.$cmd"]);
+    let mut part = stream(&["a.x"], &[]);
+    let seen = vec![part.insert("a.x", &doc! { "_id": 1 }), part.insert("a.y", &doc! { "_id": 1 })];
+    part.run(seen);
+    let changes = vec![drop(&part)];
+    let after = part.run(changes);
+    assert_eq!(shown(&part, &after), ["drop (view) a.x"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `create`: collections, capped and clustered ones, views, time-series, with the options of the source.
+//! `create`: collections, capped and clustered ones, time-series, with the options of the source.
 //!
 //! It stands apart from the other commands since it alone takes the options of a collection over, without those that a
 //! server reports but does not take back. It never empties a collection that stands under the name already.
@@ -10,7 +10,7 @@ use oplogue_engine::model::{Namespace, OpTime};
 use super::{BUCKETS, Executor, NAMESPACE_EXISTS, skipped};
 use crate::mongodb::command;
 use crate::mongodb::command::Concern;
-use crate::mongodb::identity::{Shape, Standing};
+use crate::mongodb::identity::Standing;
 use crate::mongodb::writer::RawWriter;
 
 /// Options that the server reports or logs but does not take back, or that must not be repeated: a temporary
@@ -45,26 +45,6 @@ impl Executor<'_> {
         self.adopt(name).await?;
         Ok(time)
     }
-
-    /// A view holds no data, so one that stands there is made again.
-    async fn create_view(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
-        if is_bucket_view(options)? {
-            return Ok(skipped("create", name));
-        }
-        if self.sink.catalogue.refresh(name).await?.is_some_and(|info| info.shape == Shape::View) {
-            self.drop_now(name).await?;
-        }
-        let w = create_command(name, options, self.concern)?;
-        let time = self.run(name.database(), "create", name, w, &[]).await?;
-        self.sink.catalogue.refresh(name).await?;
-        Ok(time)
-    }
-}
-
-/// The view that a time-series shows itself through; it comes with the time-series.
-fn is_bucket_view(options: &[u8]) -> Result<bool, Malformed> {
-    let on = raw::find(options, "viewOn")?;
-    Ok(on.is_some_and(|on| on.value.get(4..).is_some_and(|text| text.starts_with(BUCKETS.as_bytes()))))
 }
 
 /// The `create` command for a collection with these raw options.

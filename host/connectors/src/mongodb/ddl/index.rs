@@ -4,7 +4,9 @@
 //! yet, because the collection is in overlap, is kept for the overlap mark: unique indexes that do not hold, and those
 //! that would let documents expire whose life is still to be prolonged.
 
+use bson::RawDocumentBuf;
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
@@ -117,6 +119,31 @@ impl Executor<'_> {
         Ok(())
     }
 
+    /// An index that is to become unique does not hold yet: it is dropped, and built as a unique one at the mark.
+    pub(super) async fn convert_at_mark(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
+        let Some(change) = raw::find(options, "index")?.filter(|index| index.kind == kind::DOCUMENT) else {
+            return Ok(None);
+        };
+        let failed = |e| classify::error(Side::Sink, &format!("list the indexes of {name} (needs `listIndexes`)"), e);
+        let command = bson::doc! { "listIndexes": name.collection() };
+        let cursor = self.sink.client.database(name.database()).run_cursor_command(command).await.map_err(failed)?;
+        let listed: Vec<RawDocumentBuf> = cursor.with_type().try_collect().await.map_err(failed)?;
+        for spec in listed {
+            if !is_meant(change.value, spec.as_bytes())? {
+                continue;
+            }
+            let Some(index) = index_name(spec.as_bytes()) else { continue };
+            let spec = modified(spec.as_bytes(), change.value)?;
+            let mut w = self.command("dropIndexes", name.collection());
+            w.string("index", &index);
+            command::write_concern(&mut w, self.concern);
+            let time = self.run(name.database(), "dropIndexes", name, w, &[INDEX_NOT_FOUND]).await?;
+            self.postpone(name, self.sink.namespaces.intern(name.as_str()), &spec).await;
+            return Ok(time);
+        }
+        Ok(skipped("collMod", name))
+    }
+
     pub(super) async fn drop_index(&self, name: &Namespace, index: &str) -> Result<Option<OpTime>> {
         if self.turn(name).await? == Turn::Done {
             return Ok(skipped("dropIndexes", name));
@@ -214,11 +241,15 @@ fn is_meant(change: &[u8], spec: &[u8]) -> Result<bool, Malformed> {
     Ok(false)
 }
 
-/// `spec` with the options of a `collMod`'s `index` in place of its own.
+/// `spec` with the options of a `collMod`'s `index` in place of its own. A unique index is prepared no more.
 fn modified(spec: &[u8], change: &[u8]) -> Result<Bytes, Malformed> {
     let mut w = RawWriter::with_capacity(spec.len() + change.len());
+    let becomes_unique = find(change, b"unique")?.is_some();
     for option in Elements::new(spec)? {
         let option = option?;
+        if option.name == b"prepareUnique" && becomes_unique {
+            continue;
+        }
         if find(change, option.name)?.is_none_or(|_| option.name == b"name") {
             w.element(&option);
         }

@@ -264,7 +264,7 @@ impl MongoSink {
             match self.send_one(place, statement, write.origin, overlap).await? {
                 Ok(time) => merge(&mut report, done(time)),
                 Err(trouble) => {
-                    let item = Item { index, write, statement: statement.clone(), overlap };
+                    let item = Item { index, write, statement: statement.clone(), overlap, again: false };
                     let mended = self.mend(place, &item, trouble).await?;
                     merge(&mut report, mended.report);
                     if mended.whole || !report.refused.is_empty() {

@@ -7,7 +7,7 @@
 use futures_util::future::join_all;
 use oplogue_engine::error::Result;
 use oplogue_engine::model::{Namespace, NamespaceId, Origin};
-use oplogue_engine::sink::{FlushReport, Write};
+use oplogue_engine::sink::{Content, FlushReport, Write};
 
 use super::counters::count;
 use super::mend::Trouble;
@@ -22,6 +22,9 @@ pub(super) struct Item<'a> {
     pub(super) statement: Statement<'a>,
     /// In overlap, of its namespace or of this document alone.
     pub(super) overlap: bool,
+    /// An insert that is repeated into a capped collection: the document goes first, if it is there, so that it stands
+    /// behind its predecessors again.
+    pub(super) again: bool,
 }
 
 /// What the writes of one namespace need besides themselves.
@@ -71,8 +74,10 @@ impl MongoSink {
         target: Target,
     ) -> Result<Prepared<'a>> {
         let place = Place { name: self.namespaces.name(namespace), target };
-        let ordered = self.catalogue.info(&place.name).is_some_and(|info| info.is_ordered())
-            || writes.first().is_some_and(|(_, write)| write.in_order);
+        let info = self.catalogue.info(&place.name);
+        let ordered =
+            info.is_some_and(|info| info.is_ordered()) || writes.first().is_some_and(|(_, write)| write.in_order);
+        let capped = info.is_some_and(|info| info.capped);
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
@@ -81,10 +86,11 @@ impl MongoSink {
                 continue;
             }
             let overlap = self.is_overlap(write);
-            match plan(write, self.form(&place, overlap))? {
+            let again = capped && overlap && matches!(write.content, Content::Insert(_));
+            match plan(write, self.form(&place, overlap && !again))? {
                 Plan::One(statement) => {
                     self.count_form(&statement);
-                    items.push(Item { index: *index, write, statement, overlap });
+                    items.push(Item { index: *index, write, statement, overlap, again });
                 }
                 Plan::Nothing => {}
                 plan @ (Plan::Steps(_) | Plan::Refetch) => apart.push(Apart { index: *index, write, plan, overlap }),
@@ -123,7 +129,8 @@ impl MongoSink {
         let Prepared { place, items, .. } = prepared;
         let mut all = Sent { report: FlushReport::default(), troubles: Vec::new() };
         if prepared.ordered {
-            for run in items.chunk_by(|a, b| together(a) == together(b)) {
+            for run in items.chunk_by(|a, b| together(a) == together(b) && a.again == b.again) {
+                merge(&mut all.report, self.clear_way(place, run).await?);
                 let sent = self.send_group(place, run.iter().collect()).await?;
                 merge(&mut all.report, sent.report);
                 for (item, trouble) in sent.troubles {
@@ -138,6 +145,21 @@ impl MongoSink {
             }
         }
         Ok(all)
+    }
+
+    /// Takes out of a capped collection what is about to be inserted again. Left in its place it would stand before
+    /// documents that were evicted and come back, and the order of insertion is data.
+    async fn clear_way(&self, place: &Place, run: &[Item<'_>]) -> Result<FlushReport> {
+        let removals: Vec<Statement<'_>> =
+            run.iter().filter(|item| item.again).map(|item| Statement::Delete { key: &item.write.key }).collect();
+        if removals.is_empty() {
+            return Ok(FlushReport::default());
+        }
+        let statements: Vec<&Statement<'_>> = removals.iter().collect();
+        let manner = self.manner(place.target, run.first().and_then(|item| item.write.origin));
+        let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
+        // Servers before 5.0 delete nothing from a capped collection: the insert then finds the document in its place.
+        Ok(FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() })
     }
 
     /// Learns source collections that nothing introduced, so that a later DDL and a replay can tell them apart.

@@ -36,6 +36,10 @@ pub(super) async fn partition(
     if raw::find(&plan.options, "capped")?.is_some_and(|capped| capped.value == [1]) {
         return Ok(vec![whole(namespace, ScanOrder::Natural, plan.uuid)]);
     }
+    // Buckets are clustered by `_id`, so they stand in its order too.
+    if plan.kind == "timeseries" && !bounds_clustered(source).await? {
+        return Ok(vec![whole(namespace, ScanOrder::Natural, plan.uuid)]);
+    }
     let count = plan.bytes.div_ceil(partition_bytes.max(1)).min(PARTITIONS_MAX).min(plan.documents);
     if count <= 1 {
         return Ok(vec![whole(namespace, ScanOrder::Id, plan.uuid)]);
@@ -43,6 +47,13 @@ pub(super) async fn partition(
     let ids = ids(source, &namespace, plan.documents, count).await?;
     let whole = whole(namespace, ScanOrder::Id, plan.uuid);
     Ok(ranges(&whole, bounds(&ids, count)?))
+}
+
+/// Whether the source takes a hint of `_id` for a collection that is clustered by it: 5.0 knows no such index (code 2).
+async fn bounds_clustered(source: &SnapshotSource) -> Result<bool> {
+    const MONGODB_6_0: i32 = 17;
+    let answer = source.run("admin", "ask the source what it is", bson::doc! { "hello": 1 }).await?;
+    Ok(answer.get_i32("maxWireVersion").unwrap_or_default() >= MONGODB_6_0)
 }
 
 async fn ids(source: &SnapshotSource, namespace: &Namespace, documents: u64, count: u64) -> Result<Vec<Bytes>> {

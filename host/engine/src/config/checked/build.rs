@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, Config, ConnectMode, CreateIndex, FetchMethod, Filter, FullSync, Incr, Limits, Log, LogFile, LogLevel,
-    MissingDocument, Monitor, PluginEntry, SyncMode, Transactions,
+    Checkpoint, Config, ConnectMode, CreateIndex, DdlRefused, FetchMethod, Filter, FullSync, Incr, Limits, Log,
+    LogFile, LogLevel, MissingDocument, Monitor, PluginEntry, SyncMode, Transactions,
 };
 use crate::config::keys::{self, Status};
 use crate::config::raw::Format;
@@ -422,6 +422,10 @@ fn incr(s: &Settings) -> Incr {
             "upsert" => MissingDocument::Upsert,
             "stop" => MissingDocument::Stop,
             _ => MissingDocument::Refetch,
+        },
+        ddl_refused: match s.text("incr_sync.ddl_refused") {
+            "skip" => DdlRefused::Skip,
+            _ => DdlRefused::Stop,
         },
         insert_on_dup_update: s.flag("incr_sync.executor.insert_on_dup_update"),
         majority_enable: s.flag("incr_sync.executor.majority_enable"),

@@ -75,6 +75,8 @@ pub(super) const KEYS: &[KeySpec] = &[
         "What happens to a change that the target refuses for good. none: the run stops at it, except at an insert whose _id is taken. db: it is recorded in the collection conflicts of the database <checkpoint.storage.db>__conflict on the target, and the run goes on. sdk is not built."),
     key("incr_sync.transaction", OneOf(&["split", "atomic"]), "split", super::Since::Oplogue, Supported,
         "split: the writes of a transaction are spread like any others once it is committed. atomic: they become visible on the target at once, in one transaction there, once the overlap of a start is over. One that is larger than limits.transaction_bytes, or with DDL inside, is split even so, with a warning."),
+    key("incr_sync.ddl_refused", OneOf(&["stop", "skip"]), "stop", super::Since::Oplogue, Supported,
+        "A DDL that the target refuses (a missing privilege, an option it does not know): stop before it; skip it, with a line in the log."),
     key("incr_sync.barrier.ordering_enable", Bool, "false", Newer("2.8.9"), Hint("a DDL is always ordered against the changes of its scope"),
         "Strict order around DDL."),
     key("incr_sync.lazy_oplog_parse", Bool, "true", Newer("2.8.9"), Hint("documents are never parsed without need"),

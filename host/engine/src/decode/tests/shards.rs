@@ -20,7 +20,7 @@ fn cut(time: OpTime, shards: [OpTime; 2]) -> Position {
 fn from(start: &Position) -> Decoder {
     Decoder::starting_at(
         Namespaces::shared(),
-        DecodeOptions { transaction_bytes: 1 << 20, ..DecodeOptions::default() },
+        DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, ..DecodeOptions::default() },
         start,
     )
 }

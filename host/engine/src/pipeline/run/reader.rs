@@ -145,7 +145,7 @@ impl Reader {
             (DropReason::FromMigrate, now.from_migrate - before.from_migrate),
             (DropReason::Own, now.own - before.own),
             (DropReason::Looped, now.looped - before.looped),
-            (DropReason::Internal, now.index_build_steps - before.index_build_steps),
+            (DropReason::Internal, now.internal - before.internal),
             (DropReason::Aborted, now.aborted - before.aborted),
             (DropReason::Gone, now.gone - before.gone),
         ] {

@@ -175,8 +175,13 @@ fn run(
     crash: bool,
 ) -> usize {
     let single_lane = if rng.random_bool(0.3) { HashSet::from([namespaces.intern("db.c0")]) } else { HashSet::new() };
-    let options =
-        CoreOptions { lanes: rng.random_range(1..5), overlap_until: until, single_lane, auto: rng.random_bool(0.3) };
+    let options = CoreOptions {
+        lanes: rng.random_range(1..5),
+        overlap_until: until,
+        single_lane,
+        single_lane_collections: HashSet::new(),
+        auto: rng.random_bool(0.3),
+    };
     let mut core = Core::new(Arc::clone(namespaces), options);
     let mut todo = batches(rng, log, from);
     let mut out: Vec<Command> = Vec::new();

@@ -27,7 +27,13 @@ impl Bench {
     fn new() -> Self {
         let namespaces = Namespaces::shared();
         let (namespace, other) = (namespaces.intern("db.a"), namespaces.intern("db.b"));
-        let options = CoreOptions { lanes: 2, overlap_until: MARK, single_lane: HashSet::new(), auto: false };
+        let options = CoreOptions {
+            lanes: 2,
+            overlap_until: MARK,
+            single_lane: HashSet::new(),
+            single_lane_collections: HashSet::new(),
+            auto: false,
+        };
         Self { core: Core::new(namespaces, options), seq: 0, namespace, other }
     }
 

@@ -173,7 +173,13 @@ mod tests {
 
     fn core(namespaces: &Arc<Namespaces>, overlap_until: u32) -> Core {
         let overlap_until = OpTime::new(1, overlap_until, 1);
-        let options = CoreOptions { lanes: 4, overlap_until, single_lane: HashSet::new(), auto: false };
+        let options = CoreOptions {
+            lanes: 4,
+            overlap_until,
+            single_lane: HashSet::new(),
+            single_lane_collections: HashSet::new(),
+            auto: false,
+        };
         Core::new(Arc::clone(namespaces), options)
     }
 

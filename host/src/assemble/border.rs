@@ -1,0 +1,100 @@
+//! Copies a collection that a rename brought over the filter's border.
+//!
+//! What such a collection holds was never in the stream, so it is read from the source as it is now, by the parts of
+//! the full copy, while everything else waits. Its later changes then meet documents that contain them: the caller is
+//! told up to which source time. The collection is found by its identity, since a rename further on may have moved it
+//! by now; one that is gone leaves nothing to do, because its drop is still to come. Nothing here decides what may be
+//! removed from the target; the sink does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use oplogue_connectors::mongodb::copy::MongoCopyTarget;
+use oplogue_connectors::mongodb::sink::{Arrival, MongoSink};
+use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::full_sync::{FullSync, FullSyncOptions, Plan};
+use oplogue_engine::metrics::{Metrics, Status};
+use oplogue_engine::model::{Change, Ddl, Namespaces};
+use oplogue_engine::pipeline::state::keeps_order;
+use oplogue_engine::pipeline::{Border, CopiedIn};
+use oplogue_engine::plugin::PluginChain;
+use oplogue_engine::sink::{CopyTarget, DdlOutcome};
+use oplogue_engine::source::{SnapshotReader, Source};
+use tokio_util::sync::CancellationToken;
+
+/// What the copy is made of.
+pub(super) struct BorderCopy {
+    pub(super) reader: Arc<dyn SnapshotReader>,
+    pub(super) chain: Arc<dyn PluginChain>,
+    pub(super) namespaces: Arc<Namespaces>,
+    pub(super) target: Arc<MongoCopyTarget>,
+    pub(super) sink: Arc<MongoSink>,
+    pub(super) source: Box<dyn Source>,
+    pub(super) metrics: Metrics,
+    pub(super) status: Status,
+    pub(super) options: FullSyncOptions,
+    /// Set when a copy leaves indexes to the overlap mark.
+    pub(super) indexes_wait: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Border for BorderCopy {
+    async fn copy_in(&self, change: &Change, overlap: bool, stop: &CancellationToken) -> Result<CopiedIn> {
+        let Some(Ddl::CopyIn { namespace, drop_target }) = change.ddl.as_deref() else {
+            return Err(Error::new(Side::Internal, Kind::Bug, "a copy over the border without its command"));
+        };
+        let mut copied = CopiedIn { outcome: DdlOutcome::Already, overlap_until: change.time, ordered: false };
+        match self.sink.arrives(change, *drop_target, overlap).await? {
+            Arrival::Copy => {}
+            Arrival::Done => {
+                self.indexes_wait.store(true, Ordering::SeqCst);
+                return Ok(copied);
+            }
+            Arrival::Refused => return Ok(CopiedIn { outcome: DdlOutcome::Refused, ..copied }),
+        }
+        let listed = self.reader.collections().await?;
+        let found = listed.into_iter().find(|plan| plan.uuid.is_some() && plan.uuid == change.collection);
+        let name = self.namespaces.name(namespace.target);
+        if let Some(plan) = found {
+            tracing::info!(namespace = %name, from = %plan.namespace, "copying a collection that came into the filter");
+            copied.ordered = keeps_order(&plan.options);
+            let plan = Plan::of_one(plan, namespace.source, namespace.target);
+            let summary = self.full_sync(change).run_plan(plan, stop).await?;
+            let Some(summary) = summary else {
+                return Err(Error::new(
+                    Side::Internal,
+                    Kind::Unavailable,
+                    "the run is stopping: the copy is done again",
+                ));
+            };
+            if let Some((_, key)) = self.target.take_deferred().await.first() {
+                let text = format!("a unique index on the target keeps {key:?} out of {name}, which is being copied");
+                return Err(Error::new(Side::Sink, Kind::Conflict, text));
+            }
+            self.indexes_wait.store(true, Ordering::SeqCst);
+            copied.outcome = DdlOutcome::Done(summary.target_time);
+            tracing::info!(namespace = %name, documents = summary.documents, "the collection is copied");
+        } else {
+            tracing::info!(namespace = %name, "a collection that came into the filter is gone by now: its end follows");
+        }
+        self.sink.arrived(change).await?;
+        copied.overlap_until = self.source.newest().await?;
+        Ok(copied)
+    }
+}
+
+impl BorderCopy {
+    fn full_sync(&self, change: &Change) -> FullSync {
+        FullSync {
+            reader: Arc::clone(&self.reader),
+            target: Arc::clone(&self.target) as Arc<dyn CopyTarget>,
+            chain: Arc::clone(&self.chain),
+            namespaces: Arc::clone(&self.namespaces),
+            metrics: self.metrics.clone(),
+            status: self.status.clone(),
+            options: self.options.clone(),
+            after: change.time,
+        }
+    }
+}
