@@ -127,7 +127,21 @@ impl OplogSource {
     }
 
     async fn read(&mut self) -> Result<RawBatch> {
-        self.tail.next(tail::failed(READ)).await
+        match self.tail.next(tail::failed(READ)).await {
+            Err(fault) => Err(self.with_window(fault).await),
+            read => read,
+        }
+    }
+
+    /// The oplog can be cut off under a read: then an operator needs to know what is left of it.
+    async fn with_window(&self, fault: Error) -> Error {
+        if fault.kind() != Kind::HistoryLost {
+            return fault;
+        }
+        match self.window().await {
+            Ok(window) => fault.context(window_text(&window)),
+            Err(_) => fault,
+        }
     }
 
     /// Compares the first entry ever seen by this cursor with the position it was opened at.
@@ -206,7 +220,11 @@ impl OplogSource {
         self.tail.put(None);
         self.ready = None;
         self.member = tail::pick_member(&self.client, self.options.mode).await?;
-        self.tail.put(Some(self.find(start).await?));
+        let cursor = match self.find(start).await {
+            Ok(cursor) => cursor,
+            Err(fault) => return Err(self.with_window(fault).await),
+        };
+        self.tail.put(Some(cursor));
         self.expected = match start {
             Start::Entry(time) => Some(time),
             Start::Oldest | Start::Date(_) => None,
