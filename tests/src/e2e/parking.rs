@@ -11,6 +11,7 @@ use bson::{Binary, Document, doc};
 use mongodb::Collection;
 use mongodb::options::IndexOptions;
 use oplogue_tests::collector::Collector;
+use oplogue_tests::servers::Options;
 
 use super::rig::{PATIENCE, Rig, handed_over};
 
@@ -20,7 +21,9 @@ const OVERLAP_OVER: &str = "overlap is over";
 
 #[tokio::test]
 async fn more_is_parked_than_the_budget_holds() -> Result<()> {
-    let rig = Rig::start().await?;
+    // All of it is settled in one transaction, which must fit into the target's cache.
+    let target = Options { cache_gb: 1.0, ..Options::guide_target() };
+    let rig = Rig::of(Options::guide_source(), target).await?;
     let source = rig.source.client().database("shop").collection::<Document>("swapped");
     let unique = IndexOptions::builder().unique(true).build();
     source.create_index(mongodb::IndexModel::builder().keys(doc! { "u": 1 }).options(unique).build()).await?;
