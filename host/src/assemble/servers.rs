@@ -186,8 +186,15 @@ impl Servers {
         let privileges = privileges::require_some_writing(&Privileges::ask(Side::Sink, target, &criteria).await?);
         let found = match topology::inspect(Side::Sink, target, &criteria).await {
             Ok(found) => found,
-            // A mongos or a server alone: neither is the replica set that is read.
-            Err(error) if error.kind() == Kind::Unsupported => return privileges,
+            Err(error) if error.kind() == Kind::Unsupported => {
+                let behind = topology::cluster(Side::Sink, target, &criteria).await;
+                if behind.is_ok_and(|found| found.is_mongos) {
+                    let text = "tunnel.address is a mongos: writing to a sharded cluster is not built yet";
+                    return Err(Error::new(Side::Sink, Kind::Unsupported, text));
+                }
+                // A server alone is not the replica set that is read.
+                return privileges;
+            }
             Err(error) => return Err(error),
         };
         let source = match other_than {
