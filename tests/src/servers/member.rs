@@ -1,13 +1,14 @@
 //! One `mongod` process: its command line, its port, its log, its end.
 //!
-//! It knows nothing of replica sets beyond the name on the command line. A port is found by binding port 0 and
-//! letting go, so another process may take it in between; the member then fails to start and the message says
-//! so. The process dies with its handle (see `child`).
+//! It knows nothing of replica sets beyond the name on the command line. Its port lies below those that the system
+//! gives to outgoing connections, so that no client takes it while the member is down. The process dies with its
+//! handle (see `child`).
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -111,13 +112,27 @@ impl Member {
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on now.
+/// Where test servers listen: below 32768, from where on Linux takes the ports of outgoing connections. Thousands of
+/// those are open while the tests run, and each can take the port of a server that is being restarted.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// A port of 127.0.0.1 that nobody listens on now and that this process has not given away lately.
 ///
 /// # Errors
 /// When the machine has none left.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr()?.port())
+    static STEPS: AtomicU16 = AtomicU16::new(0);
+    // Each test process goes its own way round, from a place that its number decides.
+    let first = std::process::id().wrapping_mul(2_654_435_761) >> 16;
+    let count = u32::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        let step = u32::from(STEPS.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from((first + step) % count).context("a port has 16 bits")?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no free port between {} and {}", PORTS.start, PORTS.end)
 }
 
 /// The server program: `MONGOD` in the environment, else the one that xtask installed.
