@@ -3,14 +3,17 @@
 //! Both are held while the writes happen, the secondary by the server's own fail point, the collector by its `Pause`,
 //! so neither is measured while the source is busy with them. Then one after the other is let go. Rounds
 //! alternate, and the secondary's own spread is the noise. The secondary writes a journal and an oplog of its own,
-//! as the target of the collector does.
+//! as the target of the collector does. In each round the bare driver reads the same entries too and drops them: what
+//! the collector uses beyond that is its own.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use bson::{Document, Timestamp, doc};
+use futures_util::TryStreamExt as _;
 use mongodb::Client;
+use mongodb::options::RunCursorCommandOptions;
 use oplogue_tests::collector::{Collector, HAND_OVER, PipelineConfig, http_post};
 use oplogue_tests::compare::Comparison;
 use oplogue_tests::servers::{Options as SetOptions, ReplicaSet};
@@ -20,6 +23,9 @@ use super::usage;
 use super::writes::{self, Writer};
 
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Entries of a reply that the bare driver asks for: the collector's default.
+const REPLY_ENTRIES: u32 = 1_024;
 
 /// The member that follows natively.
 const SECONDARY: usize = 1;
@@ -37,9 +43,11 @@ pub(super) async fn run(options: &super::Options, program: &Path, collections: u
     let mut rows = Vec::new();
     for round in 1..=options.rounds {
         race.hold().await?;
+        let from = last_applied(&race.source.client()).await?;
         let items = writer.write(options.operations).await?;
         race.write_sentinel().await?;
         rows.push(race.native(items, round).await?);
+        rows.push(race.driver(from, items, round).await?);
         rows.push(race.collector(items, round).await?);
     }
     table::print(&rows);
@@ -128,6 +136,20 @@ impl Race {
         // The secondary is both at once: what reads, and the server that is written to.
         let took = started.elapsed();
         Ok(Row { name, items, took, bytes: None, usage: Some(used), target: Some(used) })
+    }
+
+    /// Reads what the collector is about to read, as it reads it, and does nothing with it.
+    async fn driver(&self, from: Timestamp, items: u32, round: u32) -> Result<Row> {
+        let local = self.source.client().database("local");
+        let find = doc! { "find": "oplog.rs", "filter": { "ts": { "$gte": from } }, "batchSize": REPLY_ENTRIES };
+        let options = RunCursorCommandOptions::builder().batch_size(REPLY_ENTRIES).build();
+        let (started, earlier) = (Instant::now(), usage::of(std::process::id())?);
+        let mut cursor = local.run_cursor_command(find).with_options(options).batch().await?;
+        while cursor.try_next().await?.is_some() {}
+        let took = started.elapsed();
+        let usage = usage::Usage { peak_mb: None, ..usage::of(std::process::id())?.since(earlier) };
+        let name = format!("bare driver reads, round {round}");
+        Ok(Row { name, items, took, bytes: None, usage: Some(usage), target: None })
     }
 
     async fn collector(&self, items: u32, round: u32) -> Result<Row> {
