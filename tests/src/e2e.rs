@@ -18,6 +18,7 @@ mod modes;
 mod mongoshake;
 mod network;
 mod parking;
+mod plugins;
 mod progress;
 mod rig;
 mod sharded;

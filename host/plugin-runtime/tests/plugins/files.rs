@@ -1,7 +1,7 @@
 //! Plugin files: the built ones of this repository, surgery on them, and a collection of broken ones.
 //!
 //! What must not load is listed here once, with the words that an operator gets. The tests of this package load each file,
-//! and the end-to-end tests include this module by path and put each of them under a running collector. It holds nothing
+//! and `e2e::plugins` of the server tests includes this module by path and puts each under a running collector. It holds nothing
 //! that knows a chain or a server.
 
 use std::path::{Path, PathBuf};
@@ -20,11 +20,6 @@ pub(crate) fn file(path: &str) -> PathBuf {
 
 pub(crate) fn guest(name: &str) -> Vec<u8> {
     std::fs::read(file(&format!("host/plugin-runtime/tests/guests/{name}/{name}.wasm"))).unwrap()
-}
-
-/// The example plugin, `""` or `"-v2"`.
-pub(crate) fn mask_field(version: &str) -> Vec<u8> {
-    std::fs::read(file(&format!("examples/mask-field/mask-field{version}.wasm"))).unwrap()
 }
 
 /// A manifest that takes any configuration.

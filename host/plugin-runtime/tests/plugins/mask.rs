@@ -7,8 +7,7 @@ use bson::{Document, doc};
 use oplogue_engine::model::Operation;
 use serde_json::json;
 
-use crate::files::mask_field;
-use crate::fixtures::{Stream, body, spec};
+use crate::fixtures::{Stream, body, mask_field, spec};
 
 fn masked(operation: Operation, document: &Document) -> Vec<Document> {
     let config =

@@ -11,8 +11,8 @@ use oplogue_engine::plugin::PluginChain as _;
 use oplogue_plugin_runtime::{ChainOptions, OnError, PluginSpec, ReloadOutcome};
 use serde_json::{Value, json};
 
-use crate::files::{guest, mask_field, with_manifest};
-use crate::fixtures::{Stream, body};
+use crate::files::{guest, with_manifest};
+use crate::fixtures::{Stream, body, mask_field};
 
 /// As a careful author replaces a file: written beside it, then renamed.
 fn replace(path: &Path, bytes: &[u8]) {
