@@ -1,7 +1,7 @@
 //! The ways in which replicators lose data without a word, one test each.
 //!
 //! What stands elsewhere: a `w: 1` target that fails over (`failover`), the forms of updates that others lose
-//! (`sink::patch_oracle`), unknown outcomes (`sink::flush`), a write that arrives late (`network`). Balancer moves are
+//! (`sink::update_oracle`), unknown outcomes (`sink::flush`), a write that arrives late (`network`). Balancer moves are
 //! tried with sharded sources; NaN in JSON and the acknowledgements of Kafka, files and TCP belong to sinks that are
 //! not built. Every test here ends with equality, or with a fault that says what is wrong.
 

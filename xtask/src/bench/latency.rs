@@ -1,4 +1,4 @@
-//! From the source's acknowledgement of a write to the moment a reader of the target sees it.
+//! From the source's majority acknowledgement of a write to the moment a reader of the target sees it.
 //!
 //! Measured from outside, as a user would: the write is acknowledged, then the target is asked again and again
 //! until it has the document. First with nothing else to do, one write at a time, then with a thousand other

@@ -60,8 +60,8 @@ impl MongoCopyTarget {
         Self { sink, options, deferred: tokio::sync::Mutex::default() }
     }
 
-    /// Documents that a unique index, which stood on the target already, did not let in: (target, selector). They are
-    /// to be read again from the source at the overlap mark.
+    /// Documents that a unique index, which somebody else built on the target, did not let in: (target, selector). The
+    /// copy lacks them, so it must not be called done.
     pub async fn take_deferred(&self) -> Vec<(NamespaceId, Bytes)> {
         std::mem::take(&mut *self.deferred.lock().await)
     }
