@@ -21,6 +21,7 @@ mod parking;
 mod plugins;
 mod progress;
 mod rig;
+mod settings;
 mod sharded;
 mod silent_loss;
 mod stream;
