@@ -8,6 +8,7 @@
 pub mod conf;
 pub mod page;
 pub mod paths;
+pub mod profile;
 pub mod repl;
 
 use std::net::{IpAddr, SocketAddr};
@@ -56,12 +57,23 @@ async fn listen(address: IpAddr, port: u16, key: &str) -> Result<TcpListener> {
     })
 }
 
+/// Opens the profiler's listener, where one is wanted.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn bind_profiler(settings: &Settings) -> Result<Option<TcpListener>> {
+    match settings.profile_port {
+        Some(port) => listen(settings.listen, port, "system_profile_port").await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// Serves one listener until `stop`.
 ///
 /// # Errors
 /// When the listener breaks.
-pub async fn serve(listener: TcpListener, monitored: Monitored, stop: CancellationToken) -> Result<()> {
-    axum::serve(listener, router(monitored))
+pub async fn serve(listener: TcpListener, pages: Router, stop: CancellationToken) -> Result<()> {
+    axum::serve(listener, pages)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
         .map_err(|error| Error::new(Side::Internal, Kind::Exhausted, "serve the status pages").caused_by(error))

@@ -131,7 +131,10 @@ async fn start_around(
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "status server listens");
         }
-        around.spawn("status server", monitor::serve(listener, monitored.clone(), around.token()));
+        around.spawn("status server", monitor::serve(listener, monitor::router(monitored.clone()), around.token()));
+    }
+    if let Some(listener) = monitor::bind_profiler(&config.monitor).await? {
+        around.spawn("profiler", monitor::serve(listener, monitor::profile::router(), around.token()));
     }
     let bar = progress::can_draw();
     // The bar and lines of the copy on one terminal would say the same twice; a file gets its lines always.

@@ -48,11 +48,15 @@ async fn ask(run: &Monitored, method: &str, path: &str) -> (u16, String, String)
 }
 
 async fn send(run: &Monitored, method: &str, path: &str, body: &str) -> (u16, String, String) {
+    exchange(router(run.clone()), method, path, body).await
+}
+
+async fn exchange(pages: axum::Router, method: &str, path: &str, body: &str) -> (u16, String, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let mut tasks = oplogue_engine::supervise::Supervisor::new(&stop);
-    tasks.spawn("status server", serve(listener, run.clone(), stop.clone()));
+    tasks.spawn("status server", serve(listener, pages, stop.clone()));
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
     let request =
@@ -239,10 +243,44 @@ async fn the_page_escapes_what_it_shows() {
 async fn a_taken_port_names_its_key_and_off_is_off() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
-    let mut settings =
-        Settings { listen: "127.0.0.1".parse().unwrap(), full_http_port: None, incr_http_port: Some(port) };
+    let mut settings = Settings {
+        listen: "127.0.0.1".parse().unwrap(),
+        full_http_port: None,
+        incr_http_port: Some(port),
+        profile_port: Some(port),
+    };
     let error = bind(&settings).await.unwrap_err().to_string();
     assert!(error.contains("incr_sync.http_port") && error.contains(&port.to_string()), "{error}");
-    settings.incr_http_port = None;
+    let error = bind_profiler(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("system_profile_port") && error.contains(&port.to_string()), "{error}");
+    (settings.incr_http_port, settings.profile_port) = (None, None);
     assert!(bind(&settings).await.unwrap().is_empty());
+    assert!(bind_profiler(&settings).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_profiler_names_threads_and_stacks() {
+    let (code, _, threads) = exchange(profile::router(), "GET", "/debug/threads", "").await;
+    assert_eq!(code, 200);
+    assert!(threads.lines().any(|line| line.ends_with(" s")), "{threads}");
+
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let busy = std::thread::Builder::new().name("busy".to_owned());
+    let busy = busy.spawn(move || {
+        let mut n = 0_u64;
+        while !stopped.is_cancelled() {
+            n = std::hint::black_box(n.wrapping_add(1));
+        }
+    });
+    let (code, _, stacks) = exchange(profile::router(), "GET", "/debug/pprof/profile?seconds=1", "").await;
+    stop.cancel();
+    busy.unwrap().join().unwrap();
+    assert_eq!(code, 200, "{stacks}");
+    let of_busy = stacks.lines().find(|line| line.starts_with("busy;")).unwrap_or_else(|| panic!("{stacks}"));
+    let (_, count) = of_busy.rsplit_once(' ').unwrap();
+    assert!(count.parse::<u32>().unwrap() > 0, "{of_busy}");
+
+    let (code, _, body) = exchange(profile::router(), "GET", "/debug/profile?seconds=0", "").await;
+    assert_eq!((code, body.as_str()), (400, "seconds must be from 1 to 120\n"));
 }

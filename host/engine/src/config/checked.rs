@@ -213,6 +213,8 @@ pub struct Monitor {
     pub full_http_port: Option<u16>,
     /// `incr_sync.http_port`; `None` = off.
     pub incr_http_port: Option<u16>,
+    /// `system_profile_port`; `None` = off.
+    pub profile_port: Option<u16>,
 }
 
 /// Bounds (`limits.*`).

@@ -183,6 +183,11 @@ impl Builder<'_> {
             };
             self.fault(key, Fault::new("must differ from the other http_port").suggest("0 switches one of them off"));
         }
+        let profile = self.settings.int("system_profile_port");
+        if profile > 0 && (profile == full || profile == incr) {
+            let fault = Fault::new("must differ from full_sync.http_port and incr_sync.http_port");
+            self.fault("system_profile_port", fault.suggest("0 switches the profiler off"));
+        }
     }
 
     fn filters(&mut self) {
@@ -467,6 +472,7 @@ fn monitor(s: &Settings) -> Monitor {
         listen: s.ip("monitor.listen"),
         full_http_port: port("full_sync.http_port"),
         incr_http_port: port("incr_sync.http_port"),
+        profile_port: port("system_profile_port"),
     }
 }
 
@@ -485,7 +491,7 @@ fn limits(s: &Settings) -> Limits {
 /// Keys that say how a run looks and not what it does.
 fn is_cosmetic(name: &str) -> bool {
     let sections = ["log.", "limits.", "monitor."];
-    name == "conf.version" || name.ends_with("http_port") || sections.iter().any(|section| name.starts_with(section))
+    name == "conf.version" || name.ends_with("_port") || sections.iter().any(|section| name.starts_with(section))
 }
 
 fn fingerprint(settings: &Settings, plugins: &[PluginEntry]) -> String {

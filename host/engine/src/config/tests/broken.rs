@@ -94,6 +94,7 @@ const CASES: &[Case] = &[
     toml("incr_sync.transaction = \"atomic\"\nincr_sync.mongo_fetch_method = \"change_stream\"", "incr_sync.transaction", &["only with incr_sync.mongo_fetch_method = oplog"]),
     conf("filter.namespace.black = a\nfilter.namespace.white = b", "filter.namespace.white", &["together with filter.namespace.black"]),
     conf("full_sync.http_port = 9100", "full_sync.http_port", &["differ from the other http_port"]),
+    conf("system_profile_port = 9101", "system_profile_port", &["must differ from full_sync.http_port"]),
     conf("tunnel = tcp", "sync_mode", &["must be incr with tunnel = tcp"]),
     toml("incr_sync.executor.upsert = true\nincr_sync.executor.missing_document = \"stop\"", "incr_sync.executor.missing_document", &["contradicts incr_sync.executor.upsert"]),
     conf("incr_sync.shard_key = id\nincr_sync.shard_by_object_id_whitelist = a.b", "incr_sync.shard_by_object_id_whitelist", &["only with incr_sync.shard_key = collection"]),
