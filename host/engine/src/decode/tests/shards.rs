@@ -130,9 +130,12 @@ fn large_parts() -> Vec<(usize, Document)> {
     ]
 }
 
-/// What came out: of each batch its operations on documents, its position, and the memory it holds.
+/// Of a batch its operations on documents, its position, and the memory it holds.
+type Passed = (Vec<(Operation, i32)>, u32, usize);
+
+/// What came out.
 struct Driven {
-    batches: Vec<(Vec<(Operation, i32)>, u32, usize)>,
+    batches: Vec<Passed>,
     held_max: usize,
     needs: usize,
 }
