@@ -27,7 +27,7 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{Elements, kind};
 use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Origin, Position, RawBatch, Run};
 use crate::spill::Stored;
-use across_shards::Across;
+use across_shards::{Across, Turn};
 use ending::{Ending, Next};
 use oplog::Entry;
 pub use stream::StreamDecoder;
@@ -131,7 +131,7 @@ pub enum Need {
     /// These bytes put aside: [`Decoder::stored`].
     Store(Bytes),
     /// What was put aside: [`Decoder::loaded`].
-    Load(Stored),
+    Load(Arc<Stored>),
 }
 
 /// What a [`Need`] was answered with.
@@ -305,10 +305,11 @@ impl Decoder {
 
     /// The answer to [`Need::Memory`].
     pub fn granted(&mut self, permit: Permit) {
-        match (&mut self.ending, &mut self.reply) {
-            (Some(ending), _) => ending.granted(permit),
-            (None, Some(reply)) => reply.permit = Some(Arc::new(permit)),
-            (None, None) => {}
+        match (&mut self.across, &mut self.ending, &mut self.reply) {
+            (Some(across), _, _) => across.granted(permit),
+            (None, Some(ending), _) => ending.granted(permit),
+            (None, None, Some(reply)) => reply.permit = Some(Arc::new(permit)),
+            (None, None, None) => {}
         }
     }
 
@@ -528,7 +529,8 @@ impl Decoder {
     /// other shards that nothing here knows of.
     fn commit(&mut self, entry: &Entry, stream: u32, mut chains: Vec<Chain>) -> Result<()> {
         if chains.len() > 1 {
-            self.across = Some(Box::new(Across::new(entry.clone(), stream, chains)?));
+            let whole_max = self.options.atomic_bytes.max(INLINE_BYTES_MAX);
+            self.across = Some(Box::new(Across::new(entry.clone(), stream, chains, whole_max)?));
             return Ok(());
         }
         let Some(chain) = chains.pop() else { return Ok(()) };
@@ -584,25 +586,41 @@ impl Decoder {
         }
     }
 
-    /// Goes on with a transaction across shards; `None` when it is passed on.
+    /// Goes on with a transaction across shards; `None` when it needs nothing for now.
     fn end_across(&mut self) -> Result<Option<Need>> {
         let Some(mut across) = self.across.take() else { return Ok(None) };
-        if let Some(need) = across.next() {
+        let mut piece = match across.next() {
+            across_shards::Next::Need(need) => {
+                self.across = Some(across);
+                return Ok(Some(need));
+            }
+            across_shards::Next::Piece(piece) => piece,
+        };
+        let (commit, stream, whole) = (across.commit().clone(), across.stream(), across.is_whole());
+        let counts = self.counts;
+        let mut chosen = std::mem::take(&mut self.changes);
+        let expanded = self.expand_inner(&commit, &piece.operations);
+        expanded.map_err(|e| e.context(format!("oplog entry {}", commit.time)))?;
+        across.choose(&piece, std::mem::take(&mut self.changes), &mut chosen)?;
+        self.changes = chosen;
+        if piece.turn != Turn::Rest {
+            // Everything is gone through once more, and counted then.
+            self.counts = counts;
+        }
+        if piece.is_last {
+            self.streams.read(stream, commit.time)?;
+        } else {
             self.across = Some(across);
-            return Ok(Some(need));
         }
-        let (commit, stream) = (across.commit().clone(), across.stream());
-        let before = std::mem::take(&mut self.changes);
-        let mut parts = Vec::new();
-        for part in across.into_parts() {
-            let expanded = part.iter().try_for_each(|operations| self.expand_inner(&commit, operations));
-            expanded.map_err(|e| e.context(format!("oplog entry {}", commit.time)))?;
-            parts.push(std::mem::take(&mut self.changes));
+        match piece.permit.take() {
+            Some(permit) if whole => self.pass_on_transaction(Arc::new(permit)),
+            Some(permit) if piece.is_last || !self.changes.is_empty() => {
+                self.counts.split += u64::from(piece.is_last && self.options.atomic_bytes > 0);
+                self.pass_on(self.safe_position(), &Arc::new(permit));
+            }
+            // Nothing of it has its turn, or more of it follows for the same batch.
+            Some(_) | None => {}
         }
-        self.changes = before;
-        across_shards::join(parts, &mut self.changes)?;
-        self.streams.read(stream, commit.time)?;
-        self.pass_on_transaction(Arc::new(Permit::none()));
         Ok(None)
     }
 

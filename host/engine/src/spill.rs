@@ -74,11 +74,11 @@ impl Spill {
         off_thread("spill", move || place.store(&bytes)).await?
     }
 
-    /// Reads bytes back and removes their file.
+    /// Reads bytes back. Their file goes with the last who holds them.
     ///
     /// # Errors
     /// `Exhausted` when the file cannot be read as it was written.
-    pub async fn load(&self, stored: Stored) -> Result<Bytes> {
+    pub async fn load(&self, stored: Arc<Stored>) -> Result<Bytes> {
         off_thread("spill", move || stored.read()).await?
     }
 
@@ -142,7 +142,7 @@ impl Stored {
         self.bytes
     }
 
-    fn read(self) -> Result<Bytes> {
+    fn read(&self) -> Result<Bytes> {
         let bytes = fs::read(&self.path).map_err(|e| self.place.failed("read back a transaction", e))?;
         if bytes.len() != self.bytes {
             let text = format!("{} holds {} bytes where {} were written", self.path.display(), bytes.len(), self.bytes);
@@ -216,9 +216,12 @@ mod tests {
         let spill = Spill::new(options.clone());
         assert_eq!(folders(&options), 0, "nothing is made before it is needed");
         let first = spill.store(Bytes::from_static(b"first")).await.unwrap();
-        let second = spill.store(Bytes::from_static(b"second")).await.unwrap();
+        let second = Arc::new(spill.store(Bytes::from_static(b"second")).await.unwrap());
         assert_eq!((first.bytes(), spill.peak_bytes()), (5, 11));
-        assert_eq!(spill.load(first).await.unwrap(), "first");
+        assert_eq!(spill.load(Arc::new(first)).await.unwrap(), "first");
+        for _ in 0..2 {
+            assert_eq!(spill.load(Arc::clone(&second)).await.unwrap(), "second", "as often as it is asked for");
+        }
         drop(spill);
         assert_eq!(folders(&options), 1, "a part keeps its folder");
         drop(second);
@@ -254,7 +257,7 @@ mod tests {
         }
         let next = Spill::new(options.clone());
         assert!(!dead.exists() && other.exists());
-        assert_eq!(living.load(part).await.unwrap(), "x");
+        assert_eq!(living.load(Arc::new(part)).await.unwrap(), "x");
         drop((living, next));
         fs::remove_dir_all(&options.dir).unwrap();
     }

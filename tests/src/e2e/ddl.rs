@@ -65,10 +65,7 @@ async fn everything_from(version: &str) -> Result<()> {
     handed_over(&mut collector).await?;
     let steps = scripts::everything("b");
     let steps = scripts::run(&client, version, &steps);
-    // Known limit (docs/ARCHITECTURE.md): a kill can leave empty temporary collections of these commands behind, so
-    // only the long run kills here; `killed_among_ddl` does always.
-    let times = if std::env::var_os("OPLOGUE_LONG").is_some() { kills().div_ceil(3) } else { 0 };
-    tokio::try_join!(steps, kill_now_and_then(&mut collector, times, 300..2_500, rig.load.seed))?;
+    tokio::try_join!(steps, kill_now_and_then(&mut collector, kills().div_ceil(3), 300..2_500, rig.load.seed))?;
     rig.comparison().wait(SENTINEL, LONG_PATIENCE).await.with_context(|| format!("seed {}", rig.load.seed))?;
     rig.finish(rig.comparison(), collector, &[]).await.with_context(|| format!("a source of version {version}"))
 }

@@ -4,6 +4,7 @@
 //! write: small and large flushes, refused statements that are sent again, settled unique keys, documents of the full
 //! copy. What a mark costs the server is measured beside and printed, with and without in one run; time is no verdict.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,6 +118,68 @@ async fn every_write_carries_its_mark_whatever_road_it_takes() {
     let mut found = origins(&bench.client, since).await;
     found.sort_unstable();
     assert!(matches!(found.as_slice(), [(Some(OWN), _), (Some(OTHER), _)]), "{found:?}");
+}
+
+/// The origin of each document of `t.c`, as the entries that wrote it since `since` say.
+async fn origin_of_each(client: &Client, since: bson::Timestamp) -> BTreeMap<i32, Vec<Option<u8>>> {
+    let filter = doc! { "$or": [{ "ns": "t.c" }, { "o.applyOps.ns": "t.c" }], "op": { "$ne": "n" } };
+    let mut found: BTreeMap<i32, Vec<Option<u8>>> = BTreeMap::new();
+    for entry in oplog(client, since, filter).await {
+        let entry: Document = bson::deserialize_from_slice(entry.as_bytes()).unwrap();
+        let origin = entry.get_i64("txnNumber").ok().and_then(Origin::of_transaction).map(Origin::number);
+        let o = entry.get_document("o").unwrap();
+        let inner = o.get_array("applyOps").into_iter().flatten().filter_map(|inner| inner.as_document());
+        let of = |entry: &Document| {
+            let key = entry.get_document("o2").or_else(|_| entry.get_document("o")).unwrap();
+            key.get_i32("_id").unwrap()
+        };
+        let ids: Vec<i32> = if o.contains_key("applyOps") { inner.map(of).collect() } else { vec![of(&entry)] };
+        ids.into_iter().for_each(|id| found.entry(id).or_default().push(origin));
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_is_written_whole_keeps_the_mark_of_each_cluster() {
+    let set_of_one = ReplicaSet::single().await.unwrap();
+    let bench = Bench::new(set_of_one.client(), SinkOptions::default());
+    let things = bench.client.database("t").collection::<Document>("c");
+    let unique = IndexOptions::builder().unique(true).build();
+    things.create_index(IndexModel::builder().keys(doc! { "u": 1 }).options(unique).build()).await.unwrap();
+    let sink = marked(&bench);
+    let of = |number: u8, write: Write| Write { origin: Origin::new(number), ..write };
+
+    // One cluster's changes go as one transaction under its mark.
+    let since = now(&bench.client).await;
+    let one = vec![(1..5).map(|id| of(OTHER, insert(&bench, id))).collect::<Vec<_>>()];
+    assert!(sink.write_whole(&one).await.unwrap().at_once);
+    let found = origin_of_each(&bench.client, since).await;
+    assert!(found.len() == 4 && found.values().all(|marks| marks == &[Some(OTHER)]), "{found:?}");
+
+    // Several clusters' changes do not, and each keeps its own, whether or not unique keys must be settled.
+    let insert_two = vec![vec![of(OTHER, insert(&bench, 11)), of(0, insert(&bench, 12)), of(3, insert(&bench, 13))]];
+    let swap = vec![vec![
+        of(OTHER, set(&bench, 1, "u", 2)),
+        of(OTHER, set(&bench, 2, "u", 1)),
+        of(3, set(&bench, 3, "u", 4)),
+        of(3, set(&bench, 4, "u", 3)),
+    ]];
+    let expected: [(_, &[(i32, u8)]); 2] =
+        [(insert_two, &[(11, OTHER), (12, OWN), (13, 3)]), (swap, &[(1, OTHER), (2, OTHER), (3, 3), (4, 3)])];
+    for (waves, expected) in expected {
+        let since = now(&bench.client).await;
+        let whole = sink.write_whole(&waves).await.unwrap();
+        assert!(whole.report.refused.is_empty() && !whole.at_once, "{whole:?}");
+        let found = origin_of_each(&bench.client, since).await;
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), expected.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+        for (id, origin) in expected {
+            assert!(found[id].iter().all(|mark| *mark == Some(*origin)), "{id} of {origin}: {found:?}");
+        }
+    }
+    let documents = bench.documents("t.c").await;
+    let swapped = documents.iter().filter(|document| document.get_i32("_id").unwrap() < 10);
+    let pairs: Vec<_> = swapped.map(|d| (d.get_i32("_id").unwrap(), d.get_i32("u").unwrap())).collect();
+    assert_eq!(pairs.into_iter().collect::<BTreeMap<_, _>>(), BTreeMap::from([(1, 2), (2, 1), (3, 4), (4, 3)]));
 }
 
 /// Processor time of a process, in seconds.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use bson::{RawDocumentBuf, doc};
+use bson::{RawBson, RawBsonRef, RawDocumentBuf, doc};
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::model::{OpTime, Position};
 use oplogue_engine::sink::{Content, Patch, Sink as _, Write};
@@ -97,9 +97,10 @@ async fn random_updates(pair: &Pair, capture: &Capture) {
             (0..BATCH).map(|id| Generator { dollars }.case(&mut rng, i32::try_from(id).unwrap())).collect();
         let trial = record(&bench, capture, &batch).await;
         entries += trial.entries.values().map(Vec::len).sum::<usize>();
-        if let Some(wrong) = check(&bench, &trial, pair.has_applier()).await.into_iter().next() {
+        let applier = pair.has_applier().then_some(exchanged as Strangers);
+        if let Some(wrong) = check(&bench, &trial, applier).await.into_iter().next() {
             let case = batch.into_iter().find(|case| case.id == wrong.id).unwrap();
-            panic!("seed {seed}: {}", explained(&bench, capture, case, wrong, pair.has_applier()).await);
+            panic!("seed {seed}: {}", explained(&bench, capture, case, wrong, applier).await);
         }
         done += BATCH * OPERATIONS;
     }
@@ -108,7 +109,7 @@ async fn random_updates(pair: &Pair, capture: &Capture) {
 }
 
 /// Makes a failing case smaller and says what to keep of it.
-async fn explained(bench: &Bench, capture: &Capture, case: Case, wrong: Wrong, applier: bool) -> String {
+async fn explained(bench: &Bench, capture: &Capture, case: Case, wrong: Wrong, applier: Option<Strangers>) -> String {
     let (mut case, mut wrong) = (case, wrong);
     let mut tries = 0;
     'smaller: while tries < SHRINKS_MAX {
@@ -199,8 +200,12 @@ async fn put<'a>(client: &mongodb::Client, db: &str, all: impl Iterator<Item = &
     }
 }
 
-/// Applies what the source logged to copies in all states.
-async fn check(bench: &Bench, trial: &Trial, applier: bool) -> Vec<Wrong> {
+/// Documents that have nothing to do with the entries, each with the number of the entry that meets it.
+type Strangers = fn(&Trial) -> Vec<(usize, Documents)>;
+
+/// Applies what the source logged to copies in all states. With `applier` the server's own is asked too, about
+/// strangers as well.
+async fn check(bench: &Bench, trial: &Trial, applier: Option<Strangers>) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let last = trial.states.last().unwrap();
     for (number, state) in trial.states.iter().enumerate() {
@@ -222,10 +227,11 @@ async fn check(bench: &Bench, trial: &Trial, applier: bool) -> Vec<Wrong> {
     for over_a_base in [false, true] {
         wrong.extend(joined(bench, trial, over_a_base).await);
     }
-    if applier {
-        let strangers = strangers(&trial.states[0]);
+    if let Some(strangers) = applier {
+        let strangers = strangers(trial);
         let states = [("a newer", 0, last), ("an older", 2, &trial.states[0]), ("an older", 1, &trial.states[0])];
-        for (what, round, state) in states.into_iter().chain([("a stranger's", 0, &strangers)]) {
+        let strangers = strangers.iter().map(|(round, state)| ("a stranger's", *round, state));
+        for (what, round, state) in states.into_iter().chain(strangers) {
             wrong.extend(against_the_applier(bench, trial, round, state, what).await);
         }
     }
@@ -272,7 +278,8 @@ fn diff(content: &Content) -> Option<Patch> {
 }
 
 /// Every document's place taken by what another one is.
-fn strangers(documents: &Documents) -> Documents {
+fn exchanged(trial: &Trial) -> Vec<(usize, Documents)> {
+    let documents = &trial.states[0];
     let others = documents.values().skip(1).chain(documents.values().take(1));
     let with_id = |id: i32, other: &RawDocumentBuf| {
         let mut document = bson::rawdoc! { "_id": id };
@@ -280,7 +287,35 @@ fn strangers(documents: &Documents) -> Documents {
         fields.for_each(|(name, value)| document.append(name, value));
         document
     };
-    documents.keys().zip(others).map(|(id, other)| (*id, with_id(*id, other))).collect()
+    vec![(0, documents.keys().zip(others).map(|(id, other)| (*id, with_id(*id, other))).collect())]
+}
+
+/// What a kept case has in none of its states: every field of another type, arrays that end early, elements that are no
+/// documents, and nothing at all. Each entry of the case meets each of them.
+fn contrary(trial: &Trial) -> Vec<(usize, Documents)> {
+    let changes: [fn(RawBsonRef<'_>) -> Option<RawBson>; 4] = [
+        |value| Some(if value.as_document().is_some() { 5.into() } else { bson::rawdoc! { "0": 1, "k": [1] }.into() }),
+        |value| Some(if value.as_array().is_some() { bson::RawArrayBuf::new().into() } else { value.into() }),
+        |value| Some(if value.as_array().is_some() { bson::rawbson!(["s", 7]) } else { bson::rawbson!([[1], "s"]) }),
+        |_| None,
+    ];
+    let rounds = trial.entries.values().map(Vec::len).max().unwrap_or_default();
+    let mut all = Vec::new();
+    for change in changes {
+        let of = |document: &RawDocumentBuf| {
+            let mut stranger = RawDocumentBuf::new();
+            for (name, value) in document.iter().flatten() {
+                let value = if name.as_str() == "_id" { Some(value.into()) } else { change(value) };
+                value.into_iter().for_each(|value: RawBson| stranger.append(name, value));
+            }
+            stranger
+        };
+        for state in [trial.states.first(), trial.states.last()].into_iter().flatten() {
+            let strangers: Documents = state.iter().map(|(id, document)| (*id, of(document))).collect();
+            all.extend((0..rounds).map(|round| (round, strangers.clone())));
+        }
+    }
+    all
 }
 
 /// One entry of each document over another state, once and again, beside what the server's applier makes of it.
@@ -348,6 +383,7 @@ fn compare(what: &str, expected: &Documents, found: &Documents) -> Vec<Wrong> {
 /// Tries kept cases, each on its own, so that the message names all that fail.
 pub(super) async fn try_kept(pair: &Pair, capture: &Capture, kept: &[(String, Case)], applier: bool) {
     let bench = pair.bench(SinkOptions::default());
+    let applier = applier.then_some(contrary as Strangers);
     let mut failed = Vec::new();
     for (name, case) in kept {
         let trial = record(&bench, capture, std::slice::from_ref(case)).await;

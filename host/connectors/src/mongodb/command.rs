@@ -312,7 +312,10 @@ pub(crate) fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
         let text = concern.get_str("errmsg").unwrap_or_default();
         return Err(Error::new(Side::Sink, kind, format!("write to {namespace}: {text} (write concern, code {code})")));
     }
-    let mut errors: Vec<_> = reply.get_array("writeErrors").into_iter().flatten().filter_map(statement_error).collect();
+    let mut errors = write_errors(reply).ok_or_else(|| {
+        let text = format!("write to {namespace}: the reply has an error of a statement that cannot be read");
+        Error::new(Side::Sink, Kind::Unavailable, text)
+    })?;
     errors.sort_by_key(|(at, _)| *at);
     for (_, error) in &errors {
         // The node could not write any more: what became of its neighbours is unknown too.
@@ -335,6 +338,15 @@ pub(crate) fn whole_error(e: &mongodb::error::Error) -> Option<StatementError> {
         key_pattern: Some(pattern),
         key_value: reply.get_document("keyValue").ok().cloned().map(Box::new),
     })
+}
+
+/// What the server says of single statements. `None` when any of it cannot be read: a statement whose error is not known
+/// would count as done, so the outcome of all of them is unknown then.
+fn write_errors(reply: &Document) -> Option<Vec<(usize, StatementError)>> {
+    match reply.get("writeErrors") {
+        None => Some(Vec::new()),
+        Some(errors) => errors.as_array()?.iter().map(statement_error).collect(),
+    }
 }
 
 fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
@@ -413,6 +425,25 @@ mod tests {
         let outcome = read(&Namespace::new("a.b"), &reply).unwrap();
         assert_eq!(outcome.errors.iter().map(|(at, e)| (*at, e.code)).collect::<Vec<_>>(), [(0, 121), (2, 11000)]);
         assert_eq!(outcome.errors[1].1.key_pattern, Some(doc! { "_id": 1 }));
+    }
+
+    #[test]
+    fn an_error_that_cannot_be_read_makes_the_outcome_unknown() {
+        let good = doc! { "index": 0, "code": 121, "errmsg": "failed validation" };
+        let bad = [
+            Bson::Array(vec![doc! { "index": 1, "errmsg": "no code" }.into(), good.clone().into()]),
+            Bson::Array(vec![good.clone().into(), doc! { "code": 11000, "errmsg": "no index" }.into()]),
+            Bson::Array(vec![doc! { "index": -1, "code": 11000 }.into()]),
+            Bson::Array(vec![doc! { "index": 1, "code": 1_i64 << 40 }.into()]),
+            Bson::Array(vec![Bson::Int32(121)]),
+            Bson::Document(good),
+            Bson::Null,
+        ];
+        for errors in bad {
+            let reply = doc! { "n": 1, "ok": 1.0, "writeErrors": errors };
+            let error = read(&Namespace::new("a.b"), &reply).unwrap_err();
+            assert_eq!(error.kind().action(), oplogue_engine::error::Action::Rewind, "{reply}: {error}");
+        }
     }
 
     #[test]

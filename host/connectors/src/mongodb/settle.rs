@@ -74,7 +74,7 @@ impl MongoSink {
             }
         }
         let mut report = FlushReport::default();
-        for ((namespace, _), all) in groups {
+        for ((namespace, origin), all) in groups {
             let name = self.namespaces.name(namespace);
             let mut group = Vec::with_capacity(all.len());
             for (index, write) in all {
@@ -82,7 +82,7 @@ impl MongoSink {
                     group.push((index, write));
                 }
             }
-            let part = self.settle_namespace(&name, &group, last_word).await;
+            let part = self.settle_namespace(&name, &group, origin, last_word).await;
             let part = part.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
             report.operation_time = part.operation_time.max(report.operation_time);
@@ -95,13 +95,14 @@ impl MongoSink {
         &self,
         name: &Namespace,
         writes: &[(usize, &Write)],
+        origin: Option<model::Origin>,
         last_word: bool,
     ) -> Result<FlushReport> {
         let mut images = image::images(writes)?;
         let mut report = FlushReport::default();
         let mut broken_off = 0;
         while !images.is_empty() {
-            match self.settle_once(name, &images).await? {
+            match self.settle_groups(&[(name.clone(), &images)], origin).await? {
                 Try::Settled(time) => {
                     report.operation_time = time;
                     break;
@@ -130,13 +131,12 @@ impl MongoSink {
         Ok(report)
     }
 
-    async fn settle_once(&self, name: &Namespace, images: &[Image<'_>]) -> Result<Try> {
-        self.settle_groups(&[(name.clone(), images)]).await
-    }
-
-    async fn settle_groups<'a, I: AsRef<[Image<'a>]> + Sync>(&self, groups: &[(Namespace, I)]) -> Result<Try> {
-        let origin =
-            groups.iter().find_map(|(_, images)| images.as_ref().first()).and_then(|image| image.last().origin);
+    /// One try at the images of all these groups in one transaction, which carries the mark of `origin`.
+    async fn settle_groups<'a, I: AsRef<[Image<'a>]> + Sync>(
+        &self,
+        groups: &[(Namespace, I)],
+        origin: Option<model::Origin>,
+    ) -> Result<Try> {
         let manner = self.manner(self.target().await?, origin);
         let mut session = transaction::begin(&self.client, manner).await?;
         let mut rewritten = Ok(None);
@@ -168,12 +168,16 @@ impl MongoSink {
         }
     }
 
-    /// Puts final images of all these writes, of whatever collections, in place in one transaction. `None` = that is not
-    /// possible: one collides with a document that is not among them, or has no image.
+    /// Puts final images of all these writes, of whatever collections and all of `origin`, in place in one transaction.
+    /// `None` = that is not possible: one collides with a document that is not among them, or has no image.
     ///
     /// # Errors
     /// When the outcome is unknown.
-    pub(super) async fn settle_at_once(&self, writes: &[&Write]) -> Result<Option<OpTime>> {
+    pub(super) async fn settle_at_once(
+        &self,
+        writes: &[&Write],
+        origin: Option<model::Origin>,
+    ) -> Result<Option<OpTime>> {
         let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
         for (index, write) in writes.iter().enumerate() {
             groups.entry(write.target).or_default().push((index, write));
@@ -187,7 +191,7 @@ impl MongoSink {
             }
         }
         for _ in 0..TRIES {
-            match self.settle_groups(&images).await? {
+            match self.settle_groups(&images, origin).await? {
                 Try::Settled(time) => return Ok(Some(time.unwrap_or_default())),
                 Try::Collides(..) | Try::Uncomputed(_) => return Ok(None),
                 Try::Again(e) => tracing::debug!(error = %e, "the settling transaction is tried again"),

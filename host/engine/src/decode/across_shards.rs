@@ -1,43 +1,129 @@
-//! The parts of one transaction on several shards, as one list of changes.
+//! The parts of one transaction on several shards, in an order that is right.
 //!
 //! A transaction that changes a document's shard key deletes it on one shard and inserts it on another. The oplogs say
 //! which shard did what, but not in which order the two happened, and it matters: the document is there afterwards. The
 //! shards agree on one thing: of all parts that touch an `_id` at most one leaves a document behind. So what ends with
-//! a delete goes first. For that all of it must be in memory. This is about parts of one transaction only; all else is
-//! ordered by cluster time.
+//! a delete goes first. To know what does, everything is looked through once; then it is gone through twice more, for
+//! what goes first and for the rest. Each piece gets memory of the budget before it is brought into memory, so that a
+//! transaction of any size passes; between two pieces only fingerprints of the deleted documents are kept. This is
+//! about parts of one transaction only; all else is ordered by cluster time. Nothing here reads or waits.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::Need;
 use super::oplog::Entry;
 use super::transaction::{Chain, Part};
+use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::{Change, DocumentKey, NamespaceId, Operation, Position};
+use crate::spill::Stored;
 
-/// A transaction across shards that was committed, while its parts come into memory.
+/// What is to be done next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Need(Need),
+    Piece(Piece),
+}
+
+/// Operations whose turn it is: expanded, they are given to [`Across::choose`].
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) operations: Bytes,
+    /// Number of the part that they belong to.
+    part: usize,
+    pub(super) turn: Turn,
+    /// Their memory: `None` = what is chosen of them goes together with what follows.
+    pub(super) permit: Option<Permit>,
+    pub(super) is_last: bool,
+}
+
+/// How often everything was gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// What is deleted is noted; nothing is passed on.
+    Looking,
+    /// What ends with a delete is passed on.
+    First,
+    /// All else is.
+    Rest,
+}
+
+/// One entry's operations.
+#[derive(Debug)]
+struct Held {
+    part: usize,
+    operations: Where,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum Where {
+    Memory(Bytes),
+    /// On disk, where they are read from in each turn.
+    Stored(Arc<Stored>),
+}
+
+/// A transaction across shards that was committed, while its parts are passed on.
 #[derive(Debug)]
 pub(super) struct Across {
     commit: Entry,
     stream: u32,
     before: Position,
-    waiting: VecDeque<VecDeque<Part>>,
-    /// Of each shard, in order.
-    here: Vec<Vec<Bytes>>,
+    /// Of all parts, one part behind the other; what is done goes to the end, or away in the last turn.
+    pieces: VecDeque<Held>,
+    /// Pieces that are left of this turn.
+    left: usize,
+    turn: Turn,
+    /// All of it is passed on as one: its size.
+    whole: Option<usize>,
+    permit: Option<Permit>,
+    loaded: Option<Bytes>,
+    /// The documents that are gone after the part of this number.
+    deleted: HashSet<(usize, NamespaceId, DocumentKey)>,
+    has_command: bool,
 }
 
 impl Across {
+    /// Up to `whole_max` bytes are passed on as one.
+    ///
     /// # Errors
     /// `CannotApply` when the beginning of a part was not read.
-    pub(super) fn new(commit: Entry, stream: u32, chains: Vec<Chain>) -> Result<Self> {
+    pub(super) fn new(commit: Entry, stream: u32, chains: Vec<Chain>, whole_max: usize) -> Result<Self> {
         if chains.iter().any(|chain| chain.head.is_some()) {
             return Err(unseen_start());
         }
         let before = chains.iter().map(|chain| &chain.before).min_by_key(|before| before.time().ts());
         let before = before.cloned().unwrap_or(Position::Oplog(commit.time));
-        let waiting = chains.into_iter().map(|chain| chain.parts).collect();
-        Ok(Self { commit, stream, before, waiting, here: vec![Vec::new()] })
+        let mut pieces = VecDeque::new();
+        for (part, chain) in chains.into_iter().enumerate() {
+            for piece in chain.parts {
+                let bytes = piece.bytes();
+                let operations = match piece {
+                    Part::Memory(operations) => Where::Memory(operations),
+                    Part::Stored(stored) => Where::Stored(Arc::new(stored)),
+                    // Only a walk back finds such, and there is none here.
+                    Part::Oplog { .. } => return Err(unseen_start()),
+                };
+                pieces.push_back(Held { part, operations, bytes });
+            }
+        }
+        let (left, total) = (pieces.len(), pieces.iter().map(|piece| piece.bytes).sum());
+        Ok(Self {
+            commit,
+            stream,
+            before,
+            pieces,
+            left,
+            turn: Turn::Looking,
+            whole: (total <= whole_max).then_some(total),
+            permit: None,
+            loaded: None,
+            deleted: HashSet::new(),
+            has_command: false,
+        })
     }
 
     pub(super) fn commit(&self) -> &Entry {
@@ -48,36 +134,92 @@ impl Across {
         self.stream
     }
 
+    /// Whether all of it is passed on as one.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole.is_some()
+    }
+
     /// The position that holds until all of it has been passed on.
     pub(super) fn before(&self) -> &Position {
         &self.before
     }
 
-    /// What is missing; `None` when all is here.
-    pub(super) fn next(&mut self) -> Option<Need> {
-        while let Some(parts) = self.waiting.front_mut() {
-            match parts.pop_front() {
-                Some(Part::Memory(operations)) => self.loaded(operations),
-                Some(Part::Stored(stored)) => return Some(Need::Load(stored)),
-                Some(Part::Oplog { time, .. }) => return Some(Need::Entry { stream: self.stream, time }),
-                None => {
-                    self.waiting.pop_front();
-                    self.here.push(Vec::new());
-                }
-            }
-        }
-        None
+    pub(super) fn granted(&mut self, permit: Permit) {
+        self.permit = Some(permit);
     }
 
     pub(super) fn loaded(&mut self, operations: Bytes) {
-        if let Some(part) = self.here.last_mut() {
-            part.push(operations);
+        self.loaded = Some(operations);
+    }
+
+    pub(super) fn next(&mut self) -> Next {
+        if self.left == 0 {
+            let goes_first = !self.deleted.is_empty() || self.has_command;
+            self.turn = if self.turn == Turn::Looking && goes_first { Turn::First } else { Turn::Rest };
+            self.left = self.pieces.len();
+        }
+        let front = self.pieces.front();
+        if self.permit.is_none() {
+            let bytes = self.whole.or(front.map(|piece| piece.bytes)).unwrap_or_default();
+            return Next::Need(Need::Memory { bytes });
+        }
+        let here = self.loaded.take();
+        match (here, front.map(|piece| &piece.operations)) {
+            (Some(operations), _) => self.take(operations),
+            (None, Some(Where::Memory(operations))) => self.take(operations.clone()),
+            (None, Some(Where::Stored(stored))) => Next::Need(Need::Load(Arc::clone(stored))),
+            // A transaction of nothing: its end still moves the position.
+            (None, None) => self.take(empty()),
         }
     }
 
-    /// The operations of each shard.
-    pub(super) fn into_parts(self) -> Vec<Vec<Bytes>> {
-        self.here
+    fn take(&mut self, operations: Bytes) -> Next {
+        let front = self.pieces.pop_front();
+        let part = front.as_ref().map_or(0, |piece| piece.part);
+        self.left = self.left.saturating_sub(1);
+        if self.turn != Turn::Rest {
+            self.pieces.extend(front);
+        }
+        let is_last = self.turn == Turn::Rest && self.left == 0;
+        let permit = if is_last || !self.is_whole() { self.permit.take() } else { None };
+        Next::Piece(Piece { operations, part, turn: self.turn, permit, is_last })
+    }
+
+    /// Appends to `out` those changes of a piece whose turn it is.
+    ///
+    /// # Errors
+    /// `Malformed` for a change without a usable `_id`.
+    pub(super) fn choose(&mut self, piece: &Piece, changes: Vec<Change>, out: &mut Vec<Change>) -> Result<()> {
+        for change in changes {
+            // A command is about no document: it goes before all of them.
+            let place = match change.operation {
+                Operation::Ddl => None,
+                Operation::Insert
+                | Operation::Snapshot
+                | Operation::Replace
+                | Operation::UpdateDiff
+                | Operation::UpdateModifiers
+                | Operation::Delete => {
+                    Some((piece.part, change.source, DocumentKey::of_document(change.key_document())?))
+                }
+            };
+            match (piece.turn, place) {
+                (Turn::Looking, None) => self.has_command = true,
+                (Turn::Looking, Some(place)) if change.operation == Operation::Delete => {
+                    self.deleted.insert(place);
+                }
+                (Turn::Looking, Some(place)) => {
+                    self.deleted.remove(&place);
+                }
+                (turn @ (Turn::First | Turn::Rest), place) => {
+                    let goes_first = place.is_none_or(|place| self.deleted.contains(&place));
+                    if goes_first == (turn == Turn::First) {
+                        out.push(change);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -88,41 +230,7 @@ pub(super) fn unseen_start() -> Error {
     Error::new(Side::Source, Kind::CannotApply, text)
 }
 
-/// Appends the changes of all parts to `out`.
-///
-/// # Errors
-/// `Malformed` for a change without a usable `_id`.
-pub(super) fn join(parts: Vec<Vec<Change>>, out: &mut Vec<Change>) -> Result<()> {
-    let mut remaining = Vec::new();
-    for part in parts {
-        let deleted = deleted_in(&part)?;
-        for change in part {
-            let goes_first = match place(&change)? {
-                Some(place) => deleted.get(&place).copied().unwrap_or_default(),
-                None => true,
-            };
-            if goes_first { out.push(change) } else { remaining.push(change) }
-        }
-    }
-    out.append(&mut remaining);
-    Ok(())
-}
-
-/// Which documents of a part are gone after it.
-fn deleted_in(part: &[Change]) -> Result<HashMap<(NamespaceId, DocumentKey), bool>> {
-    let mut deleted = HashMap::new();
-    for change in part {
-        if let Some(place) = place(change)? {
-            deleted.insert(place, change.operation == Operation::Delete);
-        }
-    }
-    Ok(deleted)
-}
-
-/// The document that a change is about; none for a command.
-fn place(change: &Change) -> Result<Option<(NamespaceId, DocumentKey)>> {
-    if change.operation == Operation::Ddl {
-        return Ok(None);
-    }
-    Ok(Some((change.source, DocumentKey::of_document(change.key_document())?)))
+/// An empty BSON array.
+fn empty() -> Bytes {
+    Bytes::from_static(&[5, 0, 0, 0, 0])
 }

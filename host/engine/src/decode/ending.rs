@@ -5,6 +5,8 @@
 //! memory is asked for before each, so that a transaction of any size passes through the budget. No checkpoint stands
 //! between two pieces: until the last one is out, the position stays before the whole. Nothing here reads or waits.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::Need;
@@ -114,7 +116,7 @@ impl Ending {
             return Next::Need(Need::Memory { bytes });
         }
         match self.chain.parts.pop_front() {
-            Some(Part::Stored(stored)) => Next::Need(Need::Load(stored)),
+            Some(Part::Stored(stored)) => Next::Need(Need::Load(Arc::new(stored))),
             Some(Part::Oplog { time, .. }) => Next::Need(Need::Entry { stream: self.stream, time }),
             Some(Part::Memory(operations)) => self.pass_on(operations),
             // A chain that turned out to hold nothing: its end still moves the position.

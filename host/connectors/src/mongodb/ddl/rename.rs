@@ -37,10 +37,12 @@ impl Executor<'_> {
         }
         let occupant = self.occupant(to, drop_target).await?;
         if occupant == Occupant::Later {
+            self.remove_replaced(to, drop_target).await?;
             return Ok(skipped("renameCollection", from));
         }
         let time = self.rename_now(from, to, occupant == Occupant::Replaced).await?;
         self.adopt(to).await?;
+        self.remove_replaced(to, drop_target).await?;
         if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
             self.sink.catalogue.retire(replaced, self.time);
         }
@@ -88,14 +90,17 @@ impl Executor<'_> {
                 .is_some_and(|uuid| self.sink.catalogue.is_claimed(uuid))
     }
 
-    /// What the source's rename replaced is gone after this entry. Replayed changes may have made it again, under a
-    /// name that nobody claims.
+    /// What the source's rename replaced is gone after this entry and never comes back. Replayed entries may have made
+    /// it again: under the name that it was replaced under, where nobody claims that, or under one that it had before.
     async fn remove_replaced(&self, to: &Namespace, drop_target: Option<CollectionUuid>) -> Result<()> {
-        let Some(replaced) = drop_target.filter(|_| self.overlap) else { return Ok(()) };
+        let Some(replaced) = drop_target.filter(|replaced| self.overlap && Some(*replaced) != self.source) else {
+            return Ok(());
+        };
         self.sink.catalogue.refresh(to).await?;
-        if let Standing::Own(_) | Standing::Unclaimed(_) = self.sink.catalogue.standing(to, replaced) {
-            tracing::info!(namespace = %to, "removed: the source replaced this collection by a rename");
-            self.drop_now(to).await?;
+        let here = matches!(self.sink.catalogue.standing(to, replaced), Standing::Unclaimed(_)).then(|| to.clone());
+        if let Some(place) = here.or_else(|| self.sink.catalogue.place_of(replaced)) {
+            tracing::info!(namespace = %place, "removed: the source replaced this collection by a rename");
+            self.drop_now(&place).await?;
             self.sink.catalogue.retire(replaced, self.time);
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::mongodb::classify;
 use crate::mongodb::command::{Statement, StatementError};
 
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
-const ILLEGAL_OPERATION: i32 = 20;
+pub(crate) const ILLEGAL_OPERATION: i32 = 20;
 pub(crate) const DOLLAR_PREFIXED: i32 = 52;
 const IMMUTABLE_FIELD: i32 = 66;
 const DOCUMENT_VALIDATION: i32 = 121;

@@ -5,15 +5,17 @@
 //! and two to the scheduler.
 
 use futures_util::future::join_all;
-use oplogue_engine::error::Result;
+use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, NamespaceId, Origin};
 use oplogue_engine::sink::{Content, FlushReport, Write};
 
 use super::counters::count;
+use super::cure;
 use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
 use super::{MongoSink, Target, merge};
-use crate::mongodb::command::{self, Outcome, Statement, Verb};
+use crate::mongodb::classify;
+use crate::mongodb::command::{self, Outcome, Statement, StatementError, Verb};
 
 /// A planned write: its place in the flush, and what it becomes.
 pub(super) struct Item<'a> {
@@ -158,7 +160,7 @@ impl MongoSink {
         let statements: Vec<&Statement<'_>> = removals.iter().collect();
         let manner = self.manner(place.target, run.first().and_then(|item| item.write.origin));
         let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
-        // Servers before 5.0 delete nothing from a capped collection: the insert then finds the document in its place.
+        is_clear(&place.name, &outcome.errors)?;
         Ok(FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() })
     }
 
@@ -225,24 +227,37 @@ impl MongoSink {
             troubles.extend(self.absent(place, asked).await?.into_iter().map(|item| (item, Trouble::Missing)));
         }
         for (at, error) in outcome.errors {
-            if let Some(item) = items.get(at) {
-                troubles.push((*item, Trouble::Error(error)));
-            }
+            let Some(item) = items.get(at) else {
+                let text = format!("write to {}: an error of statement {at} of {}", place.name, items.len());
+                return Err(Error::new(Side::Sink, Kind::Unavailable, text));
+            };
+            troubles.push((*item, Trouble::Error(error)));
         }
         Ok(troubles)
     }
 }
 
-/// What goes into one command with each other: one verb, of changes of one origin.
-type Kind = (Verb, Option<Origin>);
+/// Servers before 5.0 delete nothing from a capped collection: the insert then finds the document in its place. Whatever
+/// else they refuse would leave the document where its order is wrong.
+fn is_clear(name: &Namespace, errors: &[(usize, StatementError)]) -> Result<()> {
+    let Some((_, error)) = errors.iter().find(|(_, error)| error.code != cure::ILLEGAL_OPERATION) else {
+        return Ok(());
+    };
+    let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
+    let text = format!("take out of {name} what is inserted again: {} (code {})", error.message, error.code);
+    Err(Error::new(Side::Sink, kind, text))
+}
 
-fn together(item: &Item<'_>) -> Kind {
+/// What goes into one command with each other: one verb, of changes of one origin.
+type Sort = (Verb, Option<Origin>);
+
+fn together(item: &Item<'_>) -> Sort {
     (item.statement.verb(), item.write.origin)
 }
 
 /// The items of each verb, and of each origin, that occurs.
 pub(super) fn groups<'i, 'a>(items: &'i [Item<'a>]) -> Vec<Vec<&'i Item<'a>>> {
-    let mut groups: Vec<(Kind, Vec<&'i Item<'a>>)> = Vec::new();
+    let mut groups: Vec<(Sort, Vec<&'i Item<'a>>)> = Vec::new();
     for item in items {
         let key = together(item);
         match groups.iter_mut().find(|(of, _)| *of == key) {
@@ -252,4 +267,21 @@ pub(super) fn groups<'i, 'a>(items: &'i [Item<'a>]) -> Vec<Vec<&'i Item<'a>>> {
     }
     groups.sort_by_key(|(key, _)| *key);
     groups.into_iter().map(|(_, group)| group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_that_is_not_cleared_is_no_success() {
+        let error = |code| StatementError { code, message: "refused".into(), key_pattern: None, key_value: None };
+        let name = Namespace::new("a.log");
+        assert!(is_clear(&name, &[]).is_ok());
+        assert!(is_clear(&name, &[(0, error(20)), (1, error(20))]).is_ok(), "4.4 deletes nothing from a capped one");
+        for (code, kind) in [(13, Kind::Unauthorized), (112, Kind::Unavailable), (8, Kind::CannotApply)] {
+            let refused = is_clear(&name, &[(0, error(20)), (1, error(code))]).unwrap_err();
+            assert!(refused.kind() == kind && refused.to_string().contains("a.log"), "{refused}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{Namespace, NamespaceId};
-use oplogue_engine::sink::FlushReport;
+use oplogue_engine::model::{Namespace, NamespaceId, Origin};
+use oplogue_engine::sink::{FlushReport, Write};
 
 use super::namespace::{Item, Prepared, Sent, groups};
 use super::{MongoSink, Target, cure};
@@ -104,11 +104,11 @@ impl MongoSink {
         target: Target,
     ) -> Result<Vec<Option<Sent<'i, 'a>>>> {
         let mut sent: Vec<Option<Sent<'i, 'a>>> = prepared.iter().map(|_| None).collect();
-        let parts = if target.is_replicated && !target.is_mongos { self.parts(prepared) } else { Vec::new() };
-        if parts.is_empty() {
+        let admitted = target.is_replicated && !target.is_mongos;
+        let Some((parts, origin)) = admitted.then(|| self.parts(prepared)).flatten() else {
             return Ok(sent);
-        }
-        let (report, outcomes) = match self.transact(&parts, target).await? {
+        };
+        let (report, outcomes) = match self.transact(&parts, target, origin).await? {
             Transacted::Written(report, outcomes) => (report, outcomes),
             Transacted::RolledBack(reason, _) => {
                 self.counters.one_transaction(false);
@@ -121,7 +121,7 @@ impl MongoSink {
         Ok(sent)
     }
 
-    /// Writes all of it in one transaction; what came of each part, or why nothing did.
+    /// Writes all of it in one transaction; what came of each part, or why nothing did. `origin` is that of all.
     ///
     /// # Errors
     /// When the transaction's outcome is unknown.
@@ -129,13 +129,14 @@ impl MongoSink {
         &self,
         prepared: &'i [Prepared<'a>],
         target: Target,
+        origin: Option<Origin>,
     ) -> Result<Result<Vec<Option<Sent<'i, 'a>>>, Why>> {
         let parts: Vec<Part<'i, 'a>> = prepared
             .iter()
             .enumerate()
             .map(|(at, prepared)| Part { at, prepared, groups: in_order(prepared) })
             .collect();
-        match self.transact(&parts, target).await? {
+        match self.transact(&parts, target, origin).await? {
             Transacted::Written(report, outcomes) => {
                 let mut sent: Vec<Option<Sent<'i, 'a>>> = prepared.iter().map(|_| None).collect();
                 self.collect(&parts, &report, outcomes, &mut sent).await?;
@@ -169,11 +170,11 @@ impl MongoSink {
         Ok(())
     }
 
-    /// The parts that go together; none when it is not worth it.
-    fn parts<'i, 'a>(&self, prepared: &'i [Prepared<'a>]) -> Vec<Part<'i, 'a>> {
+    /// The parts that go together, and the origin of all; `None` when it is not worth it, or there are several.
+    fn parts<'i, 'a>(&self, prepared: &'i [Prepared<'a>]) -> Option<(Vec<Part<'i, 'a>>, Option<Origin>)> {
         let total: usize = prepared.iter().map(|part| part.items.len()).sum();
         if total < STATEMENTS_MIN {
-            return Vec::new();
+            return None;
         }
         let fits = |part: &Prepared<'_>| !part.ordered && is_plain(&part.place.name) && !part.items.is_empty();
         let parts: Vec<Part<'i, 'a>> = prepared
@@ -185,15 +186,12 @@ impl MongoSink {
         let items = || parts.iter().flat_map(|part| &part.prepared.items);
         let commands: usize = parts.iter().map(|part| part.groups.len()).sum();
         let statements_min = STATEMENTS_MIN.max(commands * STATEMENTS_A_COMMAND_MIN);
-        // A transaction has one mark.
-        let origin = items().next().and_then(|item| item.write.origin);
-        let one_origin = items().all(|item| item.write.origin == origin);
+        let origin = shared_origin(items().map(|item| item.write))?;
         let bytes: usize = items().map(|item| item.statement.bytes()).sum();
-        if items().count() >= statements_min && bytes <= BYTES_MAX && one_origin { parts } else { Vec::new() }
+        (items().count() >= statements_min && bytes <= BYTES_MAX).then_some((parts, origin))
     }
 
-    async fn transact(&self, parts: &[Part<'_, '_>], target: Target) -> Result<Transacted> {
-        let origin = parts.iter().flat_map(|part| &part.prepared.items).next().and_then(|item| item.write.origin);
+    async fn transact(&self, parts: &[Part<'_, '_>], target: Target, origin: Option<Origin>) -> Result<Transacted> {
         let manner = self.manner(target, origin);
         let mut session = transaction::begin(&self.client, manner).await?;
         let mut outcomes = Vec::with_capacity(parts.len());
@@ -252,6 +250,14 @@ fn in_order<'i, 'a>(prepared: &'i Prepared<'a>) -> Vec<Vec<&'i Item<'a>>> {
     }
     let runs = prepared.items.chunk_by(|a, b| a.statement.verb() == b.statement.verb());
     runs.map(|run| run.iter().collect()).collect()
+}
+
+/// The origin of all of these; `None` when they have several. A transaction has one mark, and a change that carries
+/// another's would be dropped before it reaches every cluster of a ring, so such never share one.
+pub(super) fn shared_origin<'w>(writes: impl IntoIterator<Item = &'w Write>) -> Option<Option<Origin>> {
+    let mut writes = writes.into_iter();
+    let Some(first) = writes.next() else { return Some(None) };
+    writes.all(|write| write.origin == first.origin).then_some(first.origin)
 }
 
 /// Whether the server takes transactions on a collection of that name. That it may be capped is known elsewhere.

@@ -10,7 +10,7 @@ use oplogue_engine::model::NamespaceId;
 use oplogue_engine::sink::{FlushReport, Refusal, WholeReport, Write};
 
 use super::namespace::Prepared;
-use super::together::Why;
+use super::together::{self, Why};
 use super::{MongoSink, merge};
 
 /// How often a transaction that the server broke off is tried again.
@@ -26,10 +26,12 @@ impl MongoSink {
         for (namespace, group) in &groups {
             prepared.push(self.prepare(*namespace, group, target).await?);
         }
-        let fits = prepared.iter().all(Prepared::fits_transaction);
-        let tries = if fits && target.is_replicated && !target.is_mongos { TRIES } else { 0 };
-        for _ in 0..tries {
-            match self.write_at_once(&prepared, target).await? {
+        let fits = prepared.iter().all(Prepared::fits_transaction) && target.is_replicated && !target.is_mongos;
+        let Some(origin) = together::shared_origin(waves.iter().flatten()).filter(|_| fits) else {
+            return self.write_in_parts(waves).await;
+        };
+        for _ in 0..TRIES {
+            match self.write_at_once(&prepared, target, origin).await? {
                 Ok(sent) => {
                     let mut report = FlushReport::default();
                     for (part, sent) in prepared.iter().zip(sent) {
@@ -40,7 +42,7 @@ impl MongoSink {
                 Err(Why::BrokenOff) => {}
                 Err(Why::UniqueKey) => {
                     let writes: Vec<&Write> = waves.iter().flatten().collect();
-                    if let Some(time) = self.settle_at_once(&writes).await? {
+                    if let Some(time) = self.settle_at_once(&writes, origin).await? {
                         let report = FlushReport { operation_time: Some(time), ..FlushReport::default() };
                         return Ok(WholeReport { report, at_once: true });
                     }

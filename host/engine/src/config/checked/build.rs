@@ -250,14 +250,20 @@ impl Builder<'_> {
         }
     }
 
-    /// A change stream does not tell who wrote what is not in a transaction.
+    /// A change stream does not tell who wrote what is not in a transaction, and shows no global ids.
     fn loop_prevention(&mut self) {
         const DROP: &str = "incr_sync.loop_prevention.drop";
+        const GIDS: &str = "incr_sync.oplog.gids";
+        let stream = self.settings.text(FETCH_METHOD) == "change_stream";
+        if stream && !self.settings.list(GIDS).is_empty() {
+            let fault = Fault::new("change streams do not show the global id of an entry, so nothing would be dropped");
+            self.fault(GIDS, fault.suggest("delete it, or set incr_sync.mongo_fetch_method = oplog"));
+        }
         let dropped = self.settings.list(DROP);
         if let Some(wrong) = dropped.iter().find(|text| origin(text).is_none()) {
             self.fault(DROP, Fault::new(format!("names {wrong}, which is no number from 1 to 255")));
         }
-        if !dropped.is_empty() && self.settings.text("incr_sync.mongo_fetch_method") == "change_stream" {
+        if !dropped.is_empty() && stream {
             let fault = Fault::new("needs incr_sync.mongo_fetch_method = oplog: change streams do not show the marks");
             self.fault(DROP, fault);
         }

@@ -84,6 +84,7 @@ const CASES: &[Case] = &[
     // Not built.
     whole("tunnel = kafka\nmongo_urls = mongodb://a\ntunnel.address = t@b:9092", "tunnel", &["a tunnel other than direct is not built yet", "only direct is accepted"]),
     conf("incr_sync.mongo_fetch_method = change_stream\nfilter.pass.special.db = admin", "filter.pass.special.db", &["not shown by change streams"]),
+    conf("incr_sync.mongo_fetch_method = change_stream\nincr_sync.oplog.gids = a1;b2", "incr_sync.oplog.gids", &["a1", "change streams do not show the global id", "set incr_sync.mongo_fetch_method = oplog"]),
     conf("master_quorum = true", "master_quorum", &["not built yet", "only false is accepted"]),
     conf("incr_sync.conflict_write_to = sdk", "incr_sync.conflict_write_to", &["handing conflicts to a plugin is not built"]),
     toml("incr_sync.loop_prevention.drop = [\"256\"]", "incr_sync.loop_prevention.drop", &["no number from 1 to 255"]),

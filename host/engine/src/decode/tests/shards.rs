@@ -6,11 +6,8 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::budget::Budget;
 use crate::model::{Run, ShardPosition, ShardPositions};
-
-fn at(inc: u32) -> OpTime {
-    OpTime::new(100, inc, 1)
-}
 
 fn cut(time: OpTime, shards: [OpTime; 2]) -> Position {
     let shards = ["s1", "s2"].into_iter().zip(shards).map(|(name, at)| ShardPosition { name: name.into(), at });
@@ -109,6 +106,115 @@ fn of_two_exchanged_documents_both_stay() {
     let (first, second) = batches[0].changes.split_at(2);
     assert!(first.iter().all(|change| change.operation == Operation::Delete));
     assert!(second.iter().all(|change| change.operation == Operation::Insert));
+}
+
+/// A part of a prepared transaction that goes on with the entry at `previous`; `mark`: `partialTxn` or `prepare`.
+fn piece(inc: u32, previous: Option<u32>, mark: &str, operations: Vec<Document>) -> Document {
+    let mut o = doc! { "applyOps": operations };
+    o.insert(mark, true);
+    let previous = previous.map_or(NULL_TIME, at);
+    with(entry(inc, doc! { "op": "c", "ns": "admin.$cmd", "o": o }), with(link(previous), session(1)))
+}
+
+/// Two shards' parts, of three entries each with 400 kB of documents: shard 0 deletes what shard 1 inserts, and the
+/// other way round; 30 is deleted and inserted again on shard 1, 40 inserted and deleted again on shard 0.
+fn large_parts() -> Vec<(usize, Document)> {
+    let wide = |id: i32| doc! { "op": "i", "ns": "a.b", "o": { "_id": id, "p": "x".repeat(400_000) } };
+    vec![
+        (0, piece(5, None, "partialTxn", vec![wide(20), delete_of(10)])),
+        (1, piece(6, None, "partialTxn", vec![wide(10), delete_of(30)])),
+        (0, piece(7, Some(5), "partialTxn", vec![wide(21), delete_of(11), wide(40)])),
+        (1, piece(8, Some(6), "partialTxn", vec![wide(11), delete_of(20)])),
+        (0, piece(9, Some(7), "prepare", vec![wide(22), delete_of(40)])),
+        (1, piece(10, Some(8), "prepare", vec![delete_of(21), delete_of(22), wide(30)])),
+    ]
+}
+
+/// Of a batch its operations on documents, its position, and the memory it holds.
+type Passed = (Vec<(Operation, i32)>, u32, usize);
+
+/// What came out.
+struct Driven {
+    batches: Vec<Passed>,
+    held_max: usize,
+    needs: usize,
+}
+
+/// Drives a decoder with memory of a budget of 1 MiB, whose batches are done at once.
+async fn drive_within_budget(decoder: &mut Decoder, entries: Vec<(usize, Document)>) -> Driven {
+    let budget = Budget::new(1 << 20);
+    let dir = std::env::temp_dir();
+    let spill = Spill::new(SpillOptions { dir, job: format!("shards-{:p}", decoder), bytes_max: 1 << 30 });
+    let mut driven = Driven { batches: Vec::new(), held_max: 0, needs: 0 };
+    decoder.begin(of_streams(entries));
+    loop {
+        match decoder.step().unwrap() {
+            Step::Batch(batch) => {
+                let of = |change: &Change| {
+                    let key = bson::RawDocument::from_bytes(change.key_document()).unwrap();
+                    (change.operation, key.get_i32("_id").unwrap())
+                };
+                let changes = batch.changes.iter().map(of).collect();
+                driven.batches.push((changes, batch.last.time().inc, batch.permit.bytes()));
+            }
+            Step::Need(Need::Memory { bytes }) => {
+                assert!(bytes < 900_000, "{bytes} bytes are asked for at once");
+                assert_eq!(budget.held_bytes(), 0, "who waits for memory holds none");
+                decoder.granted(budget.acquire(bytes).await);
+                driven.held_max = driven.held_max.max(budget.held_bytes());
+            }
+            Step::Need(Need::Store(operations)) => decoder.stored(spill.store(operations).await.unwrap()).unwrap(),
+            Step::Need(Need::Load(stored)) => {
+                driven.needs += 1;
+                decoder.loaded(spill.load(stored).await.unwrap()).unwrap();
+            }
+            Step::Need(need @ Need::Entry { .. }) => panic!("{need:?}"),
+            Step::Done => return driven,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_transaction_across_shards_passes_in_pieces_deletes_first() {
+    for transaction_bytes in [100_000, 1 << 30] {
+        let options = DecodeOptions { transaction_bytes, is_shard: true, ..DecodeOptions::default() };
+        let mut decoder = Decoder::starting_at(Namespaces::shared(), options, &cut(at(1), [at(1), at(1)]));
+        let open = drive_within_budget(&mut decoder, large_parts()).await;
+        assert!(open.batches.iter().all(|(changes, last, _)| changes.is_empty() && *last <= 4), "{:?}", open.batches);
+        let entries = decoder.counts().entries;
+        let driven = drive_within_budget(&mut decoder, vec![(1, committed(12, 10)), (0, insert(13, 1))]).await;
+        let changes: Vec<_> = driven.batches.iter().flat_map(|(changes, _, _)| changes.clone()).collect();
+        let (delete, insert) = (Operation::Delete, Operation::Insert);
+        let expected = [
+            // The committing shard's part comes first, within a turn.
+            vec![(delete, 20), (delete, 21), (delete, 22), (delete, 10), (delete, 11), (insert, 40), (delete, 40)],
+            vec![(insert, 10), (delete, 30), (insert, 11), (insert, 30), (insert, 20), (insert, 21), (insert, 22)],
+            vec![(insert, 1)],
+        ];
+        assert_eq!(changes, expected.concat());
+        assert_eq!(decoder.counts().entries - entries, 16, "each operation and entry is counted once");
+        // The position does not stand between two pieces, nor behind one shard's commit only.
+        assert!(driven.batches.iter().all(|(_, last, _)| *last == 1), "{:?}", driven.batches);
+        let of_transaction = driven.batches.iter().filter(|(changes, _, _)| changes != &[(insert, 1)]);
+        assert!(of_transaction.clone().count() >= 6 && of_transaction.clone().all(|(_, _, held)| *held > 300_000));
+        assert!(driven.held_max < 900_000, "{}", driven.held_max);
+        assert_eq!(driven.needs, if transaction_bytes == 100_000 { 18 } else { 0 });
+        let driven = drive_within_budget(&mut decoder, vec![(0, committed(14, 9))]).await;
+        assert_eq!(driven.batches, [(Vec::new(), 14, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn a_small_transaction_across_shards_is_one_batch_with_memory_for_all_of_it() {
+    let mut decoder = from(&cut(at(1), [at(1), at(1)]));
+    let wide = |id: i32| doc! { "op": "i", "ns": "a.b", "o": { "_id": id, "p": "x".repeat(100_000) } };
+    let parts = vec![(0, prepared(5, vec![wide(1), delete_of(2)])), (1, prepared(6, vec![wide(2)]))];
+    drive_within_budget(&mut decoder, parts).await;
+    let driven = drive_within_budget(&mut decoder, vec![(0, committed(8, 5))]).await;
+    let expected = vec![(Operation::Delete, 2), (Operation::Insert, 1), (Operation::Insert, 2)];
+    assert_eq!(driven.batches.len(), 1);
+    assert_eq!(driven.batches[0].0, expected);
+    assert!(driven.batches[0].2 > 200_000, "{}", driven.batches[0].2);
 }
 
 #[test]

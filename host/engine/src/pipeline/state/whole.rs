@@ -2,7 +2,8 @@
 //!
 //! Such a transaction is a barrier over everything: it is written when all that came before is, by one command for all
 //! of it, and what comes later waits. What arrives while the barrier drains joins it, further transactions and plain
-//! changes alike, so that a stream of transactions costs one command for many of them. In overlap a document may
+//! changes alike, so that a stream of transactions costs one command for many of them; only what was made at another
+//! cluster waits for a barrier of its own, because a transaction of the target carries one mark. In overlap a document may
 //! already hold later changes, so nothing is ever visible as one there: those are spread. Nothing here writes.
 
 use std::collections::VecDeque;
@@ -30,8 +31,13 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    fn takes(&self, changes: usize, bytes: usize) -> bool {
-        self.changes.len() + changes <= JOINED_CHANGES_MAX && self.bytes + bytes <= JOINED_BYTES_MAX
+    /// Whether these may go along. A transaction of the target has one mark, so all come from one cluster.
+    fn takes(&self, changes: &[Change]) -> bool {
+        let bytes: usize = changes.iter().map(Change::bytes).sum();
+        let origin = self.changes.first().map(|(_, first)| first.origin);
+        self.changes.len() + changes.len() <= JOINED_CHANGES_MAX
+            && self.bytes + bytes <= JOINED_BYTES_MAX
+            && changes.iter().all(|change| origin.is_none_or(|origin| origin == change.origin))
     }
 
     /// The changes, to be written.
@@ -61,8 +67,7 @@ impl Core {
     }
 
     pub(super) fn admit_whole(&mut self, slot: SlotId, changes: Vec<Change>) {
-        let bytes = changes.iter().map(Change::bytes).sum();
-        if let Some(whole) = self.draining_whole(changes.len(), bytes) {
+        if let Some(whole) = self.draining_whole(&changes) {
             changes.into_iter().for_each(|change| whole.push(slot, change));
         } else if !self.fences.is_empty() || !self.held.changes.is_empty() {
             self.held.push_whole(slot, changes);
@@ -86,7 +91,7 @@ impl Core {
         if self.namespaces.name(change.target).collection().starts_with("system.") {
             return Some(change);
         }
-        match self.draining_whole(1, change.bytes()) {
+        match self.draining_whole(std::slice::from_ref(&change)) {
             Some(whole) => {
                 whole.push(slot, change);
                 None
@@ -95,14 +100,14 @@ impl Core {
         }
     }
 
-    /// The newest barrier, while it drains and has room, and nothing is held that would be overtaken.
-    fn draining_whole(&mut self, changes: usize, bytes: usize) -> Option<&mut Whole> {
+    /// The newest barrier, while it drains and takes these, and nothing is held that would be overtaken.
+    fn draining_whole(&mut self, changes: &[Change]) -> Option<&mut Whole> {
         if !self.held.changes.is_empty() {
             return None;
         }
         let fence = self.fences.last_mut().filter(|fence| fence.phase == Phase::Draining)?;
         match &mut fence.purpose {
-            Purpose::Whole(whole) if whole.takes(changes, bytes) => Some(whole),
+            Purpose::Whole(whole) if whole.takes(changes) => Some(whole),
             Purpose::Whole(_) | Purpose::Ddl { .. } | Purpose::Settle | Purpose::Mark => None,
         }
     }
@@ -168,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::budget::Permit;
-    use crate::model::{ChangeBatch, Namespaces, OpTime, Operation, Position};
+    use crate::model::{ChangeBatch, Namespaces, OpTime, Operation, Origin, Position};
     use crate::pipeline::state::CoreOptions;
 
     fn core(namespaces: &Arc<Namespaces>, overlap_until: u32) -> Core {
@@ -239,6 +244,43 @@ mod tests {
         assert!(matches!(next, Command::Flush { .. }), "{next:?}");
         done(&mut core, next);
         assert!(core.is_idle());
+    }
+
+    #[test]
+    fn what_was_made_at_another_cluster_waits_for_a_barrier_of_its_own() {
+        let names = Namespaces::shared();
+        let mut core = core(&names, 0);
+        let from = |number, changes: Vec<Change>| -> Vec<Change> {
+            changes.into_iter().map(|change| Change { origin: Origin::new(number), ..change }).collect()
+        };
+        let two = |inc: u32| vec![insert(&names, "a.b", inc as i32, inc), insert(&names, "a.c", inc as i32, inc)];
+        let mut commands = batch(&mut core, 0, vec![insert(&names, "a.b", 1, 1)], false);
+        let flush = done(&mut core, commands.remove(0)).remove(0);
+        // 0 stands for no mark, which is an origin too: the cluster that is read.
+        let stream = [(1, true), (1, false), (2, false), (2, true), (0, true), (0, false), (1, true)];
+        for (seq, (number, atomic)) in (2..).zip(stream) {
+            let changes = if atomic { two(seq) } else { vec![insert(&names, "a.d", seq as i32, seq)] };
+            assert!(batch(&mut core, u64::from(seq) - 1, from(number, changes), atomic).is_empty());
+        }
+        let mut command = flush;
+        let mut written = Vec::new();
+        while !core.is_idle() {
+            let mut next = done(&mut core, command);
+            assert!(next.len() <= 1, "one after the other: {next:?}");
+            let Some(following) = next.pop() else { break };
+            command = following;
+            let writes: Vec<&Write> = match &command {
+                Command::Whole { waves, .. } => waves.iter().flatten().collect(),
+                Command::Flush { writes, .. } => writes.iter().collect(),
+                Command::Ddl { .. } | Command::Settle { .. } | Command::Mark { .. } => panic!("{command:?}"),
+            };
+            let mut origins: Vec<_> = writes.iter().map(|write| write.origin.map_or(0, Origin::number)).collect();
+            origins.dedup();
+            written.push((origins, writes.len()));
+        }
+        assert!(core.is_idle());
+        let expected = [(vec![1], 3), (vec![2], 1), (vec![2], 2), (vec![0], 3), (vec![1], 2)];
+        assert_eq!(written, expected);
     }
 
     #[test]
