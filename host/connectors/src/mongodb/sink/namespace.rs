@@ -14,6 +14,7 @@ use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
 use super::{MongoSink, Target, merge};
 use crate::mongodb::command::{self, Outcome, Statement, Verb};
+use crate::mongodb::patch::Dialect;
 
 /// A planned write: its place in the flush, and what it becomes.
 pub(super) struct Item<'a> {
@@ -77,7 +78,9 @@ impl MongoSink {
         let info = self.catalogue.info(&place.name);
         let ordered =
             info.is_some_and(|info| info.is_ordered()) || writes.first().is_some_and(|(_, write)| write.in_order);
-        let capped = info.is_some_and(|info| info.capped);
+        // Servers before 5.0 delete nothing from a capped collection, and an insert that they refuse evicts a document
+        // all the same. There a repeated insert is a replacement, which leaves in its place what is there.
+        let clears = target.dialect != Dialect::V4_4 && info.is_some_and(|info| info.capped);
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
@@ -86,7 +89,7 @@ impl MongoSink {
                 continue;
             }
             let overlap = self.is_overlap(write);
-            let again = capped && overlap && matches!(write.content, Content::Insert(_));
+            let again = clears && overlap && matches!(write.content, Content::Insert(_));
             match plan(write, self.form(&place, overlap && !again))? {
                 Plan::One(statement) => {
                     self.count_form(&statement);
@@ -158,7 +161,6 @@ impl MongoSink {
         let statements: Vec<&Statement<'_>> = removals.iter().collect();
         let manner = self.manner(place.target, run.first().and_then(|item| item.write.origin));
         let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
-        // Servers before 5.0 delete nothing from a capped collection: the insert then finds the document in its place.
         Ok(FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() })
     }
 
