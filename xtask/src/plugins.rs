@@ -34,6 +34,9 @@ const fn guest(workspace: &'static str, package: &'static str, file: &'static st
 
 const FIXTURES: &str = "host/plugin-runtime/tests/guests";
 
+/// Where guests and what they are built of have their sources.
+const WORKSPACES: [&str; 4] = ["plugin-sdk/rust", "plugins", "examples/mask-field", FIXTURES];
+
 const GUESTS: &[Guest] = &[
     guest("plugins", "namespace-filter", "plugins/namespace-filter/namespace-filter.wasm"),
     guest("plugins", "namespace-rename", "plugins/namespace-rename/namespace-rename.wasm"),
@@ -62,6 +65,25 @@ pub(crate) fn run(options: Options) -> Result<()> {
         // The whole workspace: a package alone would build wasmtime once more, with other features.
         let mut test = steps::cargo(&["test", "--workspace", "--test", "plugins"]);
         steps::run(test.env("OPLOGUE_GUESTS", &to))?;
+    }
+    Ok(())
+}
+
+/// Formatting, lints and tests of what guests are made of, on this machine's own processor. Their workspaces are no part
+/// of the repository's, so that no other cargo command looks at them.
+pub(crate) fn test_sources() -> Result<()> {
+    let target = paths::target().join("guests").join("host");
+    let steps: [&[&str]; 3] = [
+        &["fmt", "--all", "--check"],
+        &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"],
+        &["test", "--workspace"],
+    ];
+    for workspace in WORKSPACES {
+        for step in steps {
+            let mut cargo = steps::cargo(step);
+            cargo.current_dir(paths::root().join(workspace)).env("CARGO_TARGET_DIR", &target);
+            steps::run(&mut cargo).with_context(|| format!("in {workspace}"))?;
+        }
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ const INTERNAL_DATABASES: [&str; 3] = ["admin", "config", "local"];
 pub(super) const VIEWS: &str = "system.views";
 
 /// What the documents of a time-series collection stand in.
-const BUCKETS: &str = "system.buckets.";
+pub(super) const BUCKETS: &str = "system.buckets.";
 
 /// The change of a command entry; `None` for an unknown command in one of the server's own databases, and for one that
 /// concerns the store of the views itself.

@@ -14,7 +14,10 @@ use crate::mongodb::identity::Shape;
 
 /// In overlap views stand that are to come later: a definition can close a circle with them or differ from them in
 /// collation. Then the present one is redefined further on, or the source could not have had both.
-const MET_LATER: [i32; 3] = [NAMESPACE_EXISTS, GRAPH_CONTAINS_CYCLE, OPTION_NOT_SUPPORTED_ON_VIEW];
+const MET_LATER: [i32; 4] =
+    [NAMESPACE_EXISTS, NAMESPACE_EXISTS_4_4, GRAPH_CONTAINS_CYCLE, OPTION_NOT_SUPPORTED_ON_VIEW];
+/// What 4.4 says when a collection has the name of the view.
+const NAMESPACE_EXISTS_4_4: i32 = 17399;
 const GRAPH_CONTAINS_CYCLE: i32 = 5;
 const OPTION_NOT_SUPPORTED_ON_VIEW: i32 = 167;
 

@@ -16,6 +16,7 @@ use super::plan::{Form, Plan, plan};
 use super::{MongoSink, Target, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Outcome, Statement, StatementError, Verb};
+use crate::mongodb::patch::Dialect;
 
 /// A planned write: its place in the flush, and what it becomes.
 pub(super) struct Item<'a> {
@@ -79,7 +80,9 @@ impl MongoSink {
         let info = self.catalogue.info(&place.name);
         let ordered =
             info.is_some_and(|info| info.is_ordered()) || writes.first().is_some_and(|(_, write)| write.in_order);
-        let capped = info.is_some_and(|info| info.capped);
+        // Servers before 5.0 delete nothing from a capped collection, and an insert that they refuse evicts a document
+        // all the same. There a repeated insert is a replacement, which leaves in its place what is there.
+        let clears = target.dialect != Dialect::V4_4 && info.is_some_and(|info| info.capped);
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
@@ -88,7 +91,7 @@ impl MongoSink {
                 continue;
             }
             let overlap = self.is_overlap(write);
-            let again = capped && overlap && matches!(write.content, Content::Insert(_));
+            let again = clears && overlap && matches!(write.content, Content::Insert(_));
             match plan(write, self.form(&place, overlap && !again))? {
                 Plan::One(statement) => {
                     self.count_form(&statement);

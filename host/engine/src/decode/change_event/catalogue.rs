@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use super::{Event, document, element, inside, name, text};
+use crate::decode::ddl::BUCKETS;
 use crate::decode::oplog::{Entry, missing, string};
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{self, Elements, kind};
@@ -45,6 +46,7 @@ impl Event {
         let commands = match operation {
             "create" => vec![document(&[text("create", &collection), described.to_vec()])],
             "drop" => vec![document(&[text("drop", &collection)])],
+            "modify" if self.is_view_of_buckets()? => Vec::new(),
             "modify" => vec![document(&[text("collMod", &collection), described.to_vec()])],
             "createIndexes" => {
                 self.each_index(|spec| Ok(vec![text("createIndexes", &collection), inside(spec).to_vec()]))?
@@ -61,6 +63,13 @@ impl Event {
             }
         };
         Ok(commands.into_iter().map(|command| self.entry(&database, command)).collect())
+    }
+
+    /// Whether the view that a time-series shows itself through has changed: it follows its buckets, whose change is an
+    /// event of its own, and cannot be changed by itself.
+    fn is_view_of_buckets(&self) -> Result<bool> {
+        let on = if self.command.is_empty() { None } else { raw::find(&self.command, "viewOn")? };
+        Ok(on.and_then(|on| string(on.value)).is_some_and(|on| on.starts_with(BUCKETS)))
     }
 
     fn part(&self, field: &str) -> Result<String> {

@@ -236,3 +236,17 @@ fn own_collections_and_notices_are_counted() {
     assert_eq!((batches[0].changes.len(), batches[0].last.time().inc), (0, 3));
     assert_eq!((decoder.counts().own, decoder.counts().noop), (2, 1));
 }
+
+/// A time-series logs the change of its view beside that of its buckets.
+#[test]
+fn the_view_of_a_time_series_is_not_changed_by_itself() {
+    let modify = |inc, on: &str| {
+        let description = doc! { "viewOn": on, "pipeline": [{ "$match": { "a": 1 } }] };
+        event(inc, "modify", doc! { "operationDescription": description })
+    };
+    let events = [modify(1, "system.buckets.ts"), modify(2, "base"), insert(3, 1)];
+    let batches = decoder().decode(reply(&events, None)).unwrap();
+    let shape: Vec<_> = batches.iter().map(|b| (b.changes.len(), b.last.time().inc)).collect();
+    assert_eq!(shape, [(1, 2), (1, 3)]);
+    assert!(matches!(batches[0].changes[0].ddl.as_deref(), Some(Ddl::CollMod { .. })));
+}
