@@ -1,12 +1,16 @@
 //! Primaries that go away: stepped down or killed, on either side, under load.
 //!
 //! A step-down breaks cursors and refuses writes for a second or two; a killed primary of a w:1 target also
-//! takes back writes it had acknowledged. The collector must go on by itself, and the target must be equal in
-//! the end, the rolled-back writes included.
+//! takes back writes it had acknowledged, and one of a source takes back what it had shown to nobody else. The collector
+//! must go on by itself, and the target must be equal in the end, the rolled-back writes included. Each test makes sure
+//! that what it is about did happen.
 
-use anyhow::Result;
-use bson::doc;
+use anyhow::{Context as _, Result};
+use bson::{Document, doc};
+use mongodb::Collection;
+use mongodb::options::ReadPreference;
 use oplogue_tests::collector::Collector;
+use oplogue_tests::servers::ReplicaSet;
 
 use super::rig::{PATIENCE, Rig, handed_over};
 
@@ -47,8 +51,17 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     for member in &secondaries {
         rig.target.fail_point(*member, "stopReplProducer", "alwaysOn", doc! {}).await?;
     }
+    // Written by the collector, acknowledged by the primary, and never to be had by anybody else.
+    let probe = doc! { "_id": "only on the primary" };
+    shop(&rig.source).insert_one(probe.clone()).await?;
+    seen(&shop(&rig.target), &probe).await.with_context(|| collector.log_end())?;
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;
+    for member in &secondaries {
+        let copied = on_member(&rig.target, *member, &probe).await?;
+        anyhow::ensure!(!copied, "member {member} has the write that is to be lost");
+    }
+    anyhow::ensure!(!collector.log().contains(EXPECTED[0]), "a rewind before its cause:\n{}", collector.log_end());
     rig.target.kill(primary)?;
     for member in &secondaries {
         rig.target.fail_point(*member, "stopReplProducer", "off", doc! {}).await?;
@@ -58,5 +71,68 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     load.reach(done + 600, PATIENCE).await?;
     rig.target.restart(primary).await?;
     load.stop().await?;
+    collector.wait_log(EXPECTED[0], PATIENCE).await.context("what was lost is not written again without a rewind")?;
     rig.finish(rig.comparison(), collector, &EXPECTED).await
+}
+
+/// What the lost primary of the source had alone is taken back by the source, so it must never reach the target: only
+/// what the majority has is read.
+#[tokio::test]
+async fn a_source_loses_its_primary_with_writes_that_only_it_had() -> Result<()> {
+    let mut rig = Rig::with_members(3, 1).await?;
+    // Or the load would wait for the majority that it is to lose.
+    let default = doc! { "setDefaultRWConcern": 1, "defaultWriteConcern": { "w": 1 } };
+    rig.source.client().database("admin").run_command(default).await?;
+    rig.fill(60).await?;
+    let mut load = rig.start_load();
+    let mut collector = Collector::start(&rig.config()?)?;
+    handed_over(&mut collector).await?;
+    let done = load.totals().done;
+    load.reach(done + 300, PATIENCE).await?;
+    let primary = rig.source.primary().await?;
+    let secondaries: Vec<usize> = (0..3).filter(|member| *member != primary).collect();
+    for member in &secondaries {
+        rig.source.fail_point(*member, "stopReplProducer", "alwaysOn", doc! {}).await?;
+    }
+    let probe = doc! { "_id": "taken back" };
+    shop(&rig.source).insert_one(probe.clone()).await?;
+    let done = load.totals().done;
+    load.reach(done + 600, PATIENCE).await?;
+    for member in &secondaries {
+        anyhow::ensure!(!on_member(&rig.source, *member, &probe).await?, "member {member} has the write too");
+    }
+    anyhow::ensure!(shop(&rig.target).find_one(probe.clone()).await?.is_none(), "it was read before it was safe");
+    rig.source.kill(primary)?;
+    for member in &secondaries {
+        rig.source.fail_point(*member, "stopReplProducer", "off", doc! {}).await?;
+    }
+    rig.source.primary().await?;
+    let done = load.totals().done;
+    load.reach(done + 600, PATIENCE).await?;
+    rig.source.restart(primary).await?;
+    load.stop().await?;
+    anyhow::ensure!(shop(&rig.source).find_one(probe.clone()).await?.is_none(), "the source took nothing back");
+    rig.finish(rig.comparison(), collector, &EXPECTED).await?;
+    anyhow::ensure!(shop(&rig.target).find_one(probe).await?.is_none(), "the target has what the source took back");
+    Ok(())
+}
+
+fn shop(set: &ReplicaSet) -> Collection<Document> {
+    set.client().database("shop").collection("c00")
+}
+
+/// Whether a member alone has a document, whatever the majority has.
+async fn on_member(set: &ReplicaSet, member: usize, document: &Document) -> Result<bool> {
+    let things = set.member_client(member).await?.database("shop").collection::<Document>("c00");
+    let nearest = ReadPreference::Nearest { options: None };
+    Ok(things.find_one(document.clone()).selection_criteria(nearest.into()).await?.is_some())
+}
+
+async fn seen(things: &Collection<Document>, document: &Document) -> Result<()> {
+    let started = std::time::Instant::now();
+    while things.find_one(document.clone()).await?.is_none() {
+        anyhow::ensure!(started.elapsed() < PATIENCE, "{document} never came");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
