@@ -17,7 +17,7 @@ use crate::paths::{self, Scratch};
 mod config;
 mod http;
 
-pub use config::PipelineConfig;
+pub use config::{PipelineConfig, by_change_stream};
 pub use http::get as http_get;
 pub use http::post as http_post;
 

@@ -51,6 +51,8 @@ pub struct LoadOptions {
     pub ddl: bool,
     /// `collMod` among the DDL; it needs more than `readWriteAnyDatabase` on the target.
     pub coll_mod: bool,
+    /// Series of the oldest server that takes part, the target included: DDL that it lacks is left out.
+    pub series: (u32, u32),
     /// Field names with dots and dollars, which the server takes in inserts and replacements.
     pub odd_names: bool,
 }
@@ -67,6 +69,7 @@ impl Default for LoadOptions {
             unique_swaps: true,
             ddl: false,
             coll_mod: false,
+            series: (6, 0),
             odd_names: false,
         }
     }
@@ -146,7 +149,7 @@ impl Load {
                 rng: StdRng::seed_from_u64(options.seed ^ salt),
                 shelves: shelves(client, options, number, workers),
                 unique: (options.unique_swaps && number == 0).then(|| unique::Swapper::new(client)),
-                ddl: (options.ddl && number == workers - 1).then(|| ddl::Shaper::new(client, options.coll_mod)),
+                ddl: (options.ddl && number == workers - 1).then(|| ddl::Shaper::new(client, options)),
                 pause: options.rate.map(|rate| Duration::from_secs_f64(f64::from(workers as u32) / rate)),
                 options: options.clone(),
                 counters: counters.clone(),

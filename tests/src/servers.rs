@@ -87,6 +87,12 @@ impl ReplicaSet {
         options::has(&self.options.version, feature, since)
     }
 
+    /// The first two numbers of the set's version, such as (4, 4).
+    #[must_use]
+    pub fn series(&self) -> (u32, u32) {
+        options::series(&self.options.version)
+    }
+
     /// The connection string with the full rights of the set: the root user's where the set has users.
     #[must_use]
     pub fn uri(&self) -> String {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use oplogue_tests::paths;
@@ -14,23 +15,57 @@ use oplogue_tests::seed::FILE_VARIABLE;
 use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
 /// Versions of source and target that the long run tries besides the default pair.
-const PAIRS: [(&str, &str); 4] = [("4.4.2", "4.4.2"), ("5.0.4", "5.0.4"), ("4.4.2", "6.0.27"), ("6.0.27", "5.0.4")];
+const PAIRS: [(&str, &str); 6] = [
+    ("4.4.2", "4.4.2"),
+    ("5.0.4", "5.0.4"),
+    ("4.4.2", "6.0.27"),
+    ("5.0.4", "6.0.27"),
+    ("6.0.27", "5.0.4"),
+    ("6.0.27", "4.4.2"),
+];
 
 /// What depends on a server's version: the source, the sink, and the collector between the two.
-const OF_VERSIONS: [&str; 7] =
-    ["sink::", "snapshot::", "oplog_source::", "e2e::modes", "e2e::crash", "e2e::ddl", "e2e::missing"];
+const OF_VERSIONS: [&str; 19] = [
+    "sink::",
+    "snapshot::",
+    "oplog_source::",
+    "change_stream::",
+    "store::",
+    "e2e::chaos",
+    "e2e::conflicts",
+    "e2e::crash",
+    "e2e::ddl",
+    "e2e::failover",
+    "e2e::filters",
+    "e2e::missing",
+    "e2e::modes",
+    "e2e::network",
+    "e2e::parking",
+    "e2e::silent_loss",
+    "e2e::swap",
+    "e2e::transactions",
+    "e2e::unique",
+];
 
-/// (document, update) pairs of the property test of updates in a long run, and for each further pair of versions.
-const CASES: &str = "100000";
-const CASES_OF_VERSIONS: &str = "5000";
+/// The pass of the long run that reads change streams.
+const CHANGE_STREAM: &str = "change_stream";
+
+/// How much a long run does of what can be done more or less often, unless the environment says otherwise.
+const LONG: [(&str, &str); 3] = [("OPLOGUE_KILLS", "50"), ("OPLOGUE_CHAOS", "20000"), ("OPLOGUE_CASES", "100000")];
+
+/// The same for each further pair of versions.
+const OF_EACH_PAIR: [(&str, &str); 2] = [("OPLOGUE_CHAOS", "600"), ("OPLOGUE_CASES", "5000")];
 
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the slow tests: more kills and cases, older servers (sets OPLOGUE_LONG=1, OPLOGUE_KILLS=50,
+    /// Also the slow tests: more kills and cases, change streams, older servers (sets OPLOGUE_LONG=1, OPLOGUE_KILLS=50,
     /// OPLOGUE_CHAOS=20000 and OPLOGUE_CASES=100000 unless they are set)
     #[arg(long)]
     long: bool,
+    /// Only this pass of the long run: `change_stream`, or a source and a target such as `6.0.27-4.4.2`
+    #[arg(long)]
+    pass: Option<String>,
     /// Only the tests: no formatting, lints or tidy checks
     #[arg(long)]
     only_tests: bool,
@@ -40,35 +75,47 @@ pub(crate) struct Options {
 
 /// Runs everything.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let everything = !options.only_tests && options.filter.is_none();
-    if everything {
+    let everything = options.filter.is_none() && options.pass.is_none();
+    if everything && !options.only_tests {
         check()?;
     }
     console::title("servers");
-    servers::run(&versions(options.long))?;
+    servers::run(&versions(options.long || options.pass.is_some()))?;
     console::title("build");
     steps::run(&mut steps::cargo(&["build", "--workspace", "--bins"]))?;
-    if everything {
+    if everything && !options.only_tests {
         guests()?;
     }
-    console::title("tests");
+    let seeds = paths::target().join("seeds.txt");
+    std::fs::write(&seeds, "").context("empty the list of seeds")?;
+    // A failure ends nothing: a run of hours says all that it finds.
+    let mut failed = Vec::new();
+    let mut pass = |title: &str, run: &mut dyn FnMut() -> Result<()>| {
+        console::title(title);
+        failed.extend(run().err().map(|error| format!("{title}: {error:#}")));
+    };
+    if options.pass.is_none() {
+        pass("tests", &mut || every_test(options, &seeds));
+    }
+    if everything {
+        pass("tests of the guests' own code", &mut plugins::test_sources);
+    }
+    for (title, mut command) in passes(options, &seeds)? {
+        pass(&title, &mut || steps::run(&mut command));
+    }
+    say_seeds(&seeds)?;
+    anyhow::ensure!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+    Ok(())
+}
+
+fn every_test(options: &Options, seeds: &Path) -> Result<()> {
     let mut test = steps::cargo(&["test", "--workspace", "--no-fail-fast"]);
     if options.long {
         test.env("OPLOGUE_LONG", "1");
-        set_unless_given(&mut test, "OPLOGUE_KILLS", "50");
-        set_unless_given(&mut test, "OPLOGUE_CHAOS", "20000");
-        set_unless_given(&mut test, "OPLOGUE_CASES", CASES);
+        set_unless_given(&mut test, &LONG);
     }
-    test.arg("--").args(["--test-threads", "2"]);
-    test.args(&options.filter);
-    let seeds = paths::target().join("seeds.txt");
-    std::fs::write(&seeds, "").context("empty the list of seeds")?;
-    let mut tested = steps::run(test.env(FILE_VARIABLE, &seeds));
-    if tested.is_ok() && options.long && options.filter.is_none() {
-        tested = by_change_stream(&seeds).and_then(|()| older_servers(&seeds));
-    }
-    say_seeds(&seeds)?;
-    tested
+    test.arg("--").args(["--test-threads", "2"]).args(&options.filter);
+    steps::run(test.env(FILE_VARIABLE, seeds))
 }
 
 /// The seeds of all tests that drew lots, the passed ones too: what a note on this run can name.
@@ -79,32 +126,60 @@ fn say_seeds(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every end-to-end test once more, with the other way of reading the source.
-fn by_change_stream(seeds: &Path) -> Result<()> {
-    console::title("end to end, by change stream");
-    let mut test = steps::cargo(&["test", "-p", "oplogue-tests", "--test", "all"]);
-    test.env("OPLOGUE_LONG", "1").env("OPLOGUE_FETCH_METHOD", "change_stream").env(FILE_VARIABLE, seeds);
-    test.arg("--").args(["--test-threads", "2", "e2e::"]);
-    steps::run(&mut test)
+/// What a long run does besides the ordinary tests, or the one pass of it that is asked for.
+fn passes(options: &Options, seeds: &Path) -> Result<Vec<(String, Command)>> {
+    let wanted = |name: &str| match &options.pass {
+        Some(pass) => pass == name,
+        None => options.long && options.filter.is_none(),
+    };
+    let mut found = Vec::new();
+    if wanted(CHANGE_STREAM) {
+        found.push(("end to end, by change stream".to_owned(), by_change_stream(options, seeds)));
+    }
+    for (source, target) in PAIRS {
+        if wanted(&format!("{source}-{target}")) {
+            let command = of_versions(options, source, target, seeds);
+            found.push((format!("tests, MongoDB {source} to {target}"), command));
+        }
+    }
+    if let Some(pass) = options.pass.as_ref().filter(|_| found.is_empty()) {
+        anyhow::bail!("no pass {pass}: there are {CHANGE_STREAM} and {PAIRS:?}");
+    }
+    Ok(found)
+}
+
+/// Every end-to-end test once more, with the other way of reading the source. Tests say what they read by oplog only.
+fn by_change_stream(options: &Options, seeds: &Path) -> Command {
+    let mut test = suite(seeds);
+    test.env("OPLOGUE_LONG", "1").env("OPLOGUE_FETCH_METHOD", CHANGE_STREAM);
+    set_unless_given(&mut test, &LONG);
+    test.arg(options.filter.as_deref().unwrap_or("e2e::"));
+    test
 }
 
 /// The part of the suite that a server's version could change, on other versions. Tests say what they leave out where
 /// a server lacks it.
-fn older_servers(seeds: &Path) -> Result<()> {
-    for (source, target) in PAIRS {
-        console::title(&format!("tests, MongoDB {source} to {target}"));
-        let mut test = steps::cargo(&["test", "-p", "oplogue-tests", "--test", "all"]);
-        test.env("OPLOGUE_SOURCE_VERSION", source).env("OPLOGUE_TARGET_VERSION", target);
-        test.env("OPLOGUE_MONGOD_VERSION", target).env(FILE_VARIABLE, seeds);
-        set_unless_given(&mut test, "OPLOGUE_CASES", CASES_OF_VERSIONS);
-        test.arg("--").args(["--test-threads", "2", "--nocapture"]).args(OF_VERSIONS);
-        steps::run(&mut test)?;
-    }
-    Ok(())
+fn of_versions(options: &Options, source: &str, target: &str, seeds: &Path) -> Command {
+    let mut test = suite(seeds);
+    test.env("OPLOGUE_SOURCE_VERSION", source).env("OPLOGUE_TARGET_VERSION", target);
+    test.env("OPLOGUE_MONGOD_VERSION", target);
+    set_unless_given(&mut test, &OF_EACH_PAIR);
+    match &options.filter {
+        Some(filter) => test.arg(filter),
+        None => test.args(OF_VERSIONS),
+    };
+    test
 }
 
-fn set_unless_given(command: &mut std::process::Command, name: &str, value: &str) {
-    if std::env::var_os(name).is_none() {
+/// The tests with servers. The whole workspace: a package alone would be built with other features.
+fn suite(seeds: &Path) -> Command {
+    let mut test = steps::cargo(&["test", "--workspace", "--test", "all"]);
+    test.env(FILE_VARIABLE, seeds).arg("--").args(["--test-threads", "2", "--nocapture"]);
+    test
+}
+
+fn set_unless_given(command: &mut Command, values: &[(&str, &str)]) {
+    for (name, value) in values.iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
         command.env(name, value);
     }
 }

@@ -13,6 +13,15 @@ use toml::Value;
 
 use crate::servers::{ReplicaSet, free_port};
 
+const FETCH_METHOD: &str = "incr_sync.mongo_fetch_method";
+
+/// Whether the environment asks every pipeline to read change streams (`OPLOGUE_FETCH_METHOD`). A test that leaves
+/// something out then says so.
+#[must_use]
+pub fn by_change_stream() -> bool {
+    std::env::var("OPLOGUE_FETCH_METHOD").is_ok_and(|method| method == "change_stream")
+}
+
 /// A configuration under construction.
 #[derive(Debug, Clone)]
 pub struct PipelineConfig {
@@ -37,7 +46,7 @@ impl PipelineConfig {
         let config = Self { keys: BTreeMap::new(), tables: Vec::new() };
         // The long run goes through every test again with the other way of reading.
         let config = match std::env::var("OPLOGUE_FETCH_METHOD") {
-            Ok(method) => config.set("incr_sync.mongo_fetch_method", method),
+            Ok(method) => config.set(FETCH_METHOD, method),
             Err(_) => config,
         };
         Ok(config
@@ -57,6 +66,17 @@ impl PipelineConfig {
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.keys.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// Reads the oplog whatever the environment asks for, and says why where it asks for something else.
+    #[must_use]
+    #[allow(clippy::print_stdout, reason = "what a test leaves out stands in its output")]
+    pub fn by_oplog_only(self, why: &str) -> Self {
+        if by_change_stream() {
+            let thread = std::thread::current();
+            println!("by oplog only: {}: {why}", thread.name().unwrap_or("unnamed"));
+        }
+        self.set(FETCH_METHOD, "oplog")
     }
 
     /// Removes a key, so that the collector's default holds.

@@ -60,11 +60,18 @@ async fn kill_now_and_then(collector: &mut Collector, times: usize, ms: std::ops
 async fn everything_from(version: &str) -> Result<()> {
     let rig = rig_of(version).await?;
     let client = rig.source.client();
-    scripts::run(&client, version, &scripts::everything("a")).await?;
-    let mut collector = Collector::start(&with_ddl(&rig)?)?;
+    let known =
+        |prefix: &str| scripts::known(scripts::older(version, rig.target.version()), scripts::everything(prefix));
+    scripts::run(&client, &known("a")).await?;
+    let config = with_ddl(&rig)?;
+    let config = match rig.source.has("DDL in change streams", (6, 0)) {
+        true => config,
+        false => config.by_oplog_only("change streams before 6.0 show no DDL"),
+    };
+    let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
-    let steps = scripts::everything("b");
-    let steps = scripts::run(&client, version, &steps);
+    let steps = known("b");
+    let steps = scripts::run(&client, &steps);
     // Known limit (docs/ARCHITECTURE.md): a kill can leave empty temporary collections of these commands behind, so
     // only the long run kills here; `killed_among_ddl` does always.
     let times = if std::env::var_os("OPLOGUE_LONG").is_some() { kills().div_ceil(3) } else { 0 };
@@ -95,10 +102,11 @@ async fn everything_under_other_names() -> Result<()> {
     let client = rig.source.client();
     let config =
         with_ddl(&rig)?.set("transform.namespace", "av:xv;bv:yv;bt.ts:bt.measures;aw.base:aw.ground;bd:zd;bs:zs");
-    scripts::run(&client, "6.0.27", &scripts::everything("a")).await?;
+    let known = |prefix: &str| scripts::known(rig.target.version(), scripts::everything(prefix));
+    scripts::run(&client, &known("a")).await?;
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
-    scripts::run(&client, "6.0.27", &scripts::everything("b")).await?;
+    scripts::run(&client, &known("b")).await?;
     let comparison = rig.comparison().rename("av", "xv").rename("bv", "yv").rename("bd", "zd").rename("bs", "zs");
     let comparison = comparison.rename("bt.ts", "bt.measures").rename("aw.base", "aw.ground");
     let comparison = comparison.rename("bt.system.buckets.ts", "bt.system.buckets.measures");

@@ -34,7 +34,8 @@ async fn a_delay_beyond_the_budget_loses_its_cursor_and_its_process() -> Result<
     let rig = Rig::start().await?;
     let source = rig.source.client().database("shop").collection::<Document>("late");
     source.insert_one(doc! { "_id": -1, "at": DateTime::from_millis(0) }).await?;
-    let config = rig.config()?.set("limits.memory_bytes", "16MB").set("incr_sync.target_delay", DELAY_S);
+    let config = rig.config()?.by_oplog_only("the cursors that are taken away are the ones on the oplog");
+    let config = config.set("limits.memory_bytes", "16MB").set("incr_sync.target_delay", DELAY_S);
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
     let watch = Watch::start(&rig.target.client());

@@ -56,7 +56,10 @@ async fn more_is_parked_than_the_budget_holds() -> Result<()> {
     let parked = page.lines().find_map(|line| line.strip_prefix("oplogue_schedule_parked_changes_total "));
     let parked: i32 = parked.unwrap_or_default().trim().parse()?;
     anyhow::ensure!(parked > PAIRS / 2, "only {parked} writes collided: the test shows nothing");
-    rig.finish_at(rig.comparison(), "shop.c00", collector, &[]).await
+    // 4.4 rolls back a transaction of this size when its cache is busy just then, and the run tries again.
+    let at_once = rig.target.has("a settlement of this size at the first try", (5, 0));
+    let allowed: &[&str] = if at_once { &[] } else { &["settle unique keys in a transaction"] };
+    rig.finish_at(rig.comparison(), "shop.c00", collector, allowed).await
 }
 
 fn id(side: &str, pair: i32) -> String {

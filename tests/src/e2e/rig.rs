@@ -36,9 +36,11 @@ impl Rig {
 
     pub(super) async fn of(source: Options, target: Options) -> Result<Self> {
         let (source, target) = tokio::join!(ReplicaSet::start(source), ReplicaSet::start(target));
+        let (source, target) = (source?, target?);
+        let series = source.series().min(target.series());
         // Enough writers to overlap, few enough to leave the collector a core.
-        let load = LoadOptions { workers: 3, rate: Some(1_500.0), ..LoadOptions::default() };
-        Ok(Self { source: source?, target: target?, load, by_change_stream: false })
+        let load = LoadOptions { workers: 3, rate: Some(1_500.0), series, ..LoadOptions::default() };
+        Ok(Self { source, target, load, by_change_stream: false })
     }
 
     /// Reads the source's change stream instead of its oplog.

@@ -40,15 +40,19 @@ impl Pair {
         Ok(Self { a: a?, b: b? })
     }
 
+    fn config(from: &ReplicaSet, to: &ReplicaSet) -> Result<PipelineConfig> {
+        Ok(PipelineConfig::between(from, to)?.by_oplog_only("a change stream does not show the marks of origins"))
+    }
+
     /// From A to B: the full copy, DDL, then incremental.
     fn forward(&self) -> Result<PipelineConfig> {
-        let config = PipelineConfig::between(&self.a, &self.b)?.set("id", "forward").set("filter.ddl_enable", true);
+        let config = Self::config(&self.a, &self.b)?.set("id", "forward").set("filter.ddl_enable", true);
         Ok(config.set("incr_sync.loop_prevention.origin", 1).set("incr_sync.loop_prevention.drop", vec!["2"]))
     }
 
     /// From B to A: incremental only, without DDL.
     fn backward(&self) -> Result<PipelineConfig> {
-        let config = PipelineConfig::between(&self.b, &self.a)?.set("id", "backward").set("sync_mode", "incr");
+        let config = Self::config(&self.b, &self.a)?.set("id", "backward").set("sync_mode", "incr");
         Ok(config.set("incr_sync.loop_prevention.origin", 2).set("incr_sync.loop_prevention.drop", vec!["1"]))
     }
 

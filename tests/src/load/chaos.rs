@@ -119,7 +119,7 @@ impl Chaos {
         let at = self.some(rng);
         let (db, name) = self.parts(at);
         match rng.random_range(0..100) {
-            0..20 => self.run(&db, create(&name, rng)).await,
+            0..20 => self.run(&db, create(&name, rng, self.load.series)).await,
             20..24 if self.options.views => self.run(&db, create_view(&name)).await,
             24..34 => {
                 self.run(&db, doc! { "drop": &name }).await?;
@@ -129,7 +129,7 @@ impl Chaos {
             34..50 => self.rename(at, rng).await,
             50..74 => self.run(&db, create_index(&name, rng)).await,
             74..86 => self.run(&db, doc! { "dropIndexes": &name, "index": index_name(rng) }).await,
-            86..98 => self.run(&db, coll_mod(&name, rng)).await,
+            86..98 => self.run(&db, coll_mod(&name, rng, self.load.series)).await,
             98..100 if self.options.drop_database && one_in(rng, 3) => {
                 self.run(&db, doc! { "dropDatabase": 1 }).await?;
                 let first = at / NAMES * NAMES;
@@ -204,11 +204,12 @@ impl Chaos {
     }
 }
 
-fn create(name: &str, rng: &mut StdRng) -> Document {
+fn create(name: &str, rng: &mut StdRng, series: (u32, u32)) -> Document {
     match rng.random_range(0..6) {
         0 => doc! { "create": name },
         1 => doc! { "create": name, "validator": { "n": { "$exists": true } }, "validationLevel": "moderate" },
         2 => doc! { "create": name, "collation": { "locale": "en", "strength": 2 } },
+        3 | 4 if series < (6, 0) => doc! { "create": name },
         3 => doc! { "create": name, "changeStreamPreAndPostImages": { "enabled": true } },
         4 => doc! { "create": name, "clusteredIndex": { "key": { "_id": 1 }, "unique": true } },
         _ => doc! { "create": name, "capped": true, "size": 1_048_576, "max": 500 },
@@ -243,11 +244,12 @@ fn index_name(rng: &mut StdRng) -> Bson {
     Bson::from(names[rng.random_range(0..names.len())])
 }
 
-fn coll_mod(name: &str, rng: &mut StdRng) -> Document {
+fn coll_mod(name: &str, rng: &mut StdRng, series: (u32, u32)) -> Document {
     match rng.random_range(0..4) {
         0 => doc! { "collMod": name, "validator": { "n": { "$gte": 0 } }, "validationAction": "warn" },
         1 => doc! { "collMod": name, "index": { "name": "by_b", "hidden": rng.random::<bool>() } },
         2 => doc! { "collMod": name, "validator": {}, "validationLevel": "off" },
+        _ if series < (6, 0) => doc! { "collMod": name, "validationLevel": "moderate" },
         _ => doc! { "collMod": name, "changeStreamPreAndPostImages": { "enabled": rng.random::<bool>() } },
     }
 }

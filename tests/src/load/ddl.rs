@@ -10,6 +10,8 @@ use mongodb::error::Error;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
+use super::LoadOptions;
+
 const DB: &str = "ddl";
 const NAMES: i32 = 6;
 
@@ -17,24 +19,26 @@ const NAMES: i32 = 6;
 pub(crate) struct Shaper {
     client: Client,
     coll_mod: bool,
+    pre_images: bool,
     serial: i32,
 }
 
 impl Shaper {
-    pub(crate) fn new(client: &Client, coll_mod: bool) -> Self {
-        Self { client: client.clone(), coll_mod, serial: 0 }
+    pub(crate) fn new(client: &Client, options: &LoadOptions) -> Self {
+        let pre_images = options.series >= (6, 0);
+        Self { client: client.clone(), coll_mod: options.coll_mod, pre_images, serial: 0 }
     }
 
     pub(crate) async fn one(&mut self, rng: &mut StdRng) -> Result<(), Error> {
         self.serial += 1;
         let name = format!("d{}", rng.random_range(0..NAMES));
         match rng.random_range(0..12) {
-            0 => self.run(create(&name, rng)).await,
+            0 => self.run(create(&name, rng, self.pre_images)).await,
             1 => self.run(doc! { "drop": &name }).await,
             2 => self.rename(&name, rng).await,
             3 | 4 => self.run(create_index(&name, rng)).await,
             5 => self.run(doc! { "dropIndexes": &name, "index": index_name(rng) }).await,
-            6 if self.coll_mod => self.run(coll_mod(&name, rng)).await,
+            6 if self.coll_mod => self.run(coll_mod(&name, rng, self.pre_images)).await,
             _ => self.insert(&name).await,
         }
     }
@@ -58,14 +62,15 @@ impl Shaper {
     }
 }
 
-fn create(name: &str, rng: &mut StdRng) -> Document {
+fn create(name: &str, rng: &mut StdRng, pre_images: bool) -> Document {
     match rng.random_range(0..5) {
         0 => doc! { "create": name },
         1 => {
             doc! { "create": name, "validator": { "a": { "$exists": true } }, "validationLevel": "moderate" }
         }
         2 => doc! { "create": name, "collation": { "locale": "en", "strength": 2 } },
-        3 => doc! { "create": name, "changeStreamPreAndPostImages": { "enabled": true } },
+        3 if pre_images => doc! { "create": name, "changeStreamPreAndPostImages": { "enabled": true } },
+        3 => doc! { "create": name },
         _ => doc! { "create": name, "capped": true, "size": 1_048_576 },
     }
 }
@@ -86,12 +91,13 @@ fn index_name(rng: &mut StdRng) -> &'static str {
     ["by_a", "by_b", "by_born", "part", "*"][rng.random_range(0..5)]
 }
 
-fn coll_mod(name: &str, rng: &mut StdRng) -> Document {
+fn coll_mod(name: &str, rng: &mut StdRng, pre_images: bool) -> Document {
     match rng.random_range(0..3) {
         0 => doc! { "collMod": name, "validator": { "a": { "$gte": 0 } } },
         1 => doc! { "collMod": name, "index": { "name": "by_b", "hidden": rng.random::<bool>() } },
-        _ => {
+        _ if pre_images => {
             doc! { "collMod": name, "changeStreamPreAndPostImages": { "enabled": rng.random::<bool>() } }
         }
+        _ => doc! { "collMod": name, "validationLevel": "moderate" },
     }
 }

@@ -28,11 +28,16 @@ fn version_of(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| default_version())
 }
 
+/// The first two numbers of a version.
+pub(super) fn series(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// Whether a version is of this series or a newer one; says aloud what is left out where it is not.
 #[allow(clippy::print_stdout, reason = "what a test leaves out stands in its output")]
 pub(super) fn has(version: &str, feature: &str, since: (u32, u32)) -> bool {
-    let mut numbers = version.split('.').map_while(|part| part.parse().ok());
-    let found = (numbers.next().unwrap_or(0_u32), numbers.next().unwrap_or(0_u32)) >= since;
+    let found = series(version) >= since;
     if !found {
         println!("left out on MongoDB {version}: {feature} (needs {}.{})", since.0, since.1);
     }

@@ -37,9 +37,9 @@ impl Pair {
         self.target.as_ref().unwrap_or(&self.source)
     }
 
-    /// Whether the server's own applier can be asked: it must be the source's, and know diffs.
+    /// Whether the source's own applier can be asked what its diffs do.
     pub(super) fn has_applier(&self) -> bool {
-        self.target.is_none() && self.source.has("the applier of diffs", (5, 0))
+        self.source.has("the applier of diffs", (5, 0))
     }
 
     pub(super) fn bench(&self, options: SinkOptions) -> Bench {

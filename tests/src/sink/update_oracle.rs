@@ -286,7 +286,7 @@ fn strangers(documents: &Documents) -> Documents {
 /// One entry of each document over another state, once and again, beside what the server's applier makes of it.
 async fn against_the_applier(bench: &Bench, trial: &Trial, round: usize, state: &Documents, what: &str) -> Vec<Wrong> {
     put(&bench.client, "ours", state.values()).await;
-    put(&bench.client, "theirs", state.values()).await;
+    put(&bench.source, "theirs", state.values()).await;
     let mut writes = Vec::new();
     let mut list = Vec::new();
     // The applier refuses updates of documents that are not there.
@@ -305,9 +305,9 @@ async fn against_the_applier(bench: &Bench, trial: &Trial, round: usize, state: 
             let mut entries = bson::RawArrayBuf::new();
             chunk.iter().for_each(|entry| entries.push(entry.clone()));
             let command = bson::rawdoc! { "applyOps": entries };
-            bench.client.database("admin").run_raw_command(command).await.unwrap();
+            bench.source.database("admin").run_raw_command(command).await.unwrap();
         }
-        let expected = cases::documents(&bench.client, "theirs", "c").await.unwrap();
+        let expected = cases::documents(&bench.source, "theirs", "c").await.unwrap();
         let found = cases::documents(&bench.client, "ours", "c").await.unwrap();
         wrong.extend(compare(&format!("entry {round} over {what} state, {time}"), &expected, &found));
     }

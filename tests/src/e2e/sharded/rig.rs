@@ -51,6 +51,7 @@ impl Rig {
     pub(super) fn config(&self) -> Result<PipelineConfig> {
         let config = PipelineConfig::new(&self.cluster.urls(), &self.target.uri())?;
         Ok(config
+            .by_oplog_only("the shards of a cluster are read one by one")
             .set("mongo_cs_url", self.cluster.config.uri_as_user())
             .set("checkpoint.storage.url", self.target.uri())
             .set("filter.ddl_enable", true))

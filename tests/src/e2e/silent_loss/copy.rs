@@ -78,9 +78,11 @@ async fn shapes_change(killed: bool) -> Result<()> {
     shop(&rig.source, "CASE").insert_one(doc! { "_id": "x" }).await?;
     run(doc! { "drop": "gone" }).await?;
     run(doc! { "drop": "remade" }).await?;
-    run(doc! { "create": "remade", "validator": { "n": { "$gte": 0 } },
-    "changeStreamPreAndPostImages": { "enabled": true } })
-    .await?;
+    let mut remade = doc! { "create": "remade", "validator": { "n": { "$gte": 0 } } };
+    if rig.source.has("pre-images", (6, 0)) && rig.target.has("pre-images", (6, 0)) {
+        remade.insert("changeStreamPreAndPostImages", doc! { "enabled": true });
+    }
+    run(remade).await?;
     shop(&rig.source, "remade").insert_one(doc! { "_id": 1, "n": 7 }).await?;
     run(doc! { "create": "ring", "capped": true, "size": 65_536 }).await?;
     shop(&rig.source, "ring").insert_many((0..40).rev().map(|id| doc! { "_id": id })).await?;

@@ -29,7 +29,11 @@ const OVERLAP_OVER: &str = "overlap is over";
 
 #[tokio::test]
 async fn a_reader_never_sees_half_of_a_transfer() -> Result<()> {
-    let half_seen = transfer(&rig(DEFAULT_VERSION, CACHE_GB).await?, "atomic").await?;
+    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    if !rig.target.has("reads of one moment outside of transactions", (5, 0)) {
+        return Ok(());
+    }
+    let half_seen = transfer(&rig, "atomic").await?;
     anyhow::ensure!(half_seen == 0, "{half_seen} sums were wrong");
     Ok(())
 }
@@ -37,7 +41,11 @@ async fn a_reader_never_sees_half_of_a_transfer() -> Result<()> {
 /// The control: the same reader does see halves when transactions are split.
 #[tokio::test]
 async fn the_same_reader_sees_halves_when_transactions_are_split() -> Result<()> {
-    let half_seen = transfer(&rig(DEFAULT_VERSION, CACHE_GB).await?, "split").await?;
+    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    if !rig.target.has("reads of one moment outside of transactions", (5, 0)) {
+        return Ok(());
+    }
+    let half_seen = transfer(&rig, "split").await?;
     anyhow::ensure!(half_seen > 0, "the reader would not notice");
     Ok(())
 }
@@ -54,7 +62,8 @@ async fn transfer(rig: &Rig, mode: &str) -> Result<u64> {
     let unique = mongodb::options::IndexOptions::builder().unique(true).sparse(true).build();
     let index = mongodb::IndexModel::builder().keys(doc! { "ticket": 1 }).options(unique).build();
     collection(rig, "c00").create_index(index).await?;
-    let mut collector = Collector::start(&rig.config()?.set("incr_sync.transaction", mode))?;
+    let config = rig.config()?.by_oplog_only("a change stream does not show where a transaction ends");
+    let mut collector = Collector::start(&config.set("incr_sync.transaction", mode))?;
     handed_over(&mut collector).await?;
     collector.wait_log(OVERLAP_OVER, PATIENCE).await?;
     let stop = AtomicBool::new(false);

@@ -111,7 +111,8 @@ async fn killed_while_transactions_are_open() -> Result<()> {
     // So little memory that the large one is on disk when the process dies.
     let folder = rig.source.dir().join("spill");
     std::fs::create_dir_all(&folder)?;
-    let config = rig.config()?.set("limits.transaction_bytes", "1MB").set("checkpoint.interval", 100);
+    let config = rig.config()?.by_oplog_only("a change stream shows no open transaction that could be put aside");
+    let config = config.set("limits.transaction_bytes", "1MB").set("checkpoint.interval", 100);
     let config = config.set("limits.spill_dir", folder.to_string_lossy().into_owned());
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
