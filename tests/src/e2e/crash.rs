@@ -68,7 +68,7 @@ async fn one_round(round: usize, rng: &mut StdRng) -> Result<()> {
     let swapped = job.swaps();
     plugin.put(2)?;
     // The file is looked at some time after it has changed; every other kill comes when the new version just runs.
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         pause(rng, 0..300).await;
     } else {
         job.collector.wait_log_times(SWAPPED, swapped + 1, PATIENCE).await?;
