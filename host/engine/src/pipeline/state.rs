@@ -8,7 +8,7 @@ mod fence;
 mod parking;
 mod whole;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::ack::{AckTracker, SlotId};
@@ -17,12 +17,13 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::model::key::{id_alone, selector};
 use crate::model::{Change, ChangeBatch, CollectionUuid, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
 use crate::schedule::coalesce::content;
-use crate::schedule::lane::{Acks, Address};
+use crate::schedule::lane::Acks;
 use crate::schedule::{Contention, Lane, Pending, Scope, Spread};
 use crate::sink::{FlushReport, Refusal, Write};
 
 pub use fence::FenceId;
 use fence::{Fence, Held, Phase, Purpose};
+use parking::Parked;
 
 /// What the loop must do next.
 #[derive(Debug)]
@@ -87,9 +88,7 @@ pub struct Core {
     crowded: Option<NamespaceId>,
     fences: Vec<Fence>,
     held: Held,
-    parked: HashMap<Address, VecDeque<Pending>>,
-    /// Bytes that parked writes own, an upper bound.
-    parked_bytes: usize,
+    parked: Parked,
     passed_mark: bool,
     /// DDL entries that wait for the mark: not acknowledged, so that a restart meets them again.
     postponed: Vec<SlotId>,
@@ -115,8 +114,7 @@ impl Core {
             crowded: None,
             fences: Vec::new(),
             held: Held::default(),
-            parked: HashMap::new(),
-            parked_bytes: 0,
+            parked: Parked::default(),
             passed_mark: false,
             postponed: Vec::new(),
             next_fence: 0,

@@ -4,7 +4,7 @@
 //! any crash the stream is replayed from the last watermark, in overlap, and at the end the target must equal the
 //! source. A printed seed replays the failing run exactly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bson::rawdoc;
 use bytes::Bytes;
