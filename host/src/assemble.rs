@@ -74,10 +74,13 @@ pub struct Hooks {
 /// How a run ended without a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Everything that was read is durable and the last checkpoint is stored.
+    /// Everything that was read is durable and the last checkpoint is stored, but for what the log names as left to
+    /// the next start.
     Clean,
     /// `limits.shutdown_time` passed first; the last stored checkpoint is the safe position.
     DeadlinePassed,
+    /// A passing fault came in the way of the shutdown; the last stored checkpoint is the safe position.
+    Interrupted,
 }
 
 /// What is left to say after a run.
@@ -159,7 +162,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
             pipeline::Ended::Fault(error) => return Err(error),
             pipeline::Ended::Rewind(error) => {
                 if job.pause(&error, &mut backoff).await.is_break() {
-                    return Ok(ExitReport { ended: Ended::Clean, checkpoint: stored });
+                    return Ok(ExitReport { ended: Ended::Interrupted, checkpoint: stored });
                 }
             }
         }

@@ -21,6 +21,7 @@ mod parking;
 mod progress;
 mod rig;
 mod sharded;
+mod shutdown;
 mod silent_loss;
 mod stream;
 mod swap;

@@ -11,6 +11,7 @@ use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, OpTime};
+use oplogue_engine::sink::newest_write;
 
 use super::classify;
 use super::literal::needs_literal;
@@ -234,7 +235,7 @@ pub(crate) async fn send(
         };
         total.matched += part.matched;
         total.errors.extend(part.errors.into_iter().map(|(at, error)| (at + offset, error)));
-        total.operation_time = total.operation_time.max(part.operation_time);
+        total.operation_time = newest_write(total.operation_time, part.operation_time);
         offset += taken;
         rest = rest.get(taken..).unwrap_or_default();
     }

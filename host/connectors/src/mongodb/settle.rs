@@ -14,7 +14,7 @@ use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{self, DocumentKey, Namespace, NamespaceId, OpTime};
-use oplogue_engine::sink::{FlushReport, Write};
+use oplogue_engine::sink::{FlushReport, Write, newest_write};
 
 use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
@@ -85,7 +85,7 @@ impl MongoSink {
             let part = self.settle_namespace(&name, &group, last_word).await;
             let part = part.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
-            report.operation_time = part.operation_time.max(report.operation_time);
+            report.operation_time = newest_write(part.operation_time, report.operation_time);
         }
         report.refused.sort_by_key(|(index, _)| *index);
         Ok(report)

@@ -15,7 +15,7 @@ use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime, Origin};
-use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write};
+use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write, newest_write};
 use tokio::sync::OnceCell;
 
 use super::command::{self, Concern, Manner};
@@ -335,7 +335,7 @@ impl Sink for MongoSink {
 
 fn merge(into: &mut FlushReport, part: FlushReport) {
     into.refused.extend(part.refused);
-    into.operation_time = into.operation_time.max(part.operation_time);
+    into.operation_time = newest_write(into.operation_time, part.operation_time);
 }
 
 /// Whether a statement was refused because its own `_id` is taken.

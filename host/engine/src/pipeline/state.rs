@@ -4,6 +4,7 @@
 //! barriers that DDL and unique-key conflicts put up, the changes held behind them, and the tracker of positions.
 //! Nothing here waits, does I/O or reads a clock, so an event sequence replays exactly.
 
+mod drain;
 mod fence;
 mod parking;
 mod whole;
@@ -21,8 +22,9 @@ use crate::schedule::lane::Acks;
 use crate::schedule::{Contention, Lane, Pending, Scope, Spread};
 use crate::sink::{FlushReport, Refusal, Write};
 
+pub use drain::Left;
 pub use fence::FenceId;
-use fence::{Fence, Held, Phase, Purpose};
+use fence::{Fence, Held, Purpose};
 use parking::Parked;
 
 /// What the loop must do next.
@@ -90,6 +92,8 @@ pub struct Core {
     held: Held,
     parked: Parked,
     passed_mark: bool,
+    /// The source has stopped: nothing long is begun any more.
+    draining: bool,
     /// DDL entries that wait for the mark: not acknowledged, so that a restart meets them again.
     postponed: Vec<SlotId>,
     next_fence: u64,
@@ -116,6 +120,7 @@ impl Core {
             held: Held::default(),
             parked: Parked::default(),
             passed_mark: false,
+            draining: false,
             postponed: Vec::new(),
             next_fence: 0,
             commands: Vec::new(),
@@ -256,13 +261,6 @@ impl Core {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.tracker.outstanding() == 0 && self.fences.is_empty() && self.held.changes.is_empty()
-    }
-
-    /// Whether something was handed out that has not come back: the loop must not end before it has.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.lanes.iter().any(Lane::is_busy)
-            || self.fences.iter().any(|fence| matches!(fence.phase, Phase::Settling | Phase::Fired))
     }
 
     /// Batches that wait for their last acknowledgement.

@@ -1,7 +1,7 @@
 //! The state machine against a model target, by seed: random changes, random completion order, crashes and replays.
 //!
 //! The model applies what the core flushes to maps of documents; a document is the list of the patches it got. After
-//! any crash the stream is replayed from the last watermark, in overlap, and at the end the target must equal the
+//! any crash or shutdown the stream is replayed from the last watermark, in overlap, and at the end the target must equal the
 //! source. A printed seed replays the failing run exactly.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -164,7 +164,18 @@ fn batches(rng: &mut StdRng, log: &[Change], from: usize) -> VecDeque<ChangeBatc
     out
 }
 
-/// One run until the end or a crash; returns the watermark it reached.
+/// How a run of the simulation ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With the log.
+    Complete,
+    /// At any moment, with whatever was in flight.
+    Crash,
+    /// Asked for at any moment: nothing more is read, and what was read runs dry.
+    Shutdown,
+}
+
+/// One run until its end; returns the watermark it reached.
 fn run(
     rng: &mut StdRng,
     namespaces: &Arc<Namespaces>,
@@ -172,7 +183,7 @@ fn run(
     from: usize,
     target: &mut Target,
     until: OpTime,
-    crash: bool,
+    end: End,
 ) -> usize {
     let single_lane = if rng.random_bool(0.3) { HashSet::from([namespaces.intern("db.c0")]) } else { HashSet::new() };
     let options = CoreOptions {
@@ -186,14 +197,23 @@ fn run(
     let mut todo = batches(rng, log, from);
     let mut out: Vec<Command> = Vec::new();
     let mut safe = from;
-    let mut steps_left = if crash { rng.random_range(0..60) } else { usize::MAX };
-    while !(todo.is_empty() && out.is_empty() && core.is_idle()) {
+    let mut steps_left = if end == End::Complete { usize::MAX } else { rng.random_range(0..60) };
+    let (mut fed, mut draining) = (from, false);
+    while !(todo.is_empty() && out.is_empty() && (core.is_idle() || draining)) {
         if steps_left == 0 {
-            return safe;
+            if end == End::Crash {
+                return safe;
+            }
+            (draining, steps_left) = (true, usize::MAX);
+            todo.clear();
+            core.drain();
+            continue;
         }
         steps_left -= 1;
         if !todo.is_empty() && (out.is_empty() || rng.random_bool(0.5)) {
-            core.batch(todo.pop_front().unwrap()).unwrap();
+            let batch = todo.pop_front().unwrap();
+            fed = batch.last.time().inc as usize;
+            core.batch(batch).unwrap();
         } else {
             assert!(!out.is_empty(), "nothing is in flight and the core is not idle: {core:#?}");
             let at = rng.random_range(0..out.len());
@@ -232,7 +252,12 @@ fn run(
             safe = now;
         }
     }
-    log.len()
+    if draining {
+        assert!(!core.is_busy(), "what was handed out has come back: {core:#?}");
+        assert!(core.left().is_nothing() || !core.passed_mark(), "after the mark nothing is left: {core:#?}");
+        assert_eq!(safe == fed, core.left().is_nothing(), "what was read is safe unless something is left");
+    }
+    safe
 }
 
 #[test]
@@ -249,10 +274,11 @@ fn target_equals_source_after_any_order_and_any_crash() {
             for crash in 0..crashes {
                 // A restart is in overlap until the newest entry at that moment.
                 let until = if crash == 0 { OpTime::default() } else { OpTime::new(1, 120, 1) };
-                from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, true);
+                let end = if rng.random_bool(0.5) { End::Crash } else { End::Shutdown };
+                from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, end);
             }
             let until = OpTime::new(1, if crashes == 0 { 60 } else { 120 }, 1);
-            from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, false);
+            from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, End::Complete);
             assert_eq!(from, source.log.len());
             assert_eq!(target.docs, source.state);
         }));
