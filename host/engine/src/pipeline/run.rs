@@ -196,6 +196,8 @@ struct Loop {
     fences: (mpsc::Sender<FenceDone>, mpsc::Receiver<FenceDone>),
     admitting: Option<Admitting>,
     drain: Drain,
+    /// Tasks before the loop that have not ended: the reader and the chain.
+    before_loop: usize,
     notice: Notice,
     stop: CancellationToken,
     /// The core's counts when they were last added to the series, which outlive this run.
@@ -230,6 +232,7 @@ impl Loop {
             fences: mpsc::channel(16),
             admitting: None,
             drain: Drain::No,
+            before_loop: 2,
             notice: Notice::off(),
             stop: stop.clone(),
             measured: CoreCounts::default(),
@@ -255,7 +258,7 @@ impl Loop {
                 biased;
                 () = stop.cancelled(), if self.drain == Drain::No => self.begin_drain(),
                 () = self.notice.due() => self.say_who_is_late(),
-                Some((name, ended)) = tasks.next_end() => ended.map_err(|e| e.context(name))?,
+                Some((name, ended)) = tasks.next_end() => self.task_ended(name, ended)?,
                 Some(done) = self.lanes.finished() => self.lane_done(done)?,
                 Some(done) = self.fences.1.recv() => self.fence_done(done)?,
                 Some(durability) = self.polled.recv() => self.reached(durability?)?,
@@ -263,7 +266,7 @@ impl Loop {
                 () = tokio::time::sleep(Duration::from_millis(due_ms.unwrap_or_default())), if due_ms.is_some() => {
                     self.admit_due()?;
                 }
-                batch = self.batches.recv(), if self.admitting.is_none() && self.drain != Drain::Dry => match batch {
+                batch = self.batches.recv(), if self.admitting.is_none() && self.drain.takes() => match batch {
                     Some(batch) => self.take(batch)?,
                     None if stop.is_cancelled() => self.has_run_dry(),
                     None => return self.reader_ended(tasks).await,

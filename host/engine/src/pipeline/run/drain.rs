@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Loop;
+use super::reader::{CHAIN, READER};
 use crate::error::Result;
 use crate::metrics::Status;
 
@@ -50,8 +51,20 @@ pub(super) enum Drain {
     No,
     /// What was read is still coming.
     Coming,
-    /// Everything that comes has come.
+    /// The chain has closed its channel: all that comes has come, if reader and chain ended well.
     Dry,
+    /// What still comes is not taken any more.
+    Cut,
+}
+
+impl Drain {
+    /// Whether batches are taken.
+    pub(super) fn takes(self) -> bool {
+        match self {
+            Self::No | Self::Coming => true,
+            Self::Dry | Self::Cut => false,
+        }
+    }
 }
 
 impl Loop {
@@ -72,14 +85,24 @@ impl Loop {
         if let Some(open) = self.admitting.take() {
             let changes = open.rest.len() + 1;
             tracing::info!(changes, "delayed changes are left to the next start, with what was read behind them");
-            self.run_dry();
+            self.cut();
         }
     }
 
     /// Nothing more is taken: whoever hands on batches sees the channel closed.
-    fn run_dry(&mut self) {
+    fn cut(&mut self) {
         self.batches.close();
-        self.drain = Drain::Dry;
+        self.drain = Drain::Cut;
+    }
+
+    /// A task ended. The channels of a fault close before its error arrives: what has run dry is only believed when
+    /// everything before the loop has ended well.
+    pub(super) fn task_ended(&mut self, name: &'static str, ended: Result<()>) -> Result<()> {
+        ended.map_err(|e| e.context(name))?;
+        if matches!(name, READER | CHAIN) {
+            self.before_loop = self.before_loop.saturating_sub(1);
+        }
+        Ok(())
     }
 
     /// The chain has closed its channel.
@@ -94,9 +117,13 @@ impl Loop {
     pub(super) fn is_drained(&mut self) -> bool {
         // Everything waits behind a copy that is left, memory too: the reader would never run dry.
         if self.drain == Drain::Coming && self.core.left().copies > 0 {
-            self.run_dry();
+            self.cut();
         }
-        self.drain == Drain::Dry && !self.core.is_busy()
+        match self.drain {
+            Drain::No | Drain::Coming => false,
+            Drain::Dry => self.before_loop == 0 && !self.core.is_busy(),
+            Drain::Cut => !self.core.is_busy(),
+        }
     }
 
     /// What stays for the next start, in the log.

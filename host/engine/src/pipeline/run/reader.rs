@@ -20,6 +20,10 @@ use crate::source::Source;
 use crate::spill::Spill;
 use crate::supervise::Supervisor;
 
+/// The names of the tasks before the loop.
+pub(super) const READER: &str = "reader";
+pub(super) const CHAIN: &str = "plugin chain";
+
 /// Batches between two stages.
 const QUEUE: usize = 4;
 
@@ -49,7 +53,7 @@ pub(super) fn start(
     let abort = tasks.token();
     let (metrics_of, status_of, stop) = (metrics.clone(), status.clone(), stop.clone());
     let reader = Reader { parts, metrics: metrics_of, status: status_of, newest_at: None, stop };
-    tasks.spawn("reader", async move {
+    tasks.spawn(READER, async move {
         tokio::select! {
             biased;
             () = abort.cancelled() => Ok(()),
@@ -57,7 +61,7 @@ pub(super) fn start(
         }
     });
     let (metrics, status) = (metrics.clone(), status.clone());
-    tasks.spawn_blocking("plugin chain", move || {
+    tasks.spawn_blocking(CHAIN, move || {
         let generations = Arc::clone(&chain);
         let worker = chain.worker()?;
         pass_through(worker, to_chain, &chained, &metrics, || status.set_generations(generations.generations()))

@@ -164,6 +164,37 @@ fn batches(rng: &mut StdRng, log: &[Change], from: usize) -> VecDeque<ChangeBatc
     out
 }
 
+/// Does what a command says on the model target, and tells the core.
+fn answer(core: &mut Core, target: &mut Target, command: Command, safe: &mut usize) {
+    match command {
+        Command::Flush { lane, writes } => {
+            let report = target.write(&writes);
+            core.flushed(lane, writes, &report).unwrap();
+        }
+        Command::Ddl { fence, change, .. } => {
+            let inc = change.time.inc;
+            if let Some(Ddl::Drop { namespace }) = change.ddl.as_deref() {
+                // What precedes a destructive DDL is stored before it runs.
+                *safe = (*safe).max(core.take_watermark().map_or(*safe, |p| p.time().inc as usize));
+                assert_eq!(*safe as u32 + 1, inc, "the position before the drop is not safe");
+                if target.executed.insert(inc) {
+                    target.docs.retain(|(ns, _), _| *ns != namespace.target);
+                }
+            }
+            core.fence_done(fence).unwrap();
+        }
+        Command::Settle { fence, writes, .. } => {
+            writes.iter().for_each(|write| target.apply(write));
+            core.settled(fence, &FlushReport::default()).unwrap();
+        }
+        Command::Whole { fence, waves } => {
+            waves.iter().flatten().for_each(|write| target.apply(write));
+            core.whole_done(fence, waves, &FlushReport::default()).unwrap();
+        }
+        Command::Mark { fence } => core.fence_done(fence).unwrap(),
+    }
+}
+
 /// How a run of the simulation ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -217,33 +248,7 @@ fn run(
         } else {
             assert!(!out.is_empty(), "nothing is in flight and the core is not idle: {core:#?}");
             let at = rng.random_range(0..out.len());
-            match out.swap_remove(at) {
-                Command::Flush { lane, writes } => {
-                    let report = target.write(&writes);
-                    core.flushed(lane, writes, &report).unwrap();
-                }
-                Command::Ddl { fence, change, .. } => {
-                    let inc = change.time.inc;
-                    if let Some(Ddl::Drop { namespace }) = change.ddl.as_deref() {
-                        // What precedes a destructive DDL is stored before it runs.
-                        safe = safe.max(core.take_watermark().map_or(safe, |p| p.time().inc as usize));
-                        assert_eq!(safe as u32 + 1, inc, "the position before the drop is not safe");
-                        if target.executed.insert(inc) {
-                            target.docs.retain(|(ns, _), _| *ns != namespace.target);
-                        }
-                    }
-                    core.fence_done(fence).unwrap();
-                }
-                Command::Settle { fence, writes, .. } => {
-                    writes.iter().for_each(|write| target.apply(write));
-                    core.settled(fence, &FlushReport::default()).unwrap();
-                }
-                Command::Whole { fence, waves } => {
-                    waves.iter().flatten().for_each(|write| target.apply(write));
-                    core.whole_done(fence, waves, &FlushReport::default()).unwrap();
-                }
-                Command::Mark { fence } => core.fence_done(fence).unwrap(),
-            }
+            answer(&mut core, target, out.swap_remove(at), &mut safe);
         }
         out.extend(core.take_commands());
         if let Some(position) = core.take_watermark() {
