@@ -19,6 +19,7 @@ use oplogue_engine::sink::{FlushReport, Write, newest_write};
 use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
 use super::patch::{self, modifiers};
+use super::patience::answered;
 use super::sink::{MongoSink, is_unique, refusal};
 use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
@@ -305,8 +306,12 @@ impl MongoSink {
         let database = self.client.database(name.database());
         let command = command::raw(w.finish())?;
         let session = open.session()?;
-        let cursor = database.run_raw_cursor_command(command).session(&mut *session).await.map_err(Broken::Driver)?;
-        first(cursor, session).await.map_err(Broken::Driver)
+        let read = async {
+            let cursor = database.run_raw_cursor_command(command).session(&mut *session).await?;
+            first(cursor, session).await
+        };
+        let doing = &format!("settle unique keys: read from {name}");
+        answered(Side::Sink, doing, read).await?.map_err(Broken::Driver)
     }
 
     /// Sends statements of one verb inside the transaction; the first error and its index.

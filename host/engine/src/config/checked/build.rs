@@ -478,6 +478,7 @@ fn limits(s: &Settings) -> Limits {
         spill_bytes: s.bytes("limits.spill_bytes") as u64,
         guest_memory_bytes: s.bytes("limits.guest_memory_bytes"),
         guest_batch_time: s.time("limits.guest_batch_time"),
+        answer_time: s.time("limits.answer_time"),
         shutdown_time: s.time("limits.shutdown_time"),
     }
 }
