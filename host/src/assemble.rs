@@ -18,6 +18,7 @@ use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
+use oplogue_connectors::mongodb::patience;
 use oplogue_connectors::mongodb::shards::merged::MergedSource;
 use oplogue_connectors::mongodb::shards::reader::ShardedReader;
 use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, SinkOptions};
@@ -110,6 +111,7 @@ pub async fn run(config: Config, hooks: Hooks) -> Result<ExitReport> {
 }
 
 async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
+    patience::set(config.limits.answer_time);
     // The servers, and what they allow.
     let servers = patiently(&hooks.stop, || Servers::connect(&config)).await?;
     hooks.status.set_replset(&servers.replica_set);
@@ -271,12 +273,14 @@ impl Job {
             unique_indexes_waiting = summary.unique_indexes_waiting,
             "full sync is durable on the target"
         );
+        let span = format!("fullBeginTs[{}], fullFinishTs[{}]", position.time().secs, finish.secs);
         // The words that operators of MongoShake wait for.
-        tracing::info!(
-            "finish full sync, start incr sync with timestamp: fullBeginTs[{}], fullFinishTs[{}]",
-            position.time().secs,
-            finish.secs
-        );
+        match self.config.sync_mode {
+            checked::SyncMode::Full => tracing::info!("finish full sync, no incr sync follows: {span}"),
+            checked::SyncMode::All | checked::SyncMode::Incr => {
+                tracing::info!("finish full sync, start incr sync with timestamp: {span}");
+            }
+        }
         Ok(Some(position))
     }
 
@@ -344,7 +348,7 @@ impl Job {
         let position = &source.resolve(position).await?;
         let sink = self.sink(stage).await?;
         let read = self.hooks.status.positions().now().read;
-        let overlap_until = start::overlap_mark(read, source.newest().await?);
+        let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;
         let decoder = self.decoder(position);
         sink.load().await?;
@@ -480,7 +484,9 @@ impl Job {
         let options = SnapshotOptions {
             mode: self.servers.mode,
             special_databases: self.config.filter.pass_special_db.clone(),
-            skip_databases: vec![self.config.checkpoint.db.clone(), self.config.conflict_db()],
+            own_database: self.config.checkpoint.db.clone(),
+            own_collection: self.config.checkpoint.collection.clone(),
+            skip_databases: vec![self.config.conflict_db()],
             ..SnapshotOptions::default()
         };
         // A document of the copy is held on its way in the reply, in the command and in the driver's message.

@@ -37,7 +37,9 @@ async fn a_stop_under_load_ends_with_everything_that_was_read() -> Result<()> {
     // No checkpoint but the last one of each run.
     let mut collector = Collector::start(&rig.config()?.set("checkpoint.interval", 3_600_000))?;
     handed_over(&mut collector).await?;
-    for _ in 0..4 {
+    for round in 1..=4 {
+        // Before its end what collides on unique indexes would be left, and the position before it.
+        collector.wait_log_times("overlap is over", round, PATIENCE).await?;
         load.reach(load.totals().done + 600, PATIENCE).await?;
         let status = collector.terminate(PATIENCE).await?;
         anyhow::ensure!(status.code() == Some(0), "exit {status}:\n{}", collector.log_end());

@@ -201,6 +201,12 @@ impl Builder<'_> {
         if let Some(db) = passing.iter().find(|db| !special(db)) {
             self.note("filter.pass.special.db", &format!("{db} is no special database: it passes anyway"));
         }
+        if passing.iter().any(|db| db == "local") {
+            self.note(
+                "filter.pass.special.db",
+                "local belongs to each server: it is never copied, and never in the oplog",
+            );
+        }
         let held = white.iter().filter_map(|rule| rule.split('.').next()).find(|db| special(db));
         if let Some(db) = held.filter(|db| !passing.iter().any(|passed| passed == db)) {
             let text = format!("{db} is a special database: it passes only when filter.pass.special.db names it too");
