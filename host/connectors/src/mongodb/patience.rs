@@ -28,8 +28,8 @@ fn patience() -> Duration {
     Duration::from_millis(PATIENCE_MS.load(Ordering::Relaxed))
 }
 
-fn silent(side: Side, doing: &str) -> Error {
-    Error::new(side, Kind::Unavailable, format!("{doing}: no answer for {:?}", patience()))
+fn silent(side: Side, doing: &str, patience: Duration) -> Error {
+    Error::new(side, Kind::Unavailable, format!("{doing}: no answer for {patience:?}"))
 }
 
 /// Waits for the answer to a request that takes no longer than its data.
@@ -37,7 +37,11 @@ fn silent(side: Side, doing: &str) -> Error {
 /// # Errors
 /// `Unavailable` when none comes in time: whether the request was carried out is unknown.
 pub(crate) async fn answered<T>(side: Side, doing: &str, asked: impl IntoFuture<Output = T>) -> Result<T> {
-    tokio::time::timeout(patience(), asked.into_future()).await.map_err(|_| silent(side, doing))
+    within(patience(), side, doing, asked.into_future()).await
+}
+
+async fn within<T>(patience: Duration, side: Side, doing: &str, asked: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(patience, asked).await.map_err(|_| silent(side, doing, patience))
 }
 
 /// A command that may rightly take hours.
@@ -71,7 +75,7 @@ pub(crate) async fn worked_on<T>(command: &Asked<'_>, doing: &str, asked: impl I
         let known = is_worked_on(command).await?;
         // Unknown for the first time, it may have ended just now, and its answer be on its way.
         if !known && unknown {
-            return Err(silent(command.side, doing));
+            return Err(silent(command.side, doing, patience()));
         }
         unknown = !known;
     }
@@ -105,11 +109,12 @@ async fn is_worked_on(command: &Asked<'_>) -> Result<bool> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_request_without_an_answer_is_given_up_and_named() {
-        let silent = answered(Side::Sink, "commit", std::future::pending::<()>()).await.unwrap_err();
+        let never = std::future::pending::<()>();
+        let silent = within(Duration::from_millis(1), Side::Sink, "commit", never).await.unwrap_err();
         assert_eq!(silent.kind(), Kind::Unavailable);
-        assert!(silent.to_string().contains("commit: no answer for"), "{silent}");
+        assert_eq!(silent.to_string(), "Sink Unavailable: commit: no answer for 1ms");
         assert_eq!(answered(Side::Sink, "commit", std::future::ready(1)).await.unwrap(), 1);
     }
 }
