@@ -18,6 +18,7 @@ use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
+use oplogue_connectors::mongodb::patience;
 use oplogue_connectors::mongodb::shards::merged::MergedSource;
 use oplogue_connectors::mongodb::shards::reader::ShardedReader;
 use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, SinkOptions};
@@ -74,10 +75,13 @@ pub struct Hooks {
 /// How a run ended without a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Everything that was read is durable and the last checkpoint is stored.
+    /// Everything that was read is durable and the last checkpoint is stored, but for what the log names as left to
+    /// the next start.
     Clean,
     /// `limits.shutdown_time` passed first; the last stored checkpoint is the safe position.
     DeadlinePassed,
+    /// A passing fault came in the way of the shutdown; the last stored checkpoint is the safe position.
+    Interrupted,
 }
 
 /// What is left to say after a run.
@@ -107,6 +111,7 @@ pub async fn run(config: Config, hooks: Hooks) -> Result<ExitReport> {
 }
 
 async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
+    patience::set(config.limits.answer_time);
     // The servers, and what they allow.
     let servers = patiently(&hooks.stop, || Servers::connect(&config)).await?;
     hooks.status.set_replset(&servers.replica_set);
@@ -159,7 +164,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
             pipeline::Ended::Fault(error) => return Err(error),
             pipeline::Ended::Rewind(error) => {
                 if job.pause(&error, &mut backoff).await.is_break() {
-                    return Ok(ExitReport { ended: Ended::Clean, checkpoint: stored });
+                    return Ok(ExitReport { ended: Ended::Interrupted, checkpoint: stored });
                 }
             }
         }
@@ -268,12 +273,14 @@ impl Job {
             unique_indexes_waiting = summary.unique_indexes_waiting,
             "full sync is durable on the target"
         );
+        let span = format!("fullBeginTs[{}], fullFinishTs[{}]", position.time().secs, finish.secs);
         // The words that operators of MongoShake wait for.
-        tracing::info!(
-            "finish full sync, start incr sync with timestamp: fullBeginTs[{}], fullFinishTs[{}]",
-            position.time().secs,
-            finish.secs
-        );
+        match self.config.sync_mode {
+            checked::SyncMode::Full => tracing::info!("finish full sync, no incr sync follows: {span}"),
+            checked::SyncMode::All | checked::SyncMode::Incr => {
+                tracing::info!("finish full sync, start incr sync with timestamp: {span}");
+            }
+        }
         Ok(Some(position))
     }
 
@@ -341,7 +348,7 @@ impl Job {
         let position = &source.resolve(position).await?;
         let sink = self.sink(stage).await?;
         let read = self.hooks.status.positions().now().read;
-        let overlap_until = start::overlap_mark(read, source.newest().await?);
+        let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;
         let decoder = self.decoder(position);
         sink.load().await?;
@@ -477,7 +484,9 @@ impl Job {
         let options = SnapshotOptions {
             mode: self.servers.mode,
             special_databases: self.config.filter.pass_special_db.clone(),
-            skip_databases: vec![self.config.checkpoint.db.clone(), self.config.conflict_db()],
+            own_database: self.config.checkpoint.db.clone(),
+            own_collection: self.config.checkpoint.collection.clone(),
+            skip_databases: vec![self.config.conflict_db()],
             ..SnapshotOptions::default()
         };
         // A document of the copy is held on its way in the reply, in the command and in the driver's message.

@@ -23,6 +23,7 @@ mod progress;
 mod rig;
 mod settings;
 mod sharded;
+mod shutdown;
 mod silent_loss;
 mod stream;
 mod swap;

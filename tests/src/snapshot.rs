@@ -34,11 +34,8 @@ async fn copy() -> Copy {
     let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
     let client = connect(Side::Source, &set.uri_as_user(), &ConnectOptions::default()).await.unwrap();
     let budget = Budget::new(64 << 20);
-    let options = SnapshotOptions {
-        reply_bytes: 64 * 1024,
-        skip_databases: vec!["mongoshake".to_owned()],
-        ..SnapshotOptions::default()
-    };
+    let options =
+        SnapshotOptions { reply_bytes: 64 * 1024, own_database: "mongoshake".to_owned(), ..SnapshotOptions::default() };
     Copy { set, source: SnapshotSource::new(client.clone(), options, budget.clone()), budget, client }
 }
 

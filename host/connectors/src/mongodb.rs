@@ -7,6 +7,7 @@
 pub mod alone;
 pub mod classify;
 pub mod client;
+pub mod patience;
 pub mod privileges;
 pub mod topology;
 mod transaction;

@@ -87,7 +87,8 @@ impl Kind {
             Self::FailedOver => "nothing; the run goes back to the last durable position and goes on",
             Self::CursorLost => "nothing; the cursor is opened again at the last position",
             Self::HistoryLost => {
-                "the source's oplog no longer holds the position: make the oplog larger and start again with sync_mode = all"
+                "the source no longer holds what follows the stored checkpoint, and no restart helps: make its oplog larger, \
+                 run `oplogue checkpoint reset`, and start with sync_mode = all, which copies everything again"
             }
             Self::Unauthorized => {
                 "check the user's name, password and authSource, and give it the privilege named above (see docs/OPERATIONS.md)"

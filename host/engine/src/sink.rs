@@ -93,6 +93,25 @@ pub struct FlushReport {
     pub operation_time: Option<OpTime>,
 }
 
+/// The term of a time that two primaries have a part in. It is no primary's, so writes of that time are never taken
+/// for writes of the one that leads.
+const TERM_OF_TWO: i64 = i64::MAX;
+
+/// The time by which both writes are there: the later one, under a term that hides neither's.
+#[must_use]
+pub fn newest_write(one: Option<OpTime>, other: Option<OpTime>) -> Option<OpTime> {
+    let (Some(one), Some(other)) = (one, other) else {
+        return one.or(other);
+    };
+    let term = match (one.term, other.term) {
+        // A reply that names no term says nothing against the other's.
+        (-1, term) | (term, -1) => term,
+        (term, same) if term == same => term,
+        (_, _) => TERM_OF_TWO,
+    };
+    Some(OpTime { term, ..one.max(other) })
+}
+
 /// What became of a DDL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DdlOutcome {
@@ -159,7 +178,7 @@ pub trait Sink: Send + Sync {
         for wave in waves {
             let part = self.write(wave).await?;
             all.refused.extend(part.refused.into_iter().map(|(at, refusal)| (at + offset, refusal)));
-            all.operation_time = all.operation_time.max(part.operation_time);
+            all.operation_time = newest_write(all.operation_time, part.operation_time);
             offset += wave.len();
         }
         Ok(WholeReport { report: all, at_once: false })

@@ -27,8 +27,13 @@ pub trait Source: Send + Sync {
     /// Cancel safe: a dropped call loses nothing, since the pipeline reopens by position after any cancellation.
     async fn next(&mut self) -> Result<RawBatch>;
 
-    /// The newest majority-committed position of the source now: start of a copy, overlap mark, lag.
+    /// The newest majority-committed position of the source now: start of a copy, lag. A new primary may learn last what
+    /// its predecessor's majority had, so that this can lie before what was read earlier.
     async fn newest(&self) -> Result<OpTime>;
+
+    /// The newest entry that the primary has itself: the overlap mark. Whatever was read or copied so far is not newer,
+    /// since only a member that has everything that a majority holds is elected.
+    async fn written(&self) -> Result<OpTime>;
 
     /// The position of this moment, for a copy: everything older is majority-committed and behind it.
     async fn now(&self) -> Result<Position> {

@@ -79,7 +79,7 @@ impl Border for BorderCopy {
             tracing::info!(namespace = %name, "a collection that came into the filter is gone by now: its end follows");
         }
         self.sink.arrived(change).await?;
-        copied.overlap_until = self.source.newest().await?;
+        copied.overlap_until = self.source.written().await?;
         Ok(copied)
     }
 }

@@ -86,7 +86,7 @@ impl AtMark for IndexesAtMark {
         }
         self.progress().listed = Some(now);
         // Only now: what was listed stood before that position.
-        self.parts.source.newest().await.map(Some)
+        self.parts.source.written().await.map(Some)
     }
 }
 

@@ -78,12 +78,13 @@ pub fn refuse_outside_window(position: &Position, window: &Window) -> Result<()>
     Err(Error::new(Side::Source, Kind::HistoryLost, text))
 }
 
-/// Up to where changes may meet documents that contain them: `newest`, the source's newest majority-committed position,
-/// or what an earlier run of this process has `read`. A new primary may learn last what its predecessor's majority had,
-/// so that its `newest` is behind changes that were read from the predecessor and applied.
+/// Up to where changes may meet documents that contain them: what an earlier run of this process has read, where this
+/// run begins, and the newest entry that the source's primary has. That one alone is enough for a fresh process: what a
+/// killed one had read a majority of the source had, and so has every primary that was elected since. What a majority
+/// is known to have would not do, since a new primary may learn that last.
 #[must_use]
-pub fn overlap_mark(read: OpTime, newest: OpTime) -> OpTime {
-    if read.ts() > newest.ts() { read } else { newest }
+pub fn overlap_mark(known: [OpTime; 3]) -> OpTime {
+    known.into_iter().max_by_key(|time| time.ts()).unwrap_or_default()
 }
 
 /// Collections whose changes must keep their order as a whole: capped ones and ones with a collation.
@@ -122,11 +123,12 @@ mod tests {
 
     #[test]
     fn what_was_read_before_an_election_is_in_overlap_after_it() {
-        let newest_of_the_new_primary = OpTime::new(7, 1, 2);
+        let begun = OpTime::new(6, 1, 1);
+        let written_by_the_new_primary = OpTime::new(7, 1, 2);
         let read_from_the_former = OpTime::new(7, 5, 1);
-        assert_eq!(overlap_mark(read_from_the_former, newest_of_the_new_primary), read_from_the_former);
+        assert_eq!(overlap_mark([read_from_the_former, begun, written_by_the_new_primary]), read_from_the_former);
         let later = OpTime::new(8, 1, 2);
-        assert_eq!(overlap_mark(read_from_the_former, later), later);
-        assert_eq!(overlap_mark(OpTime::default(), later), later, "nothing was read in this process");
+        assert_eq!(overlap_mark([read_from_the_former, begun, later]), later);
+        assert_eq!(overlap_mark([OpTime::default(), begun, later]), later, "nothing was read in this process");
     }
 }

@@ -179,11 +179,19 @@ fn conclude(outcome: Outcome, status: &Status, destination: Destination) -> Exit
             let checkpoint = report.checkpoint.map_or_else(|| "none".to_owned(), |position| position.to_string());
             match report.ended {
                 Ended::Clean => {
-                    tracing::info!(%checkpoint, "ended cleanly");
+                    let read = status.positions().now().read;
+                    let read = format!("{}.{}", read.secs, read.inc);
+                    tracing::info!(read, %checkpoint, "ended cleanly");
                     Exit::Clean
                 }
                 Ended::DeadlinePassed => {
-                    say(&format!("the shutdown's deadline passed; {}", safe_position(status)), destination);
+                    let late = waited_for(&status.late());
+                    say(&format!("the shutdown's deadline passed{late}; {}", safe_position(status)), destination);
+                    Exit::ShutdownIncomplete
+                }
+                Ended::Interrupted => {
+                    let text = "the fault above came in the way of the shutdown";
+                    say(&format!("{text}; {}", safe_position(status)), destination);
                     Exit::ShutdownIncomplete
                 }
             }
@@ -200,6 +208,11 @@ fn conclude(outcome: Outcome, status: &Status, destination: Destination) -> Exit
             Exit::ShutdownIncomplete
         }
     }
+}
+
+/// Who was late, as a part of a sentence.
+fn waited_for(late: &[String]) -> String {
+    if late.is_empty() { String::new() } else { format!(", waiting for {}", late.join(", ")) }
 }
 
 /// What passes by itself ends a run only before it has begun.
@@ -244,6 +257,7 @@ mod tests {
         let fault = |kind| Outcome::Ended(Err(Error::new(Side::Source, kind, "x")));
         assert_eq!(conclude(ended(Ended::Clean), &status, QUIET), Exit::Clean);
         assert_eq!(conclude(ended(Ended::DeadlinePassed), &status, QUIET), Exit::ShutdownIncomplete);
+        assert_eq!(conclude(ended(Ended::Interrupted), &status, QUIET), Exit::ShutdownIncomplete);
         assert_eq!(conclude(fault(Kind::Misconfigured), &status, QUIET), Exit::Configuration);
         assert_eq!(conclude(fault(Kind::HistoryLost), &status, QUIET), Exit::Fault);
         assert_eq!(conclude(Outcome::Aborted, &status, QUIET), Exit::ShutdownIncomplete);

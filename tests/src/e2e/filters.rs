@@ -38,6 +38,23 @@ async fn a_white_list_a_rename_and_a_delay() -> Result<()> {
     rig.finish(comparison, collector, &[]).await
 }
 
+/// The guide's example: the checkpoint's database passes, but for what Oplogue keeps there itself.
+#[tokio::test]
+async fn the_checkpoints_database_passes_by_copy_and_by_stream() -> Result<()> {
+    let rig = Rig::start().await?;
+    let notes = rig.source.client().database("mongoshake").collection("notes");
+    notes.insert_one(doc! { "_id": "copied" }).await?;
+    rig.source.client().database("shop").collection("c00").insert_one(doc! { "_id": 0 }).await?;
+    let mut collector = Collector::start(&rig.config()?.set("filter.pass.special.db", "mongoshake"))?;
+    handed_over(&mut collector).await?;
+    notes.insert_one(doc! { "_id": "followed" }).await?;
+    rig.comparison().wait("shop.c00", PATIENCE).await?;
+    let passed = rig.target.client().database("mongoshake");
+    assert_eq!(passed.collection::<bson::Document>("notes").count_documents(doc! {}).await?, 2);
+    assert_eq!(passed.list_collection_names().await?, ["notes"], "the checkpoints stay where they are");
+    rig.finish(rig.comparison(), collector, &[]).await
+}
+
 async fn delay_holds(rig: &Rig) -> Result<()> {
     let source = rig.source.client().database("shop").collection("c01");
     let target = rig.target.client().database("shop").collection::<bson::Document>("c01");

@@ -17,6 +17,7 @@ use oplogue_engine::error::{Kind, Result, Side};
 use tokio::time::Instant;
 
 use super::classify;
+use super::patience::answered;
 
 /// What our connections are called in `currentOp`, behind the driver's own name.
 const NAME: &str = "oplogue-writer";
@@ -97,8 +98,11 @@ async fn end_sessions(target: &Client, operations: &[Document]) {
     if sessions.is_empty() {
         return;
     }
-    if let Err(fault) = target.database("admin").run_command(doc! { "killSessions": sessions }).await {
-        let error = classify::error(Side::Sink, "end what an earlier run left on the target", fault);
+    let doing = "end what an earlier run left on the target";
+    let admin = target.database("admin");
+    let ended = admin.run_command(doc! { "killSessions": sessions });
+    let ended = answered(Side::Sink, doing, ended).await;
+    if let Err(error) = ended.and_then(|ended| ended.map_err(|fault| classify::error(Side::Sink, doing, fault))) {
         tracing::debug!(%error, "it ends by itself");
     }
 }
@@ -123,8 +127,9 @@ async fn others(target: &Client, own: &WriterName) -> Result<Vec<Document>> {
     let doing = "look for connections of an earlier run on the target";
     let failed = |e| classify::error(Side::Sink, doing, e);
     let stages = [doc! { "$currentOp": { "idleConnections": true, "idleSessions": true } }];
-    let cursor = target.database("admin").aggregate(stages).await.map_err(failed)?;
-    let mut operations: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
+    let admin = target.database("admin");
+    let list = async { admin.aggregate(stages).await?.try_collect().await };
+    let mut operations: Vec<Document> = answered(Side::Sink, doing, list).await?.map_err(failed)?;
     operations.retain(|operation| own.is_of_another_run(operation) && !is_monitor(operation));
     Ok(operations)
 }

@@ -20,6 +20,7 @@ use oplogue_engine::source::{Source, Window};
 use super::classify;
 use super::client::ConnectMode;
 use super::oplog::{dated, oldest, window_text};
+use super::patience::answered;
 use super::tail::{self, Tail};
 use super::topology::{self, Version};
 
@@ -174,7 +175,8 @@ impl ChangeStreamSource {
                 Position::Oplog(time) => RawStart::Time(*time),
                 Position::Shards(cut) => RawStart::Time(cut.time),
             };
-            let opened = self.aggregate(stage(start, shown, is_mongos)?, shown).await;
+            let asked = self.aggregate(stage(start, shown, is_mongos)?, shown);
+            let opened = answered(Side::Source, "open the change stream", asked).await?;
             tries -= 1;
             match opened.map_err(|e| failed(from.time(), e)) {
                 Err(error) if error.kind() == Kind::HistoryLost && tries == 0 => {
@@ -268,6 +270,10 @@ impl Source for ChangeStreamSource {
     async fn newest(&self) -> Result<OpTime> {
         let newest = topology::newest(Side::Source, &self.client, &tail::primary(self.options.mode)).await?;
         Ok(newest.majority)
+    }
+
+    async fn written(&self) -> Result<OpTime> {
+        Ok(topology::newest(Side::Source, &self.client, &tail::primary(self.options.mode)).await?.written)
     }
 
     /// The oldest entry is that of the oplog, where the user may read it: time 0 otherwise, and through a `mongos`.

@@ -4,26 +4,22 @@
 //! few bytes of syntax. Every per-statement result of the reply is read: an error that is not looked at is a lost
 //! document. Nothing here decides what to do about an error; `sink` does.
 
-use std::time::Duration;
-
 use bson::{Bson, Document, RawDocumentBuf};
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, OpTime};
+use oplogue_engine::sink::newest_write;
 
 use super::classify;
 use super::literal::needs_literal;
 use super::mark::{self, Mark, Numbering};
 use super::patch::exact;
+use super::patience::answered;
 use super::writer::RawWriter;
 
 /// A command document may hold 16 MiB and 16 KiB; more than this only goes when one statement needs it.
 const COMMAND_BYTES: usize = 15 * 1024 * 1024;
-
-/// How long a write may stay without an answer before it is given up: one connection can lose its network while the
-/// driver's monitor sees nothing. What was given up and runs all the same has run before its replay ([`super::alone`]).
-pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// The server's `maxWriteBatchSize`.
 const STATEMENTS_MAX: usize = 100_000;
@@ -234,7 +230,7 @@ pub(crate) async fn send(
         };
         total.matched += part.matched;
         total.errors.extend(part.errors.into_iter().map(|(at, error)| (at + offset, error)));
-        total.operation_time = total.operation_time.max(part.operation_time);
+        total.operation_time = newest_write(total.operation_time, part.operation_time);
         offset += taken;
         rest = rest.get(taken..).unwrap_or_default();
     }
@@ -288,12 +284,8 @@ pub(crate) fn write_concern(writer: &mut RawWriter, concern: Concern) {
 pub(crate) async fn run(client: &Client, namespace: &Namespace, command: Vec<u8>) -> Result<Outcome> {
     let command = raw(command)?;
     let database = client.database(namespace.database());
-    let sent = tokio::time::timeout(SILENCE_MAX, async { database.run_raw_command(command).await });
-    let silent = |_| {
-        let text = format!("write to {namespace}: no answer for {SILENCE_MAX:?}");
-        Error::new(Side::Sink, Kind::Unavailable, text)
-    };
-    let reply = sent.await.map_err(silent)?;
+    let doing = &format!("write to {namespace}");
+    let reply = answered(Side::Sink, doing, database.run_raw_command(command)).await?;
     let reply = reply.map_err(|e| classify::error(Side::Sink, &format!("write to {namespace}"), e))?;
     read(namespace, &reply)
 }

@@ -18,6 +18,7 @@ use oplogue_engine::sink::{Content, Patch, Write};
 
 use super::classify;
 use super::command::{self, Concern, StatementError};
+use super::patience::answered;
 use super::writer::RawWriter;
 
 /// The collection of records inside the conflict database.
@@ -75,7 +76,9 @@ impl ConflictLog {
             });
         });
         command::write_concern(&mut w, Concern::Majority);
-        let reply = self.client.database(self.place.database()).run_raw_command(command::raw(w.finish())?).await;
+        let database = self.client.database(self.place.database());
+        let asked = database.run_raw_command(command::raw(w.finish())?);
+        let reply = answered(Side::Sink, &format!("record a conflict in {}", self.place), asked).await?;
         let reply =
             reply.map_err(|e| classify::error(Side::Sink, &format!("record a conflict in {}", self.place), e))?;
         let outcome = command::read(&self.place, &reply)?;
@@ -148,7 +151,9 @@ impl ConflictLog {
         w.boolean("singleBatch", true);
         let failed = |e| classify::error(Side::Sink, &format!("look for the winner of a conflict in {namespace}"), e);
         let database = self.client.database(namespace.database());
-        let mut found = database.run_raw_cursor_command(command::raw(w.finish())?).await.map_err(failed)?;
+        let asked = database.run_raw_cursor_command(command::raw(w.finish())?);
+        let doing = &format!("look for the winner of a conflict in {namespace}");
+        let mut found = answered(Side::Sink, doing, asked).await?.map_err(failed)?;
         if found.advance().await.map_err(failed)? {
             return Ok(Some(Bytes::copy_from_slice(found.current().as_bytes())));
         }

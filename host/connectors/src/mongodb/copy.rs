@@ -12,7 +12,7 @@ use bytes::Bytes;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::key::selector;
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
-use oplogue_engine::sink::CopyTarget;
+use oplogue_engine::sink::{CopyTarget, newest_write};
 use oplogue_engine::source::CollectionPlan;
 
 use super::command::{self, Concern, Manner, Statement, StatementError, Verb};
@@ -143,7 +143,7 @@ impl MongoCopyTarget {
             }
             let only: Vec<&Statement<'_>> = group.iter().map(|(_, statement)| *statement).collect();
             let outcome = command::send(&self.sink.client, place, &only, manner).await?;
-            time = outcome.operation_time.max(time);
+            time = newest_write(outcome.operation_time, time);
             for (at, error) in outcome.errors {
                 let document = group.get(at).and_then(|(index, _)| chunk.get(*index));
                 if let Some(document) = document {

@@ -15,6 +15,7 @@ use oplogue_engine::sink::DdlOutcome;
 
 use super::command::Concern;
 use super::identity::{CollectionInfo, Shape, Standing};
+use super::patience::{self, Asked};
 use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, command};
@@ -377,10 +378,21 @@ impl Executor<'_> {
     pub(super) async fn try_run(
         &self,
         database: &str,
-        writer: RawWriter,
+        mut writer: RawWriter,
     ) -> Result<std::result::Result<Option<OpTime>, mongodb::error::Error>> {
+        // An index may take hours: what counts is that the server works on it, which it tells by the comment.
+        let comment = patience::comment();
+        writer.string("comment", &comment);
         let command: RawDocumentBuf = command::raw(writer.finish())?;
-        let reply = self.sink.client.database(database).run_raw_command(command).await;
+        let client = &self.sink.client;
+        let database = client.database(database);
+        let asked = database.run_raw_command(command);
+        let reply = patience::worked_on(
+            &Asked { side: Side::Sink, client, criteria: None, comment: &comment },
+            "run a DDL",
+            asked,
+        )
+        .await?;
         if let Ok(reply) = &reply
             && let Ok(concern) = reply.get_document("writeConcernError")
         {

@@ -20,6 +20,7 @@ use oplogue_engine::error::{Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::classify;
+use super::patience::answered;
 
 /// What a name of the target stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl Catalogue {
                 }
             }
         }
-        let names = self.client.list_database_names().await;
+        let names = answered(Side::Sink, "list the target's databases", self.client.list_database_names()).await?;
         for database in names.map_err(|e| classify::error(Side::Sink, "list the target's databases", e))? {
             if !matches!(database.as_str(), "local" | "config") {
                 self.refresh_database(&database).await?;
@@ -171,11 +172,10 @@ impl Catalogue {
         }
         let failed = |e| classify::error(Side::Sink, &format!("list the indexes of {name} (needs `listIndexes`)"), e);
         let command = doc! { "listIndexes": name.collection() };
-        let expires = match self.client.database(name.database()).run_cursor_command(command).await {
-            Ok(cursor) => {
-                let listed: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
-                listed.iter().any(|index| index.contains_key("expireAfterSeconds"))
-            }
+        let database = self.client.database(name.database());
+        let list = async { database.run_cursor_command(command).await?.try_collect::<Vec<Document>>().await };
+        let expires = match answered(Side::Sink, &format!("list the indexes of {name}"), list).await? {
+            Ok(listed) => listed.iter().any(|index| index.contains_key("expireAfterSeconds")),
             // NamespaceNotFound, CommandNotSupportedOnView.
             Err(e) if matches!(classify::code(&e), Some(26 | 166)) => false,
             Err(e) => return Err(failed(e)),
@@ -192,8 +192,10 @@ impl Catalogue {
     async fn list(&self, database: &str, filter: Document) -> Result<Vec<(Namespace, CollectionInfo)>> {
         let failed = |e| classify::error(Side::Sink, &format!("list the collections of {database}"), e);
         let command = doc! { "listCollections": 1, "filter": filter };
-        let cursor = self.client.database(database).run_cursor_command(command).await.map_err(failed)?;
-        let all: Vec<Document> = cursor.try_collect().await.map_err(failed)?;
+        let client = self.client.database(database);
+        let list = async { client.run_cursor_command(command).await?.try_collect().await };
+        let doing = &format!("list the collections of {database}");
+        let all: Vec<Document> = answered(Side::Sink, doing, list).await?.map_err(failed)?;
         Ok(all.iter().filter_map(|listed| entry(database, listed)).collect())
     }
 

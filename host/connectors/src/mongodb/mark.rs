@@ -14,6 +14,7 @@ use oplogue_engine::model::raw::kind;
 use oplogue_engine::model::{Namespace, Origin};
 
 use super::command::{self, Concern, Manner, Outcome, Statement};
+use super::patience::answered;
 use super::{classify, writer::RawWriter};
 
 /// The origin of this job's own source, and the sessions that carry marks. One a client: a session that went back
@@ -115,9 +116,14 @@ impl Lease<'_> {
     }
 
     /// Runs a command that has its number already.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not answered; the server's refusal is inside.
     pub(crate) async fn run(&mut self, client: &Client, database: &str, command: Vec<u8>) -> Result<Reply> {
         let command = command::raw(command)?;
-        Ok(client.database(database).run_raw_command(command).session(self.session()?).await)
+        let database = client.database(database);
+        let asked = database.run_raw_command(command).session(self.session()?);
+        answered(Side::Sink, "send a marked command", asked).await
     }
 
     /// The session, for a command that has its number already.

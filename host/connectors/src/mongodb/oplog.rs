@@ -19,6 +19,7 @@ use oplogue_engine::model::{OpTime, Position, RawBatch};
 use oplogue_engine::source::{Source, Window};
 
 use super::client::ConnectMode;
+use super::patience::answered;
 use super::tail::{self, Tail};
 use super::{classify, reply, topology};
 
@@ -121,9 +122,8 @@ impl OplogSource {
             .selection_criteria(self.member.clone())
             .batch_size(entries)
             .max_time(self.options.await_time)
-            .batch()
-            .await;
-        cursor.map_err(|e| classify::error(Side::Source, READ, e))
+            .batch();
+        answered(Side::Source, READ, cursor).await?.map_err(|e| classify::error(Side::Source, READ, e))
     }
 
     async fn read(&mut self) -> Result<RawBatch> {
@@ -265,6 +265,10 @@ impl Source for OplogSource {
         Ok(topology::last_write(Side::Source, &self.client, &self.primary()).await?.majority)
     }
 
+    async fn written(&self) -> Result<OpTime> {
+        Ok(topology::last_write(Side::Source, &self.client, &self.primary()).await?.newest)
+    }
+
     async fn entry_at(&mut self, _stream: u32, time: OpTime) -> Result<Bytes> {
         const READ_ONE: &str = "read one entry of the oplog";
         let ts = Timestamp { time: time.secs, increment: time.inc };
@@ -277,7 +281,8 @@ impl Source for OplogSource {
             "readConcern": { "level": "majority" },
         };
         let local = self.client.database("local");
-        let cursor = local.run_raw_cursor_command(command).selection_criteria(self.member.clone()).batch().await;
+        let asked = local.run_raw_cursor_command(command).selection_criteria(self.member.clone()).batch();
+        let cursor = answered(Side::Source, READ_ONE, asked).await?;
         let cursor = cursor.map_err(|e| classify::error(Side::Source, READ_ONE, e))?;
         let mut found = None;
         reply::drain(Side::Source, READ_ONE, cursor, |entry| {
@@ -320,7 +325,8 @@ pub(super) async fn oldest(client: &Client, member: &SelectionCriteria) -> Resul
 
 async fn first_time(client: &Client, member: &SelectionCriteria, command: RawDocumentBuf) -> Result<Option<OpTime>> {
     let local = client.database("local");
-    let cursor = local.run_raw_cursor_command(command).selection_criteria(member.clone()).batch().await;
+    let asked = local.run_raw_cursor_command(command).selection_criteria(member.clone()).batch();
+    let cursor = answered(Side::Source, READ, asked).await?;
     let cursor = cursor.map_err(|e| classify::error(Side::Source, READ, e))?;
     let mut found = None;
     reply::drain(Side::Source, READ, cursor, |entry| {

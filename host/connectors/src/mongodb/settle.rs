@@ -14,11 +14,12 @@ use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{self, DocumentKey, Namespace, NamespaceId, OpTime};
-use oplogue_engine::sink::{FlushReport, Write};
+use oplogue_engine::sink::{FlushReport, Write, newest_write};
 
 use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
 use super::patch::{self, modifiers};
+use super::patience::answered;
 use super::sink::{MongoSink, is_unique, refusal};
 use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
@@ -85,7 +86,7 @@ impl MongoSink {
             let part = self.settle_namespace(&name, &group, origin, last_word).await;
             let part = part.map_err(|e| e.context(format!("settle {name}")))?;
             report.refused.extend(part.refused);
-            report.operation_time = part.operation_time.max(report.operation_time);
+            report.operation_time = newest_write(part.operation_time, report.operation_time);
         }
         report.refused.sort_by_key(|(index, _)| *index);
         Ok(report)
@@ -309,8 +310,12 @@ impl MongoSink {
         let database = self.client.database(name.database());
         let command = command::raw(w.finish())?;
         let session = open.session()?;
-        let cursor = database.run_raw_cursor_command(command).session(&mut *session).await.map_err(Broken::Driver)?;
-        first(cursor, session).await.map_err(Broken::Driver)
+        let read = async {
+            let cursor = database.run_raw_cursor_command(command).session(&mut *session).await?;
+            first(cursor, session).await
+        };
+        let doing = &format!("settle unique keys: read from {name}");
+        answered(Side::Sink, doing, read).await?.map_err(Broken::Driver)
     }
 
     /// Sends statements of one verb inside the transaction; the first error and its index.

@@ -15,16 +15,17 @@ use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime, Origin};
-use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write};
+use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write, newest_write};
 use tokio::sync::OnceCell;
 
-use super::command::{self, Concern, Manner};
+use super::command::{Concern, Manner};
 use super::conflict::ConflictLog;
 pub use super::ddl::{Arrival, DdlRefused};
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
 use super::originals::Originals;
 use super::patch::Dialect;
+use super::patience::answered;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
 
@@ -216,8 +217,10 @@ impl MongoSink {
     }
 
     async fn inspect(&self) -> Result<Target> {
-        let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
-        let hello = hello.map_err(|e| classify::error(Side::Sink, "ask the target what it is", e))?;
+        let doing = "ask the target what it is";
+        let admin = self.client.database("admin");
+        let hello = answered(Side::Sink, doing, admin.run_command(doc! { "hello": 1 })).await?;
+        let hello = hello.map_err(|e| classify::error(Side::Sink, doing, e))?;
         let version = hello.get_i32("maxWireVersion").unwrap_or_default();
         let dialect = Dialect::of_wire_version(version).ok_or_else(|| {
             let text = "the target is older than MongoDB 4.4, which lacks what exact updates need";
@@ -242,7 +245,7 @@ impl MongoSink {
 
     pub(super) async fn is_empty(&self, name: &Namespace) -> Result<bool> {
         let collection = self.client.database(name.database()).collection::<bson::RawDocumentBuf>(name.collection());
-        let found = collection.find_one(doc! {}).await;
+        let found = answered(Side::Sink, &format!("look into {name}"), collection.find_one(doc! {})).await?;
         found.map(|found| found.is_none()).map_err(|e| classify::error(Side::Sink, &format!("look into {name}"), e))
     }
 
@@ -310,9 +313,8 @@ impl Sink for MongoSink {
     async fn durability(&self) -> Result<Durability> {
         let doing = "ask the target for its majority time";
         let admin = self.client.database("admin");
-        let hello = tokio::time::timeout(command::SILENCE_MAX, async { admin.run_command(doc! { "hello": 1 }).await });
-        let silent = |_| Error::new(Side::Sink, Kind::Unavailable, format!("{doing}: no answer"));
-        let hello = hello.await.map_err(silent)?.map_err(|e| classify::error(Side::Sink, doing, e))?;
+        let hello = answered(Side::Sink, doing, admin.run_command(doc! { "hello": 1 })).await?;
+        let hello = hello.map_err(|e| classify::error(Side::Sink, doing, e))?;
         let write = hello.get_document("lastWrite").ok();
         let time = |name| write.and_then(|write| topology::op_time(write.get_document(name).ok()?));
         // A standalone server has journalled what it acknowledged and a mongos was written with majority concern:
@@ -335,7 +337,7 @@ impl Sink for MongoSink {
 
 fn merge(into: &mut FlushReport, part: FlushReport) {
     into.refused.extend(part.refused);
-    into.operation_time = into.operation_time.max(part.operation_time);
+    into.operation_time = newest_write(into.operation_time, part.operation_time);
 }
 
 /// Whether a statement was refused because its own `_id` is taken.

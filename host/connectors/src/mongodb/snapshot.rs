@@ -21,6 +21,7 @@ use oplogue_engine::source::{CollectionPlan, Partition, ScanOrder, SnapshotCurso
 use tokio::sync::OnceCell;
 
 use super::client::ConnectMode;
+use super::patience::answered;
 use super::{classify, reply, topology};
 
 /// How the full copy reads.
@@ -28,10 +29,15 @@ use super::{classify, reply, topology};
 pub struct SnapshotOptions {
     /// Which member is read.
     pub mode: ConnectMode,
-    /// Of `admin` and `config`, those that the configuration lets pass (`filter.pass.special.db`). The others are not
-    /// even asked for: the guide's user may not read `config`.
+    /// Of `admin`, `config` and `own_database`, those that the configuration lets pass (`filter.pass.special.db`). The
+    /// others are not even asked for: the guide's user may not read `config`.
     pub special_databases: Vec<String>,
-    /// Databases that are never copied: the checkpoint's and the conflicts'.
+    /// The database of the checkpoints. It is copied only when `special_databases` names it, and then without
+    /// `own_collection`: as incremental does it.
+    pub own_database: String,
+    /// The collection of the checkpoints.
+    pub own_collection: String,
+    /// Databases that are never copied: the conflicts'.
     pub skip_databases: Vec<String>,
     /// Size of a reply that is aimed at, in bytes. A reply of unusually large documents is larger, up to 16 MiB.
     pub reply_bytes: usize,
@@ -42,6 +48,8 @@ impl Default for SnapshotOptions {
         Self {
             mode: ConnectMode::Primary,
             special_databases: Vec::new(),
+            own_database: String::new(),
+            own_collection: String::new(),
             skip_databases: Vec::new(),
             reply_bytes: 2 * 1024 * 1024,
         }
@@ -78,8 +86,9 @@ impl SnapshotSource {
     }
 
     async fn run(&self, database: &str, doing: &str, command: Document) -> Result<Document> {
-        let answer = self.client.database(database).run_command(command).selection_criteria(self.criteria()).await;
-        answer.map_err(|e| classify::error(Side::Source, doing, e))
+        let database = self.client.database(database);
+        let asked = database.run_command(command).selection_criteria(self.criteria());
+        answered(Side::Source, doing, asked).await?.map_err(|e| classify::error(Side::Source, doing, e))
     }
 
     async fn cursor(&self, database: &str, command: RawDocumentBuf) -> mongodb::error::Result<RawBatchCursor> {

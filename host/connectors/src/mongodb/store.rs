@@ -26,6 +26,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Position};
 
 use super::classify;
+use super::patience::answered;
 
 pub use operate::{Stored, StoredKind};
 
@@ -99,8 +100,9 @@ impl MongoStore {
     }
 
     async fn own(&self) -> Result<Option<Document>> {
-        let found = self.documents.find_one(doc! { "_id": self.id() }).await;
-        found.map_err(|e| self.fault("read the checkpoint", e))
+        let doing = "read the checkpoint";
+        let found = answered(Side::Store, doing, self.documents.find_one(doc! { "_id": self.id() })).await?;
+        found.map_err(|e| self.fault(doing, e))
     }
 
     /// Where MongoShake would go on. Of a sharded source it keeps one place a shard, each for itself; the oldest of them
@@ -111,8 +113,8 @@ impl MongoStore {
         let names: Vec<&str> =
             if self.shards.is_empty() { single.into() } else { self.shards.iter().map(|n| &**n).collect() };
         let filter = doc! { "name": { "$in": &names }, "format": { "$exists": false } };
-        let cursor = self.documents.find(filter).await.map_err(|e| self.fault(doing, e))?;
-        let found: Vec<Document> = cursor.try_collect().await.map_err(|e| self.fault(doing, e))?;
+        let read = async { self.documents.find(filter).await?.try_collect().await };
+        let found: Vec<Document> = answered(Side::Store, doing, read).await?.map_err(|e| self.fault(doing, e))?;
         let of = |name: &&str| {
             let found = found.iter().find(|document| document.get_str("name").is_ok_and(|found| found == *name));
             found.and_then(document::mongoshake)
@@ -159,7 +161,9 @@ impl MongoStore {
         }
         let filter = doc! { "_id": self.id(), "lease.id": { "$exists": false } };
         let update = doc! { "$set": { "lease.id": bson::Uuid::new().to_string() } };
-        self.documents.update_one(filter, update).await.map_err(|e| self.fault("name the lease", e))?;
+        let doing = "name the lease";
+        let named = answered(Side::Store, doing, self.documents.update_one(filter, update)).await?;
+        named.map_err(|e| self.fault(doing, e))?;
         let named = self.own().await?.unwrap_or_default();
         document::lease_id(&named).ok_or_else(|| self.fenced(Some(&named)))
     }
@@ -202,13 +206,15 @@ impl CheckpointStore for MongoStore {
             "$currentDate": { "lease.since": true },
         };
         let asked = Instant::now();
-        let taken = self
+        let doing = "take the lease of the checkpoint";
+        let take = self
             .documents
             .find_one_and_update(doc! { "_id": self.id() }, update)
             .upsert(true)
-            .return_document(ReturnDocument::After)
-            .await
-            .map_err(|e| self.fault("take the lease of the checkpoint", e))?
+            .return_document(ReturnDocument::After);
+        let taken = answered(Side::Store, doing, take)
+            .await?
+            .map_err(|e| self.fault(doing, e))?
             .ok_or_else(|| Error::new(Side::Store, Kind::Bug, "the lease was taken and no document came back"))?;
         self.epoch.store(document::epoch(&taken), Ordering::Release);
         self.held(asked);
@@ -234,8 +240,9 @@ impl CheckpointStore for MongoStore {
             "$currentDate": { "updated_at": true },
         };
         let asked = Instant::now();
-        let saved = self.documents.update_one(filter, update).await;
-        let saved = saved.map_err(|e| self.fault("store the checkpoint", e))?;
+        let doing = "store the checkpoint";
+        let saved = answered(Side::Store, doing, self.documents.update_one(filter, update)).await?;
+        let saved = saved.map_err(|e| self.fault(doing, e))?;
         if saved.matched_count != 1 {
             return Err(self.refused(checkpoint).await);
         }
@@ -250,9 +257,8 @@ impl CheckpointStore for MongoStore {
 
     async fn identities(&self) -> Result<Vec<Identity>> {
         let doing = "read the identities of collections";
-        let cursor = self.documents.find(document::identities_of(&self.id())).await;
-        let cursor = cursor.map_err(|e| self.fault(doing, e))?;
-        let found: Vec<Document> = cursor.try_collect().await.map_err(|e| self.fault(doing, e))?;
+        let read = async { self.documents.find(document::identities_of(&self.id())).await?.try_collect().await };
+        let found: Vec<Document> = answered(Side::Store, doing, read).await?.map_err(|e| self.fault(doing, e))?;
         found.iter().map(document::identity).collect()
     }
 
@@ -260,19 +266,21 @@ impl CheckpointStore for MongoStore {
         self.check_lease().await?;
         let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
         let update = doc! { "$set": document::write_identity(source, target, self.epoch()?) };
-        match self.documents.update_one(filter, update).upsert(true).await {
+        let doing = "record the identity of a collection";
+        match answered(Side::Store, doing, self.documents.update_one(filter, update).upsert(true)).await? {
             Ok(_) => Ok(()),
             // The pair is there with a higher epoch: the upsert met it as a duplicate.
             Err(e) if classify::kind(Side::Store, &e) == Kind::Conflict => Err(self.fenced(self.own().await?.as_ref())),
-            Err(e) => Err(self.fault("record the identity of a collection", e)),
+            Err(e) => Err(self.fault(doing, e)),
         }
     }
 
     async fn forget_identity(&self, source: CollectionUuid) -> Result<()> {
         self.check_lease().await?;
         let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
-        let deleted = self.documents.delete_one(filter).await;
-        deleted.map(|_| ()).map_err(|e| self.fault("forget the identity of a collection", e))
+        let doing = "forget the identity of a collection";
+        let deleted = answered(Side::Store, doing, self.documents.delete_one(filter)).await?;
+        deleted.map(|_| ()).map_err(|e| self.fault(doing, e))
     }
 }
 

@@ -5,7 +5,6 @@
 //! caller's error.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use mongodb::Client;
@@ -16,15 +15,12 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Position, RawBatch};
 
 use super::client::ConnectMode;
+use super::patience::answered;
 use super::reply::{self, CursorSlot, REPLY_BYTES_MAX};
 use super::{classify, topology};
 
 /// Memory asked for before the size of replies is known.
 const FIRST_REPLY_BYTES: usize = 1024 * 1024;
-
-/// How long a request may stay without an answer. The server answers an empty one after its await time; a connection
-/// that is silent for so long has lost its network, which the driver's monitor does not see when its own is well.
-const SILENCE_MAX: Duration = Duration::from_secs(90);
 
 /// A cursor that is never at its end, and the memory of its replies.
 pub(super) struct Tail {
@@ -49,11 +45,8 @@ impl Tail {
         let Some(cursor) = self.cursor.get() else {
             return Err(Error::new(Side::Source, Kind::Bug, "the source is read before it is opened"));
         };
-        let silent = |_| {
-            let text = format!("read the source: no answer for {SILENCE_MAX:?}");
-            Error::new(Side::Source, Kind::Unavailable, text)
-        };
-        let reply = match tokio::time::timeout(SILENCE_MAX, cursor.next()).await.map_err(silent)? {
+        // The server answers an empty request after its await time.
+        let reply = match answered(Side::Source, "read the source", cursor.next()).await? {
             Some(reply) => reply.map_err(failed)?,
             None => return Err(Error::new(Side::Source, Kind::CursorLost, "read the source: the cursor ended")),
         };

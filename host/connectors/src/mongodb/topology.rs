@@ -11,6 +11,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::OpTime;
 
 use super::classify;
+use super::patience::answered;
 
 /// `major, minor, patch` of a server.
 pub type Version = [u32; 3];
@@ -162,8 +163,9 @@ async fn hello(side: Side, client: &Client, criteria: &SelectionCriteria) -> Res
 
 async fn run(side: Side, client: &Client, criteria: &SelectionCriteria, command: Document) -> Result<Document> {
     let admin = client.database("admin");
-    let answer = admin.run_command(command).selection_criteria(criteria.clone()).await;
-    answer.map_err(|e| classify::error(side, "ask the server what it is", e))
+    let doing = "ask the server what it is";
+    let asked = admin.run_command(command).selection_criteria(criteria.clone());
+    answered(side, doing, asked).await?.map_err(|e| classify::error(side, doing, e))
 }
 
 fn replica_set(side: Side, hello: &Document) -> Result<String> {

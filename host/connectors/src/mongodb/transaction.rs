@@ -14,6 +14,7 @@ use oplogue_engine::model::{Namespace, OpTime};
 use super::classify;
 use super::command::{self, Concern, Manner, Outcome, Statement};
 use super::mark::{self, Lease, Numbering};
+use super::patience::answered;
 
 /// How often a commit of unknown outcome is asked for again.
 const COMMIT_TRIES: usize = 8;
@@ -131,7 +132,9 @@ pub(super) async fn send(
         let (command, taken) = command::build(name.collection(), rest, manner, transaction.numbering());
         let command = command::raw(command)?;
         let session = transaction.session()?;
-        let outcome = match client.database(name.database()).run_raw_command(command).session(session).await {
+        let database = client.database(name.database());
+        let asked = database.run_raw_command(command).session(session);
+        let outcome = match answered(Side::Sink, &format!("write to {name}"), asked).await? {
             Ok(reply) => command::read(name, &reply)?,
             Err(e) => match command::whole_error(&e) {
                 // In a transaction some servers report a statement's error as the command's own.
@@ -167,7 +170,7 @@ pub(super) async fn commit(transaction: Transaction<'_>) -> Result<Committed> {
 
 async fn commit_driver(mut session: ClientSession) -> Result<Committed> {
     for _ in 0..COMMIT_TRIES {
-        match session.commit_transaction().await {
+        match answered(Side::Sink, "commit a transaction", session.commit_transaction()).await? {
             Ok(()) => {
                 let time = session.operation_time();
                 return Ok(Committed::At(time.map(|ts| OpTime::new(ts.time, ts.increment, -1))));
@@ -205,7 +208,12 @@ async fn commit_marked(mut lease: Lease<'_>, number: i64, concern: Concern) -> R
 /// Gives a transaction up. The server forgets it by itself when this fails.
 pub(super) async fn abort(transaction: Transaction<'_>) {
     let failed = match transaction {
-        Transaction::Driver(mut session) => session.abort_transaction().await.err().map(|e| e.to_string()),
+        Transaction::Driver(mut session) => {
+            match answered(Side::Sink, "abort a transaction", session.abort_transaction()).await {
+                Ok(answer) => answer.err().map(|e| e.to_string()),
+                Err(e) => Some(e.to_string()),
+            }
+        }
         Transaction::Marked { lease, opened: false, .. } => {
             lease.done();
             None

@@ -232,6 +232,8 @@ pub struct Limits {
     pub guest_memory_bytes: usize,
     /// A batch that a plugin holds longer is a fault of the plugin.
     pub guest_batch_time: Duration,
+    /// A server may be silent that long.
+    pub answer_time: Duration,
     /// Time for an ordered shutdown; then exit code 3.
     pub shutdown_time: Duration,
 }

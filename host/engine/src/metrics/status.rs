@@ -45,6 +45,7 @@ struct Facts {
     trouble: Option<Trouble>,
     last_fault: Option<Trouble>,
     generations: Vec<GenerationInfo>,
+    late: Vec<String>,
 }
 
 /// A fault as it is shown.
@@ -177,6 +178,17 @@ impl Status {
     #[must_use]
     pub fn copy(&self) -> &CopyProgress {
         &self.shared.copy
+    }
+
+    /// Whom the run waits for: during a shutdown, or before what must not begin earlier.
+    pub fn set_late(&self, late: Vec<String>) {
+        self.facts_mut(|facts| facts.late = late);
+    }
+
+    /// Whom the run waits for at this moment; empty when for nobody.
+    #[must_use]
+    pub fn late(&self) -> Vec<String> {
+        self.shared.facts.read().unwrap_or_else(PoisonError::into_inner).late.clone()
     }
 
     /// Stops or resumes reading the source (MongoShake's `Pause`). What was read goes on to the target.

@@ -58,13 +58,15 @@ impl DurableQueue {
     }
 
     /// The target's majority has come this far. Returns the newest position that is durable now, if it moved.
+    /// `in_flight`: something was sent to the target that has not been answered.
     ///
     /// # Errors
-    /// [`LostLeader`] when the primary's term changed while writes were waiting: they may be rolled back, so the
-    /// pipeline must go back to the last durable position.
-    pub fn reached(&mut self, durability: Durability) -> Result<Option<Position>, LostLeader> {
+    /// [`LostLeader`] when the primary's term changed while writes were waiting or on their way: they may be rolled
+    /// back, so the pipeline must go back to the last durable position. A write that is on its way may be answered by
+    /// the former primary yet, with a time below what the new one's majority has, and not every reply names its term.
+    pub fn reached(&mut self, durability: Durability, in_flight: bool) -> Result<Option<Position>, LostLeader> {
         let same_term = self.term.is_none_or(|term| term == durability.term);
-        let at_stake = !self.waiting.is_empty() || self.newest_write.ts() > self.majority.ts();
+        let at_stake = in_flight || !self.waiting.is_empty() || self.newest_write.ts() > self.majority.ts();
         self.term = Some(durability.term);
         self.majority = durability.majority;
         if self.lost || self.mixed_terms || (!same_term && at_stake) {
@@ -89,6 +91,7 @@ impl DurableQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::newest_write;
 
     fn at(inc: u32) -> Position {
         Position::Oplog(OpTime::new(1, inc, 1))
@@ -105,9 +108,9 @@ mod tests {
         queue.accepted(at(1));
         queue.wrote(OpTime::new(9, 8, 1));
         queue.accepted(at(2));
-        assert_eq!(queue.reached(majority(4, 1)), Ok(None));
-        assert_eq!(queue.reached(majority(7, 1)), Ok(Some(at(1))));
-        assert_eq!(queue.reached(majority(8, 1)), Ok(Some(at(2))));
+        assert_eq!(queue.reached(majority(4, 1), false), Ok(None));
+        assert_eq!(queue.reached(majority(7, 1), false), Ok(Some(at(1))));
+        assert_eq!(queue.reached(majority(8, 1), false), Ok(Some(at(2))));
     }
 
     #[test]
@@ -115,26 +118,48 @@ mod tests {
         let mut queue = DurableQueue::default();
         queue.wrote(OpTime::new(9, 5, 1));
         queue.accepted(at(1));
-        assert_eq!(queue.reached(majority(4, 1)), Ok(None));
-        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
-        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader), "a loss is final for this run");
+        assert_eq!(queue.reached(majority(4, 1), false), Ok(None));
+        assert_eq!(queue.reached(majority(9, 2), false), Err(LostLeader));
+        assert_eq!(queue.reached(majority(9, 2), false), Err(LostLeader), "a loss is final for this run");
     }
 
     #[test]
     fn a_write_of_an_unfinished_batch_is_at_stake_too() {
         let mut queue = DurableQueue::default();
-        assert_eq!(queue.reached(majority(1, 1)), Ok(None));
+        assert_eq!(queue.reached(majority(1, 1), false), Ok(None));
         queue.wrote(OpTime::new(9, 5, 1));
-        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+        assert_eq!(queue.reached(majority(9, 2), false), Err(LostLeader));
     }
 
     #[test]
     fn a_reply_of_the_former_primary_that_comes_late_is_a_loss() {
         let mut queue = DurableQueue::default();
-        assert_eq!(queue.reached(majority(1, 2)), Ok(None));
+        assert_eq!(queue.reached(majority(1, 2), false), Ok(None));
         queue.wrote(OpTime::new(9, 5, 1));
         queue.accepted(at(1));
-        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+        assert_eq!(queue.reached(majority(9, 2), false), Err(LostLeader));
+    }
+
+    #[test]
+    fn a_commit_of_the_former_primary_that_comes_after_the_new_term_was_seen_is_a_loss() {
+        let mut queue = DurableQueue::default();
+        assert_eq!(queue.reached(majority(4, 1), false), Ok(None));
+        // Nothing waits when the new primary shows itself, but a commit is on its way to the old one.
+        let seen = queue.reached(majority(9, 2), true);
+        // It is answered with a time that the new history has passed, and without a term.
+        queue.wrote(OpTime::new(9, 7, -1));
+        queue.accepted(at(1));
+        assert_eq!((seen, queue.reached(majority(9, 2), false)), (Err(LostLeader), Err(LostLeader)));
+    }
+
+    #[test]
+    fn parts_of_a_flush_under_two_primaries_are_a_loss() {
+        let mut queue = DurableQueue::default();
+        assert_eq!(queue.reached(majority(4, 2), false), Ok(None));
+        let (former, new) = (Some(OpTime::new(9, 5, 1)), Some(OpTime::new(9, 6, 2)));
+        queue.wrote(newest_write(former, new).unwrap());
+        queue.accepted(at(1));
+        assert_eq!(queue.reached(majority(9, 2), false), Err(LostLeader));
     }
 
     #[test]
@@ -142,16 +167,16 @@ mod tests {
         let now = Durability { newest: OpTime::new(9, 7, 1), ..majority(3, 1) };
         let mut queue = DurableQueue::begin(now);
         queue.accepted(at(1));
-        assert_eq!(queue.reached(majority(6, 1)), Ok(None));
-        assert_eq!(queue.reached(majority(7, 1)), Ok(Some(at(1))));
+        assert_eq!(queue.reached(majority(6, 1), false), Ok(None));
+        assert_eq!(queue.reached(majority(7, 1), false), Ok(Some(at(1))));
         let mut queue = DurableQueue::begin(now);
-        assert_eq!(queue.reached(majority(9, 2)), Err(LostLeader));
+        assert_eq!(queue.reached(majority(9, 2), false), Err(LostLeader));
     }
 
     #[test]
     fn a_dropped_change_needs_no_write() {
         let mut queue = DurableQueue::default();
         queue.accepted(at(1));
-        assert_eq!(queue.reached(majority(0, 1)), Ok(Some(at(1))));
+        assert_eq!(queue.reached(majority(0, 1), false), Ok(Some(at(1))));
     }
 }

@@ -5,6 +5,7 @@
 //! waits for a server except before a destructive DDL, when everything is drained anyway. It decides nothing about
 //! order; that is `state`'s.
 
+mod drain;
 mod lanes;
 mod reader;
 mod saver;
@@ -30,6 +31,7 @@ use crate::sink::{DdlOutcome, Durability, FlushReport, Sink, WholeReport, Write}
 use crate::source::Source;
 use crate::spill::Spill;
 use crate::supervise::Supervisor;
+use drain::{Drain, Notice};
 use lanes::{LaneDone, Lanes};
 use saver::Saver;
 
@@ -39,7 +41,8 @@ const DURABILITY_POLL: Duration = Duration::from_millis(200);
 /// How long the end of a run waits for its tasks: none of them holds work any more then.
 const TASKS_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the end of a run waits for the target's majority before the last checkpoint.
+/// How long the end by a fault waits for the target's majority before the last checkpoint. A shutdown waits until its
+/// own deadline.
 const LAST_MAJORITY_WAIT: Duration = Duration::from_secs(10);
 
 /// What must happen when the overlap is over, besides settling.
@@ -105,7 +108,7 @@ pub struct Incremental {
 /// Why a run ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// As asked: everything accepted is durable and stored.
+    /// As asked: what was read is durable and stored, but for what the log names as left to the next start.
     Stopped,
     /// A passing fault: start again from the last durable position, after a pause.
     Rewind(Error),
@@ -137,17 +140,22 @@ pub struct Finished {
 }
 
 impl Incremental {
-    /// Runs until `stop` is cancelled or a fault comes.
+    /// Runs until a fault comes, or until everything that was read before `stop` was cancelled is durable and stored.
+    /// That has no deadline: the caller drops this future when the time is up.
     pub async fn run(self, stop: CancellationToken) -> Finished {
         let stage = self.options.stage;
         let durable = match self.sink.durability().await {
             Ok(now) => DurableQueue::begin(now),
             Err(error) => return Finished { why: Ended::of(error), durable: None, stored: None, stage },
         };
-        let mut tasks = Supervisor::new(&stop);
-        let mut pipeline = Loop::start(self, durable, &mut tasks);
+        // Not a child of `stop`: a shutdown needs every task but the reading of the source.
+        let mut tasks = Supervisor::new(&CancellationToken::new());
+        let mut pipeline = Loop::start(self, durable, &mut tasks, &stop);
         let outcome = pipeline.until_end(&mut tasks, &stop).await;
-        let finish = pipeline.finish().await;
+        let finish = match &outcome {
+            Ok(()) => pipeline.store_now().await,
+            Err(_) => pipeline.finish().await,
+        };
         let (durable, stored, stage) = pipeline.into_positions();
         // With the loop its channels are gone, which is what lanes and saver end by.
         tasks.shutdown(TASKS_DEADLINE).await.ok();
@@ -187,6 +195,11 @@ struct Loop {
     polled: mpsc::Receiver<Result<Durability>>,
     fences: (mpsc::Sender<FenceDone>, mpsc::Receiver<FenceDone>),
     admitting: Option<Admitting>,
+    drain: Drain,
+    /// Tasks before the loop that have not ended: the reader and the chain.
+    before_loop: usize,
+    notice: Notice,
+    stop: CancellationToken,
     /// The core's counts when they were last added to the series, which outlive this run.
     measured: CoreCounts,
     durable_at: Option<Position>,
@@ -202,11 +215,11 @@ struct Loop {
 }
 
 impl Loop {
-    fn start(run: Incremental, durable: DurableQueue, tasks: &mut Supervisor) -> Self {
+    fn start(run: Incremental, durable: DurableQueue, tasks: &mut Supervisor, stop: &CancellationToken) -> Self {
         let Incremental { source, decoder, budget, spill, .. } = run;
         let Incremental { namespaces, chain, sink, store, at_mark, border, metrics, status, options, .. } = run;
         let parts = reader::Parts { source, decoder, budget, spill };
-        let batches = reader::start(tasks, parts, Arc::clone(&chain), &metrics, &status);
+        let batches = reader::start(tasks, parts, Arc::clone(&chain), (&metrics, &status), stop);
         let lanes = Lanes::start(tasks, options.core.lanes, &sink, &metrics);
         let polled = poll_durability(tasks, Arc::clone(&sink));
         let saver = Saver::start(tasks, store, Arc::clone(&sink), options.checkpoint_interval);
@@ -218,6 +231,10 @@ impl Loop {
             polled,
             fences: mpsc::channel(16),
             admitting: None,
+            drain: Drain::No,
+            before_loop: 2,
+            notice: Notice::off(),
+            stop: stop.clone(),
             measured: CoreCounts::default(),
             durable_at: None,
             stored_at: None,
@@ -233,14 +250,15 @@ impl Loop {
     }
 
     /// The loop. The arms stand in the order of what frees most: an end first, then what frees lanes, then what moves
-    /// the position, then new work.
+    /// the position, then new work. Asked to stop, it goes on until what was read has run dry.
     async fn until_end(&mut self, tasks: &mut Supervisor, stop: &CancellationToken) -> Result<()> {
         loop {
             let due_ms = self.due_in_ms();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
-                Some((name, ended)) = tasks.next_end() => ended.map_err(|e| e.context(name))?,
+                () = stop.cancelled(), if self.drain == Drain::No => self.begin_drain(),
+                () = self.notice.due() => self.say_who_is_late(),
+                Some((name, ended)) = tasks.next_end() => self.task_ended(name, ended)?,
                 Some(done) = self.lanes.finished() => self.lane_done(done)?,
                 Some(done) = self.fences.1.recv() => self.fence_done(done)?,
                 Some(durability) = self.polled.recv() => self.reached(durability?)?,
@@ -248,13 +266,19 @@ impl Loop {
                 () = tokio::time::sleep(Duration::from_millis(due_ms.unwrap_or_default())), if due_ms.is_some() => {
                     self.admit_due()?;
                 }
-                batch = self.batches.recv(), if self.admitting.is_none() => match batch {
+                batch = self.batches.recv(), if self.admitting.is_none() && self.drain.takes() => match batch {
                     Some(batch) => self.take(batch)?,
+                    None if stop.is_cancelled() => self.has_run_dry(),
                     None => return self.reader_ended(tasks).await,
                 },
             }
             self.execute(tasks).await?;
             self.saver.save_if_due();
+            if self.is_drained() {
+                self.say_what_is_left();
+                return Ok(());
+            }
+            self.show_late();
         }
     }
 
@@ -280,7 +304,9 @@ impl Loop {
         let mut rest = batch.changes.into_iter();
         let (next, atomic) = (rest.next(), batch.atomic);
         self.admitting = Some(Admitting { slot, next, rest, last: batch.last, atomic });
-        self.admit_due()
+        self.admit_due()?;
+        self.leave_delayed();
+        Ok(())
     }
 
     /// Milliseconds until the next delayed change is due; `None` when none waits.
@@ -328,6 +354,10 @@ impl Loop {
                 let (outcome, newest) = outcome?;
                 self.durable.wrote(newest);
                 self.ddl_done(id, outcome)?;
+            }
+            FenceDone::CopyIn(id, _, Err(error)) if self.stop.is_cancelled() && error.kind() == Kind::Unavailable => {
+                tracing::debug!(%error, "a copy over the filter's border is given up");
+                self.core.given_up(id)?;
             }
             FenceDone::CopyIn(id, source, copied) => {
                 let (copied, newest) = copied?;
@@ -402,7 +432,7 @@ impl Loop {
     }
 
     fn reached(&mut self, durability: Durability) -> Result<()> {
-        let position = self.durable.reached(durability).map_err(|_| {
+        let position = self.durable.reached(durability, self.core.is_busy()).map_err(|_| {
             Error::new(Side::Sink, Kind::FailedOver, "the target elected a new primary while writes were not durable")
         })?;
         if let Some(position) = position {
@@ -486,7 +516,7 @@ impl Loop {
 
     fn copy_in(&self, tasks: &mut Supervisor, fence: FenceId, change: Box<Change>, overlap: bool) {
         let (border, sink) = (Arc::clone(&self.border), Arc::clone(&self.sink));
-        let (done, stop) = (self.fences.0.clone(), tasks.token());
+        let (done, stop) = (self.fences.0.clone(), self.stop.child_token());
         tasks.spawn("copy into the filter", async move {
             let copied = border.copy_in(&change, overlap, &stop).await;
             let copied = async { Ok((copied?, sink.durability().await?.newest)) }.await;
@@ -511,23 +541,7 @@ impl Loop {
         self.metrics.sink.changes.inc_by(counts.accepted - before.accepted);
     }
 
-    /// Waits until all that is accepted is durable, and stores it: what must be true before a destructive DDL.
-    async fn store_now(&mut self) -> Result<()> {
-        self.after_core()?;
-        while self.durable.is_waiting() {
-            let durability = self.sink.durability().await?;
-            self.reached(durability)?;
-            if self.durable.is_waiting() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-        if let Some(position) = self.saver.store_now().await? {
-            self.saved(position);
-        }
-        Ok(())
-    }
-
-    /// Lets what is on its way come back, then stores the last position. New work is not taken any more.
+    /// After a fault: lets the flushes that are on their way come back, then stores the last position.
     async fn finish(&mut self) -> Result<()> {
         let mut first_error = Ok(());
         while self.lanes.busy() > 0 {

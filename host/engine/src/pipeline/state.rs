@@ -4,11 +4,12 @@
 //! barriers that DDL and unique-key conflicts put up, the changes held behind them, and the tracker of positions.
 //! Nothing here waits, does I/O or reads a clock, so an event sequence replays exactly.
 
+mod drain;
 mod fence;
 mod parking;
 mod whole;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::ack::{AckTracker, SlotId};
@@ -17,12 +18,14 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::model::key::{id_alone, selector};
 use crate::model::{Change, ChangeBatch, CollectionUuid, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
 use crate::schedule::coalesce::content;
-use crate::schedule::lane::{Acks, Address};
+use crate::schedule::lane::Acks;
 use crate::schedule::{Contention, Lane, Pending, Scope, Spread};
 use crate::sink::{FlushReport, Refusal, Write};
 
+pub use drain::Left;
 pub use fence::FenceId;
-use fence::{Fence, Held, Phase, Purpose};
+use fence::{Fence, Held, Purpose};
+use parking::Parked;
 
 /// What the loop must do next.
 #[derive(Debug)]
@@ -87,10 +90,10 @@ pub struct Core {
     crowded: Option<NamespaceId>,
     fences: Vec<Fence>,
     held: Held,
-    parked: HashMap<Address, VecDeque<Pending>>,
-    /// Bytes that parked writes own, an upper bound.
-    parked_bytes: usize,
+    parked: Parked,
     passed_mark: bool,
+    /// The source has stopped: nothing long is begun any more.
+    draining: bool,
     /// DDL entries that wait for the mark: not acknowledged, so that a restart meets them again.
     postponed: Vec<SlotId>,
     next_fence: u64,
@@ -115,9 +118,9 @@ impl Core {
             crowded: None,
             fences: Vec::new(),
             held: Held::default(),
-            parked: HashMap::new(),
-            parked_bytes: 0,
+            parked: Parked::default(),
             passed_mark: false,
+            draining: false,
             postponed: Vec::new(),
             next_fence: 0,
             commands: Vec::new(),
@@ -258,13 +261,6 @@ impl Core {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.tracker.outstanding() == 0 && self.fences.is_empty() && self.held.changes.is_empty()
-    }
-
-    /// Whether something was handed out that has not come back: the loop must not end before it has.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.lanes.iter().any(Lane::is_busy)
-            || self.fences.iter().any(|fence| matches!(fence.phase, Phase::Settling | Phase::Fired))
     }
 
     /// Batches that wait for their last acknowledgement.

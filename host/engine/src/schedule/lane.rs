@@ -109,7 +109,9 @@ impl Pending {
         self.bytes()
     }
 
-    fn bytes(&self) -> usize {
+    /// Bytes of its key and content.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         let patches = |list: &[Patch]| list.iter().map(Patch::bytes).sum::<usize>();
         self.write.key.len()
             + match &self.write.content {

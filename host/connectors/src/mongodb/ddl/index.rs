@@ -11,6 +11,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 
+use super::super::patience::answered;
 use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
 use crate::mongodb::command::Concern;
 use crate::mongodb::identity::{CollectionInfo, Standing};
@@ -126,8 +127,10 @@ impl Executor<'_> {
         };
         let failed = |e| classify::error(Side::Sink, &format!("list the indexes of {name} (needs `listIndexes`)"), e);
         let command = bson::doc! { "listIndexes": name.collection() };
-        let cursor = self.sink.client.database(name.database()).run_cursor_command(command).await.map_err(failed)?;
-        let listed: Vec<RawDocumentBuf> = cursor.with_type().try_collect().await.map_err(failed)?;
+        let database = self.sink.client.database(name.database());
+        let list = async { database.run_cursor_command(command).await?.with_type().try_collect().await };
+        let doing = &format!("list the indexes of {name}");
+        let listed: Vec<RawDocumentBuf> = answered(Side::Sink, doing, list).await?.map_err(failed)?;
         for spec in listed {
             if !is_meant(change.value, spec.as_bytes())? {
                 continue;

@@ -208,6 +208,14 @@ impl Source for MergedSource {
             .ok_or_else(|| Error::new(Side::Config, Kind::Misconfigured, "a sharded source needs a shard"))
     }
 
+    async fn written(&self) -> Result<OpTime> {
+        let written = try_join_all(self.shards.iter().map(|shard| shard.oplog.written())).await?;
+        written
+            .into_iter()
+            .max_by_key(|time| time.ts())
+            .ok_or_else(|| Error::new(Side::Config, Kind::Misconfigured, "a sharded source needs a shard"))
+    }
+
     /// The cut of this moment: everything older is majority-committed on every shard.
     async fn now(&self) -> Result<Position> {
         let times = try_join_all(self.shards.iter().map(|shard| Moment::of(&shard.client))).await?;

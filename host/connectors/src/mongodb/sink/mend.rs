@@ -11,6 +11,7 @@ use oplogue_engine::model::raw::{self, Elements};
 use oplogue_engine::model::{DocumentKey, Namespace, OpTime, Origin};
 use oplogue_engine::sink::{FlushReport, Write};
 
+use super::super::patience::answered;
 use super::counters::count;
 use super::cure::{self, Cure, cure};
 use super::namespace::{Item, Place};
@@ -361,9 +362,10 @@ async fn batches(client: &Client, name: &Namespace, side: Side, doing: &str, com
     let command = command::raw(command.finish())?;
     let failed = |e| classify::error(side, &format!("{doing} of {name}"), e);
     let database = client.database(name.database());
-    let mut cursor = database.run_raw_cursor_command(command).batch().await.map_err(failed)?;
+    let asked = database.run_raw_cursor_command(command).batch();
+    let mut cursor = answered(side, doing, asked).await?.map_err(failed)?;
     let mut replies = Vec::new();
-    while let Some(batch) = cursor.next().await {
+    while let Some(batch) = answered(side, doing, cursor.next()).await? {
         replies.push(Bytes::copy_from_slice(batch.map_err(failed)?.as_raw_document().as_bytes()));
     }
     Ok(replies)

@@ -7,7 +7,7 @@
 
 use oplogue_engine::error::Result;
 use oplogue_engine::model::NamespaceId;
-use oplogue_engine::sink::{FlushReport, Refusal, WholeReport, Write};
+use oplogue_engine::sink::{FlushReport, Refusal, WholeReport, Write, newest_write};
 
 use super::namespace::Prepared;
 use super::together::{self, Why};
@@ -61,7 +61,7 @@ impl MongoSink {
         let mut offset = 0;
         for (number, wave) in waves.iter().enumerate() {
             let part = self.write(wave).await?;
-            all.operation_time = all.operation_time.max(part.operation_time);
+            all.operation_time = newest_write(all.operation_time, part.operation_time);
             let (unique, other): (Vec<_>, Vec<_>) =
                 part.refused.into_iter().partition(|(_, refusal)| matches!(refusal, Refusal::UniqueKey { .. }));
             all.refused.extend(other.into_iter().map(|(at, refusal)| (at + offset, refusal)));
@@ -72,7 +72,7 @@ impl MongoSink {
                 let rest: Vec<Indexed<'_>> = own.chain(later).collect();
                 let writes: Vec<Write> = rest.iter().map(|(_, write)| (*write).clone()).collect();
                 let settled = self.settle_group(&writes, true).await?;
-                all.operation_time = all.operation_time.max(settled.operation_time);
+                all.operation_time = newest_write(all.operation_time, settled.operation_time);
                 let refused = settled.refused.into_iter();
                 all.refused.extend(refused.filter_map(|(at, refusal)| Some((rest.get(at)?.0, refusal))));
                 break;

@@ -14,7 +14,7 @@ use oplogue_engine::model::raw::{self, kind};
 use oplogue_engine::model::{CollectionUuid, Namespace};
 use oplogue_engine::source::CollectionPlan;
 
-use super::SnapshotSource;
+use super::{SnapshotOptions, SnapshotSource};
 use crate::mongodb::{classify, reply};
 
 /// Where the server keeps the documents of a time-series collection.
@@ -40,6 +40,7 @@ async fn databases(source: &SnapshotSource) -> Result<Vec<String>> {
     names.retain(|name| match name.as_str() {
         "local" => false,
         "admin" | "config" => source.options.special_databases.contains(name),
+        _ if *name == source.options.own_database => source.options.special_databases.contains(name),
         _ => !source.options.skip_databases.contains(name),
     });
     names.sort();
@@ -59,6 +60,8 @@ async fn of_database(source: &SnapshotSource, database: &str) -> Result<Vec<Coll
     let buckets: HashMap<String, CollectionUuid> =
         entries.iter().filter_map(|entry| Some((entry.name.strip_prefix(BUCKETS)?.to_owned(), entry.uuid?))).collect();
     entries.retain(|entry| entry.name == "system.js" || !entry.name.starts_with("system."));
+    let SnapshotOptions { own_database, own_collection, .. } = &source.options;
+    entries.retain(|entry| database != own_database || entry.name != *own_collection);
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries.into_iter().map(|entry| entry.plan(database, &buckets)).collect())
 }

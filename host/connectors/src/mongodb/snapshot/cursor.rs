@@ -22,6 +22,7 @@ use oplogue_engine::model::{CollectionUuid, DocumentKey, OpTime};
 use oplogue_engine::source::{Partition, ScanOrder, SnapshotCursor};
 
 use crate::mongodb::classify;
+use crate::mongodb::patience::{self, Asked, worked_on};
 use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
 
 /// Documents of the first request, which shows how large documents are.
@@ -55,6 +56,11 @@ impl Read {
     /// The shard key's index, where the partition is a range of that.
     fn index(&self) -> Option<&Bytes> {
         self.partition.owned.as_ref()?.index.as_ref()
+    }
+
+    /// A read of it. One waits as long as the server works on it: a prepared transaction can hold it up for hours.
+    fn asked<'a>(&'a self, comment: &'a str) -> Asked<'a> {
+        Asked { side: Side::Source, client: &self.client, criteria: Some(&self.criteria), comment }
     }
 
     /// What stands in place of bounds.
@@ -106,6 +112,8 @@ pub(super) struct PartitionCursor {
     estimate: usize,
     /// The collection had another name at some time.
     moved: bool,
+    /// By which the server tells these reads from others.
+    comment: String,
 }
 
 impl PartitionCursor {
@@ -126,6 +134,7 @@ impl PartitionCursor {
             skip: Skip::Nothing,
             delivered: None,
             moved: false,
+            comment: patience::comment(),
         }
     }
 
@@ -210,7 +219,8 @@ impl PartitionCursor {
         let Some(cursor) = self.cursor.get() else {
             return Ok(None);
         };
-        cursor.next().await.transpose().map_err(|e| match classify::code(&e) {
+        let command = self.read.asked(&self.comment);
+        worked_on(&command, &doing, cursor.next()).await?.transpose().map_err(|e| match classify::code(&e) {
             // CappedPositionLost: the collection rolled over the cursor. What is left is read again.
             Some(136) => Error::new(Side::Source, Kind::CursorLost, format!("{doing}: the collection rolled over")),
             code => {
@@ -257,8 +267,9 @@ impl PartitionCursor {
             self.opening.put(Some(opening));
         }
         let Some(opening) = self.opening.get() else { return Ok(false) };
-        let opened = opening.await;
+        let opened = worked_on(&self.read.asked(&self.comment), "open a cursor of the copy", opening).await;
         self.opening.put(None);
+        let opened = opened?;
         let Some(cursor) = self.unless_moved(opened)? else { return Ok(false) };
         self.cursor.put(Some(cursor));
         self.open = true;
@@ -280,6 +291,7 @@ impl PartitionCursor {
         let mut command = rawdoc! {
             "find": self.read.partition.namespace.collection(),
             "readConcern": self.read_concern(),
+            "comment": self.comment.as_str(),
         };
         if let Some(uuid) = self.read.uuid {
             let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() };

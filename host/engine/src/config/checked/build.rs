@@ -206,6 +206,12 @@ impl Builder<'_> {
         if let Some(db) = passing.iter().find(|db| !special(db)) {
             self.note("filter.pass.special.db", &format!("{db} is no special database: it passes anyway"));
         }
+        if passing.iter().any(|db| db == "local") {
+            self.note(
+                "filter.pass.special.db",
+                "local belongs to each server: it is never copied, and never in the oplog",
+            );
+        }
         let held = white.iter().filter_map(|rule| rule.split('.').next()).find(|db| special(db));
         if let Some(db) = held.filter(|db| !passing.iter().any(|passed| passed == db)) {
             let text = format!("{db} is a special database: it passes only when filter.pass.special.db names it too");
@@ -490,6 +496,7 @@ fn limits(s: &Settings) -> Limits {
         spill_bytes: s.bytes("limits.spill_bytes") as u64,
         guest_memory_bytes: s.bytes("limits.guest_memory_bytes"),
         guest_batch_time: s.time("limits.guest_batch_time"),
+        answer_time: s.time("limits.answer_time"),
         shutdown_time: s.time("limits.shutdown_time"),
     }
 }

@@ -26,6 +26,9 @@ pub(super) const KEYS: &[KeySpec] = &[
         "Memory of one instance of a plugin."),
     key("limits.guest_batch_time", Time(TimeUnit::Milliseconds, 10, 600_000), "1000", Oplogue, Supported,
         "A plugin that works longer on one batch is stopped."),
+    key("limits.answer_time", Time(TimeUnit::Seconds, 1, 3_600), "120", Oplogue, Supported,
+        "A server that leaves a request without an answer for so long has lost its network: the run goes back and asks \
+         again. Commands that may take hours count as answered while the server works on them."),
     key("limits.shutdown_time", Time(TimeUnit::Seconds, 1, 86_400), "30", Oplogue, Supported,
         "Time for an ordered shutdown, then exit code 3."),
 ];

@@ -8,16 +8,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
 use crate::decode::{Answer, Decode, DecodeCounts, Need, Step};
 use crate::error::{Kind, Result};
 use crate::metrics::{DropReason, Metrics, Status};
-use crate::model::{ChangeBatch, OpTime};
+use crate::model::{ChangeBatch, OpTime, RawBatch};
 use crate::plugin::{ChainWorker, PluginChain};
 use crate::source::Source;
 use crate::spill::Spill;
 use crate::supervise::Supervisor;
+
+/// The names of the tasks before the loop.
+pub(super) const READER: &str = "reader";
+pub(super) const CHAIN: &str = "plugin chain";
 
 /// Batches between two stages.
 const QUEUE: usize = 4;
@@ -34,27 +39,29 @@ pub(super) struct Parts {
     pub(super) spill: Spill,
 }
 
-/// Starts both and returns the batches that come out of the chain, in order.
+/// Starts both and returns the batches that come out of the chain, in order. After `stop` what was read before it
+/// still comes, and then the channel is closed.
 pub(super) fn start(
     tasks: &mut Supervisor,
     parts: Parts,
     chain: Arc<dyn PluginChain>,
-    metrics: &Metrics,
-    status: &Status,
+    (metrics, status): (&Metrics, &Status),
+    stop: &CancellationToken,
 ) -> mpsc::Receiver<ChangeBatch> {
     let (decoded, to_chain) = mpsc::channel(QUEUE);
     let (chained, out) = mpsc::channel(QUEUE);
-    let stop = tasks.token();
-    let reader = Reader { parts, metrics: metrics.clone(), status: status.clone(), newest_at: None };
-    tasks.spawn("reader", async move {
+    let abort = tasks.token();
+    let (metrics_of, status_of, stop) = (metrics.clone(), status.clone(), stop.clone());
+    let reader = Reader { parts, metrics: metrics_of, status: status_of, newest_at: None, stop };
+    tasks.spawn(READER, async move {
         tokio::select! {
             biased;
-            () = stop.cancelled() => Ok(()),
+            () = abort.cancelled() => Ok(()),
             ended = reader.run(decoded) => ended,
         }
     });
     let (metrics, status) = (metrics.clone(), status.clone());
-    tasks.spawn_blocking("plugin chain", move || {
+    tasks.spawn_blocking(CHAIN, move || {
         let generations = Arc::clone(&chain);
         let worker = chain.worker()?;
         pass_through(worker, to_chain, &chained, &metrics, || status.set_generations(generations.generations()))
@@ -67,31 +74,25 @@ struct Reader {
     metrics: Metrics,
     status: Status,
     newest_at: Option<Instant>,
+    stop: CancellationToken,
 }
 
 impl Reader {
     async fn run(mut self, out: mpsc::Sender<ChangeBatch>) -> Result<()> {
         self.metrics.source.opens.inc();
+        let stop = self.stop.clone();
         loop {
-            if self.status.is_paused() {
-                self.status.wait_while_paused().await;
-            }
-            self.ask_newest().await?;
-            let raw = match self.parts.source.next().await {
-                Ok(raw) => raw,
-                // A pause longer than a cursor lives (a delay at the byte budget) costs no more than a new cursor.
-                Err(error) if error.kind() == Kind::CursorLost => {
-                    tracing::info!(%error, "the source's cursor is opened again");
-                    self.parts.source.open(&self.parts.decoder.reopen()).await?;
-                    self.metrics.source.opens.inc();
-                    continue;
-                }
-                Err(error) => return Err(error),
+            // The source is left in the middle of a request; what it had delivered is handed on below.
+            let raw = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                raw = self.next() => raw?,
             };
             let bytes = raw.entries.len() as u64;
             let before = self.parts.decoder.counts();
             self.parts.decoder.begin(raw);
-            loop {
+            // Between two batches is a place to stop as well: a reply can hold a large transaction.
+            while !stop.is_cancelled() {
                 match self.parts.decoder.step()? {
                     Step::Batch(batch) => {
                         self.status.positions().set_read(read_up_to(&batch));
@@ -108,6 +109,25 @@ impl Reader {
                 }
             }
             self.measure(before, bytes);
+        }
+    }
+
+    /// The next reply, unless reading is paused.
+    async fn next(&mut self) -> Result<RawBatch> {
+        loop {
+            if self.status.is_paused() {
+                self.status.wait_while_paused().await;
+            }
+            self.ask_newest().await?;
+            match self.parts.source.next().await {
+                // A pause longer than a cursor lives (a delay at the byte budget) costs no more than a new cursor.
+                Err(error) if error.kind() == Kind::CursorLost => {
+                    tracing::info!(%error, "the source's cursor is opened again");
+                    self.parts.source.open(&self.parts.decoder.reopen()).await?;
+                    self.metrics.source.opens.inc();
+                }
+                read => return read,
+            }
         }
     }
 

@@ -35,6 +35,18 @@ pub(super) enum Phase {
     Settled,
     /// The command is out.
     Fired,
+    /// The shutdown leaves it to the next start, with everything behind it.
+    Left,
+}
+
+impl Phase {
+    /// Whether a command is out that has not come back.
+    pub(super) fn is_out(self) -> bool {
+        match self {
+            Self::Settling | Self::Fired => true,
+            Self::Draining | Self::Settled | Self::Left => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -100,6 +112,11 @@ impl Held {
         self.changes.push_back((slot, Waiting::Whole(changes)));
     }
 
+    /// Changes that wait.
+    pub(super) fn count(&self) -> usize {
+        self.changes.iter().map(|(_, waiting)| waiting.changes().len()).sum()
+    }
+
     /// Whether a later change of `namespace` must stay behind something that is held.
     fn covers(&self, namespace: NamespaceId) -> bool {
         self.namespaces.contains(&namespace) || self.scopes.iter().any(|scope| scope.covers(namespace))
@@ -155,7 +172,8 @@ impl Core {
             return Ok(());
         };
         let (id, scope, phase) = (fence.id, fence.scope, fence.phase);
-        if self.is_blocked(at) || !self.drained(scope) || matches!(phase, Phase::Settling | Phase::Fired) {
+        let waits = matches!(phase, Phase::Draining | Phase::Settled);
+        if !waits || self.is_blocked(at) || !self.drained(scope) || self.leaves(at) {
             return Ok(());
         }
         if phase == Phase::Draining {

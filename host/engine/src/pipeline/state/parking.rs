@@ -4,7 +4,7 @@
 //! no verdict yet. A parked write takes every later write of its document along, in order, and has a bound in bytes of
 //! its own. It never decides how colliding writes are put in place; that is the sink's settlement.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::fence::{FenceId, Phase, Purpose};
 use super::{Core, bug};
@@ -16,26 +16,74 @@ use crate::sink::{Content, FlushReport, Refusal};
 /// Bytes that parked writes may own.
 const PARKED_BYTES_MAX: usize = 64 << 20;
 
+/// Parked writes by document, oldest first, and the bytes that they own at this moment.
+#[derive(Debug, Default)]
+pub(super) struct Parked {
+    documents: HashMap<Address, VecDeque<Pending>>,
+    bytes: usize,
+}
+
+impl Parked {
+    /// How many documents wait.
+    pub(super) fn documents(&self) -> usize {
+        self.documents.len()
+    }
+
+    fn holds(&self, address: &Address) -> bool {
+        self.documents.contains_key(address)
+    }
+
+    /// Puts a write behind those of its document, as one with the last of them where it can be.
+    fn add(&mut self, mut pending: Pending) {
+        let own = pending.detach();
+        let waiting = self.documents.entry(pending.address).or_default();
+        let last = waiting.back().map(Pending::bytes).unwrap_or_default();
+        // What was merged can be smaller than either: a delete needs nothing of what was before.
+        self.bytes = self.bytes.saturating_sub(last);
+        let apart = match waiting.back_mut() {
+            Some(last) => last.absorb(pending),
+            None => Some(pending),
+        };
+        self.bytes += waiting.back().map(Pending::bytes).unwrap_or_default();
+        if let Some(apart) = apart {
+            self.bytes += own;
+            waiting.push_back(apart);
+        }
+    }
+
+    /// A write comes back from a settlement that did not settle it; those of a document come in their order.
+    fn put_back(&mut self, pending: Pending) {
+        self.bytes += pending.bytes();
+        self.documents.entry(pending.address).or_default().push_back(pending);
+    }
+
+    /// Takes out all writes of one document.
+    fn take(&mut self, address: &Address) -> VecDeque<Pending> {
+        let taken = self.documents.remove(address).unwrap_or_default();
+        self.bytes = self.bytes.saturating_sub(taken.iter().map(Pending::bytes).sum());
+        taken
+    }
+
+    /// Whether nothing but a delete is left of a document.
+    fn is_delete(&self, address: &Address) -> bool {
+        let waiting = self.documents.get(address).filter(|waiting| waiting.len() == 1);
+        waiting.and_then(VecDeque::front).is_some_and(|pending| matches!(pending.write.content, Content::Delete))
+    }
+}
+
 impl Core {
     /// A unique key refused a write: it waits until its collection is drained, with everything later of its document.
     pub(super) fn park(&mut self, lane: usize, pending: Pending) -> Result<()> {
         let address = pending.address;
         self.counts.parked += 1;
         let later = self.lanes.get_mut(lane).map(|lane| lane.take(&address)).unwrap_or_default();
-        let mut waiting = VecDeque::from([pending]);
-        for pending in &mut waiting {
-            self.parked_bytes += pending.detach();
-            self.tracker.park(&pending.acks, true)?;
-        }
-        for mut next in later {
+        self.tracker.park(&pending.acks, true)?;
+        self.parked.add(pending);
+        for next in later {
             self.settle_count(address.0)?;
-            self.parked_bytes += next.detach();
             self.tracker.park(&next.acks, true)?;
-            if let Some(apart) = absorb_last(&mut waiting, next) {
-                waiting.push_back(apart);
-            }
+            self.parked.add(next);
         }
-        self.parked.insert(address, waiting);
         self.after_parking(address)?;
         let scope = Scope::Collection(address.0);
         if self.options.auto && self.passed_mark && self.contention.collided(address.0, self.spread.returned(address.0))
@@ -53,20 +101,13 @@ impl Core {
     }
 
     /// Puts a write behind a parked one of its document; gives it back when there is none.
-    pub(super) fn join_parked(&mut self, mut pending: Pending) -> Result<Option<Pending>> {
-        if self.parked.is_empty() {
-            return Ok(Some(pending));
-        }
+    pub(super) fn join_parked(&mut self, pending: Pending) -> Result<Option<Pending>> {
         let address = pending.address;
-        let Some(waiting) = self.parked.get_mut(&address) else {
+        if !self.parked.holds(&address) {
             return Ok(Some(pending));
-        };
-        let acks = pending.acks.clone();
-        self.parked_bytes += pending.detach();
-        if let Some(apart) = absorb_last(waiting, pending) {
-            waiting.push_back(apart);
         }
-        self.tracker.park(&acks, true)?;
+        self.tracker.park(&pending.acks, true)?;
+        self.parked.add(pending);
         self.after_parking(address)?;
         Ok(None)
     }
@@ -74,36 +115,28 @@ impl Core {
     /// What is parked holds no memory of the source's replies any more, so it has a bound of its own; and a parked
     /// write that has become a delete can collide with nothing, so it is free again.
     fn after_parking(&mut self, address: Address) -> Result<()> {
-        let waiting = self.parked.get(&address);
-        let is_delete = |pending: &Pending| matches!(pending.write.content, Content::Delete);
-        if waiting.is_some_and(|waiting| waiting.len() == 1 && waiting.front().is_some_and(is_delete)) {
-            for pending in self.parked.remove(&address).into_iter().flatten() {
+        if self.parked.is_delete(&address) {
+            for pending in self.parked.take(&address) {
                 self.tracker.park(&pending.acks, false)?;
                 self.enqueue(pending);
             }
         }
-        if self.parked.is_empty() {
-            self.parked_bytes = 0;
-        }
-        if self.parked_bytes > PARKED_BYTES_MAX {
+        if self.parked.bytes > PARKED_BYTES_MAX {
             let text = format!(
                 "{} documents collide on unique indexes of the target while changes may be repeated, more than can be \
                  kept until that is over; drop the unique indexes and let Oplogue build them again",
-                self.parked.len()
+                self.parked.documents()
             );
             return Err(Error::new(Side::Sink, Kind::Exhausted, text));
         }
         Ok(())
     }
 
-    fn park_again(&mut self, pending: Pending) {
-        self.parked.entry(pending.address).or_default().push_back(pending);
-    }
-
     pub(super) fn take_parked(&mut self, scope: Scope) -> Vec<Pending> {
-        let mut addresses: Vec<_> = self.parked.keys().filter(|address| scope.covers(address.0)).copied().collect();
+        let covered = self.parked.documents.keys().filter(|address| scope.covers(address.0));
+        let mut addresses: Vec<_> = covered.copied().collect();
         addresses.sort_unstable();
-        addresses.iter().filter_map(|address| self.parked.remove(address)).flatten().collect()
+        addresses.iter().flat_map(|address| self.parked.take(address)).collect()
     }
 
     /// A settlement is done; `report` names the writes that collide even so.
@@ -127,7 +160,8 @@ impl Core {
                     self.tracker.park(&pending.acks, false)?;
                     self.acknowledge(&pending.acks)?;
                 }
-                Some(Refusal::UniqueKey { .. }) if !is_final => self.park_again(pending),
+                // It owns its bytes already, and its acknowledgements are noted as parked.
+                Some(Refusal::UniqueKey { .. }) if !is_final => self.parked.put_back(pending),
                 Some(Refusal::UniqueKey { index, message }) => {
                     let text = format!("unique index {index}: {message}");
                     return Err(self.refused(pending.address.0, &pending.write, &text, Kind::Conflict));
@@ -149,13 +183,5 @@ impl Core {
             self.release()?;
         }
         self.pump()
-    }
-}
-
-/// Merges into the last waiting write; gives the write back when it must stand alone.
-fn absorb_last(waiting: &mut VecDeque<Pending>, pending: Pending) -> Option<Pending> {
-    match waiting.back_mut() {
-        Some(last) => last.absorb(pending),
-        None => Some(pending),
     }
 }

@@ -1,10 +1,10 @@
 //! The state machine against a model target, by seed: random changes, random completion order, crashes and replays.
 //!
 //! The model applies what the core flushes to maps of documents; a document is the list of the patches it got. After
-//! any crash the stream is replayed from the last watermark, in overlap, and at the end the target must equal the
+//! any crash or shutdown the stream is replayed from the last watermark, in overlap, and at the end the target must equal the
 //! source. A printed seed replays the failing run exactly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bson::rawdoc;
 use bytes::Bytes;
@@ -164,7 +164,49 @@ fn batches(rng: &mut StdRng, log: &[Change], from: usize) -> VecDeque<ChangeBatc
     out
 }
 
-/// One run until the end or a crash; returns the watermark it reached.
+/// Does what a command says on the model target, and tells the core.
+fn answer(core: &mut Core, target: &mut Target, command: Command, safe: &mut usize) {
+    match command {
+        Command::Flush { lane, writes } => {
+            let report = target.write(&writes);
+            core.flushed(lane, writes, &report).unwrap();
+        }
+        Command::Ddl { fence, change, .. } => {
+            let inc = change.time.inc;
+            if let Some(Ddl::Drop { namespace }) = change.ddl.as_deref() {
+                // What precedes a destructive DDL is stored before it runs.
+                *safe = (*safe).max(core.take_watermark().map_or(*safe, |p| p.time().inc as usize));
+                assert_eq!(*safe as u32 + 1, inc, "the position before the drop is not safe");
+                if target.executed.insert(inc) {
+                    target.docs.retain(|(ns, _), _| *ns != namespace.target);
+                }
+            }
+            core.fence_done(fence).unwrap();
+        }
+        Command::Settle { fence, writes, .. } => {
+            writes.iter().for_each(|write| target.apply(write));
+            core.settled(fence, &FlushReport::default()).unwrap();
+        }
+        Command::Whole { fence, waves } => {
+            waves.iter().flatten().for_each(|write| target.apply(write));
+            core.whole_done(fence, waves, &FlushReport::default()).unwrap();
+        }
+        Command::Mark { fence } => core.fence_done(fence).unwrap(),
+    }
+}
+
+/// How a run of the simulation ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With the log.
+    Complete,
+    /// At any moment, with whatever was in flight.
+    Crash,
+    /// Asked for at any moment: nothing more is read, and what was read runs dry.
+    Shutdown,
+}
+
+/// One run until its end; returns the watermark it reached.
 fn run(
     rng: &mut StdRng,
     namespaces: &Arc<Namespaces>,
@@ -172,7 +214,7 @@ fn run(
     from: usize,
     target: &mut Target,
     until: OpTime,
-    crash: bool,
+    end: End,
 ) -> usize {
     let single_lane = if rng.random_bool(0.3) { HashSet::from([namespaces.intern("db.c0")]) } else { HashSet::new() };
     let options = CoreOptions {
@@ -186,44 +228,27 @@ fn run(
     let mut todo = batches(rng, log, from);
     let mut out: Vec<Command> = Vec::new();
     let mut safe = from;
-    let mut steps_left = if crash { rng.random_range(0..60) } else { usize::MAX };
-    while !(todo.is_empty() && out.is_empty() && core.is_idle()) {
+    let mut steps_left = if end == End::Complete { usize::MAX } else { rng.random_range(0..60) };
+    let (mut fed, mut draining) = (from, false);
+    while !(todo.is_empty() && out.is_empty() && (core.is_idle() || draining)) {
         if steps_left == 0 {
-            return safe;
+            if end == End::Crash {
+                return safe;
+            }
+            (draining, steps_left) = (true, usize::MAX);
+            todo.clear();
+            core.drain();
+            continue;
         }
         steps_left -= 1;
         if !todo.is_empty() && (out.is_empty() || rng.random_bool(0.5)) {
-            core.batch(todo.pop_front().unwrap()).unwrap();
+            let batch = todo.pop_front().unwrap();
+            fed = batch.last.time().inc as usize;
+            core.batch(batch).unwrap();
         } else {
             assert!(!out.is_empty(), "nothing is in flight and the core is not idle: {core:#?}");
             let at = rng.random_range(0..out.len());
-            match out.swap_remove(at) {
-                Command::Flush { lane, writes } => {
-                    let report = target.write(&writes);
-                    core.flushed(lane, writes, &report).unwrap();
-                }
-                Command::Ddl { fence, change, .. } => {
-                    let inc = change.time.inc;
-                    if let Some(Ddl::Drop { namespace }) = change.ddl.as_deref() {
-                        // What precedes a destructive DDL is stored before it runs.
-                        safe = safe.max(core.take_watermark().map_or(safe, |p| p.time().inc as usize));
-                        assert_eq!(safe as u32 + 1, inc, "the position before the drop is not safe");
-                        if target.executed.insert(inc) {
-                            target.docs.retain(|(ns, _), _| *ns != namespace.target);
-                        }
-                    }
-                    core.fence_done(fence).unwrap();
-                }
-                Command::Settle { fence, writes, .. } => {
-                    writes.iter().for_each(|write| target.apply(write));
-                    core.settled(fence, &FlushReport::default()).unwrap();
-                }
-                Command::Whole { fence, waves } => {
-                    waves.iter().flatten().for_each(|write| target.apply(write));
-                    core.whole_done(fence, waves, &FlushReport::default()).unwrap();
-                }
-                Command::Mark { fence } => core.fence_done(fence).unwrap(),
-            }
+            answer(&mut core, target, out.swap_remove(at), &mut safe);
         }
         out.extend(core.take_commands());
         if let Some(position) = core.take_watermark() {
@@ -232,7 +257,12 @@ fn run(
             safe = now;
         }
     }
-    log.len()
+    if draining {
+        assert!(!core.is_busy(), "what was handed out has come back: {core:#?}");
+        assert!(core.left().is_nothing() || !core.passed_mark(), "after the mark nothing is left: {core:#?}");
+        assert_eq!(safe == fed, core.left().is_nothing(), "what was read is safe unless something is left");
+    }
+    safe
 }
 
 #[test]
@@ -249,10 +279,11 @@ fn target_equals_source_after_any_order_and_any_crash() {
             for crash in 0..crashes {
                 // A restart is in overlap until the newest entry at that moment.
                 let until = if crash == 0 { OpTime::default() } else { OpTime::new(1, 120, 1) };
-                from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, true);
+                let end = if rng.random_bool(0.5) { End::Crash } else { End::Shutdown };
+                from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, end);
             }
             let until = OpTime::new(1, if crashes == 0 { 60 } else { 120 }, 1);
-            from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, false);
+            from = run(&mut rng, &namespaces, &source.log, from, &mut target, until, End::Complete);
             assert_eq!(from, source.log.len());
             assert_eq!(target.docs, source.state);
         }));

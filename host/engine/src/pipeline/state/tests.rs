@@ -232,3 +232,73 @@ async fn parked_writes_are_outside_of_the_budget_and_bounded_by_themselves() {
     assert!(error.to_string().contains("collide on unique indexes of the target"), "{error}");
     assert_eq!(bench.core.take_watermark(), None, "nothing parked is passed");
 }
+
+/// A bench whose mark is passed.
+fn behind_the_mark() -> Bench {
+    let mut bench = Bench::new();
+    let commands = bench.write(4, bench.other, 4);
+    bench.core.fence_done(mark(&commands)).unwrap();
+    let commands = bench.core.take_commands();
+    assert!(bench.answer(commands, &[]).is_empty());
+    bench
+}
+
+/// A replacement of a mebibyte.
+fn large(bench: &Bench, inc: u32, id: i32) -> Change {
+    let binary = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 1 << 20] };
+    change(inc, bench.namespace, Bytes::from(rawdoc! { "_id": id, "pad": binary }.into_bytes()))
+}
+
+#[test]
+fn what_was_settled_counts_no_more_as_parked() {
+    let mut bench = behind_the_mark();
+    // Each round parks two mebibytes: together twice what may be parked at one time.
+    for round in 5..70 {
+        for id in [1, 2] {
+            let commands = bench.feed(large(&bench, round, id), Permit::none());
+            let commands = bench.answer(commands, &[id]);
+            let [Command::Settle { fence, .. }] = commands.as_slice() else { panic!("{commands:?}") };
+            bench.core.settled(*fence, &FlushReport::default()).unwrap();
+            assert!(bench.core.take_commands().is_empty());
+        }
+    }
+    assert!(bench.core.is_idle());
+}
+
+#[test]
+fn what_replaces_a_parked_document_takes_its_place() {
+    let mut bench = Bench::new();
+    let commands = bench.feed(large(&bench, 1, 1), Permit::none());
+    assert!(bench.answer(commands, &[1]).is_empty());
+    for _ in 0..100 {
+        assert!(bench.feed(large(&bench, 2, 1), Permit::none()).is_empty());
+    }
+    let mut delete = large(&bench, 2, 1);
+    delete.operation = Operation::Delete;
+    delete.key = Bytes::from(rawdoc! { "_id": 1 }.into_bytes());
+    delete.body = Bytes::new();
+    let commands = bench.feed(delete, Permit::none());
+    assert_eq!(flush(&commands), (vec![1], true), "a delete collides with nothing");
+    assert!(bench.answer(commands, &[]).is_empty());
+    assert!(bench.core.is_idle());
+}
+
+#[test]
+fn a_shutdown_leaves_what_waits_for_the_mark_and_a_copy_over_the_border() {
+    let mut bench = Bench::new();
+    let commands = bench.write(1, bench.namespace, 1);
+    assert!(bench.answer(commands, &[1]).is_empty(), "parked: it waits for the mark");
+    let commands = bench.write(2, bench.other, 2);
+    bench.core.drain();
+    let mut copy = change(3, bench.namespace, Bytes::new());
+    copy.operation = Operation::Ddl;
+    copy.ddl = Some(Box::new(Ddl::CopyIn { namespace: Routed::same(bench.namespace), drop_target: None }));
+    assert!(bench.feed(copy, Permit::none()).is_empty(), "the flush before it is out");
+    assert!(bench.write(3, bench.other, 3).is_empty(), "it waits for the copy");
+    assert!(bench.core.is_busy());
+    assert!(!bench.core.outstanding().is_empty());
+    assert!(bench.answer(commands, &[]).is_empty(), "a copy takes as long as it takes: it is not begun");
+    assert!(!bench.core.is_busy());
+    assert_eq!(bench.core.left(), Left { parked: 1, postponed: 0, copies: 1, held: 1 });
+    assert_eq!(bench.core.take_watermark(), None, "the position stands before what is left");
+}
