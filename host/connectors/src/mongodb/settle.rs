@@ -4,7 +4,7 @@
 //! order. So a group is reduced to one final image a document, and one transaction deletes all of the documents and
 //! inserts the images (correctness.md §4). Images of updates are computed by the target itself, with the same stages
 //! that an update would use. What collides even so is a conflict with a document outside of the group; it is
-//! reported, and the rest is settled without it.
+//! ruled over ([`overrule`]) and reported, and the rest is settled without it.
 
 use std::collections::BTreeMap;
 
@@ -19,19 +19,30 @@ use oplogue_engine::sink::{FlushReport, Write};
 use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
 use super::patch::{self, modifiers};
-use super::sink::{MongoSink, is_unique, refusal};
+use super::sink::{MongoSink, Obstacle};
 use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
 
 mod image;
+mod overrule;
 
 use image::{Computed, Image, Origin};
+pub(super) use overrule::Settlement;
 
 /// How often a transaction that the server broke off is tried again.
 const TRIES: usize = 8;
 
 /// Writes with their places, by collection and the cluster that they come from.
 type Groups<'w> = BTreeMap<(NamespaceId, Option<model::Origin>), Vec<(usize, &'w Write)>>;
+
+/// What one transaction does to one collection.
+#[derive(Clone, Copy)]
+struct Group<'g, 'a> {
+    name: &'g Namespace,
+    images: &'g [Image<'a>],
+    /// Documents of others that stand in the way.
+    obstacles: &'g [(DocumentKey, Obstacle)],
+}
 
 /// What one try came to.
 enum Try {
@@ -97,26 +108,25 @@ impl MongoSink {
         writes: &[(usize, &Write)],
         last_word: bool,
     ) -> Result<FlushReport> {
-        let mut images = image::images(writes)?;
-        let mut report = FlushReport::default();
+        self.settle_all(name, Settlement::new(image::images(writes)?, last_word)).await
+    }
+
+    /// Puts images of one collection in place, or reports why not.
+    ///
+    /// # Errors
+    /// When the outcome is unknown, or a ruling could not be carried out.
+    pub(super) async fn settle_all(&self, name: &Namespace, mut open: Settlement<'_>) -> Result<FlushReport> {
         let mut broken_off = 0;
-        while !images.is_empty() {
-            match self.settle_once(name, &images).await? {
+        while !open.images.is_empty() || !open.waiting.is_empty() {
+            let group = Group { name, images: &open.images, obstacles: &open.obstacles };
+            match self.settle_groups(&[group]).await? {
                 Try::Settled(time) => {
-                    report.operation_time = time;
-                    break;
+                    open.report.operation_time = time.max(open.report.operation_time);
+                    self.settled(name, &mut open)?;
                 }
-                Try::Collides(at, error) => {
-                    let image = images.remove(at);
-                    for (index, write) in &image.writes {
-                        let waits = is_unique(&error) && !last_word;
-                        if waits || !self.lose(name, write, &error).await? {
-                            report.refused.push((*index, refusal(&error)));
-                        }
-                    }
-                }
+                Try::Collides(at, error) => self.collided(name, &mut open, at, &error).await?,
                 Try::Uncomputed(at) => {
-                    if let Some(image) = images.get_mut(at) {
+                    if let Some(image) = open.images.get_mut(at) {
                         image.from_source = true;
                     }
                 }
@@ -127,21 +137,16 @@ impl MongoSink {
                 Try::Again(e) => return Err(classify::error(Side::Sink, "settle unique keys in a transaction", e)),
             }
         }
-        Ok(report)
+        Ok(open.report)
     }
 
-    async fn settle_once(&self, name: &Namespace, images: &[Image<'_>]) -> Result<Try> {
-        self.settle_groups(&[(name.clone(), images)]).await
-    }
-
-    async fn settle_groups<'a, I: AsRef<[Image<'a>]> + Sync>(&self, groups: &[(Namespace, I)]) -> Result<Try> {
-        let origin =
-            groups.iter().find_map(|(_, images)| images.as_ref().first()).and_then(|image| image.last().origin);
+    async fn settle_groups(&self, groups: &[Group<'_, '_>]) -> Result<Try> {
+        let origin = groups.iter().find_map(|group| group.images.first()).and_then(|image| image.last().origin);
         let manner = self.manner(self.target().await?, origin);
         let mut session = transaction::begin(&self.client, manner).await?;
         let mut rewritten = Ok(None);
-        for (name, images) in groups {
-            rewritten = self.rewrite(&mut session, name, images.as_ref(), manner).await;
+        for group in groups {
+            rewritten = self.rewrite(&mut session, group, manner).await;
             if !matches!(rewritten, Ok(None)) {
                 break;
             }
@@ -186,8 +191,10 @@ impl MongoSink {
                 Err(e) => return Err(e),
             }
         }
+        let groups: Vec<Group<'_, '_>> =
+            images.iter().map(|(name, images)| Group { name, images, obstacles: &[] }).collect();
         for _ in 0..TRIES {
-            match self.settle_groups(&images).await? {
+            match self.settle_groups(&groups).await? {
                 Try::Settled(time) => return Ok(Some(time.unwrap_or_default())),
                 Try::Collides(..) | Try::Uncomputed(_) => return Ok(None),
                 Try::Again(e) => tracing::debug!(error = %e, "the settling transaction is tried again"),
@@ -200,8 +207,7 @@ impl MongoSink {
     async fn rewrite(
         &self,
         open: &mut Transaction<'_>,
-        name: &Namespace,
-        images: &[Image<'_>],
+        &Group { name, images, obstacles }: &Group<'_, '_>,
         manner: Manner<'_>,
     ) -> Result<Option<(usize, StatementError)>, Unwritten> {
         let mut computed: Vec<Computed> = Vec::with_capacity(images.len());
@@ -215,6 +221,13 @@ impl MongoSink {
         let deletes: Vec<Statement<'_>> = images.iter().map(|image| Statement::Delete { key: image.key() }).collect();
         if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
             return Ok(Some((at, error)));
+        }
+        let ways: Vec<Statement<'_>> =
+            obstacles.iter().map(|(_, obstacle)| Statement::Delete { key: &obstacle.selector }).collect();
+        if let Some((_, error)) = self.send_in(open, name, &ways, manner).await? {
+            let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
+            let text = format!("delete what stands in the way in {name}: {} (code {})", error.message, error.code);
+            return Err(Error::new(Side::Sink, kind, text).into());
         }
         let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
         for (at, (image, computed)) in images.iter().zip(&computed).enumerate() {
