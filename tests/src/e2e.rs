@@ -20,6 +20,7 @@ mod network;
 mod parking;
 mod progress;
 mod rig;
+mod rulings;
 mod sharded;
 mod silent_loss;
 mod stream;

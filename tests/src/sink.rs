@@ -10,6 +10,7 @@ mod full_copy;
 mod limits;
 mod marks;
 mod pair;
+mod rulings;
 mod settle;
 mod support;
 mod together;
