@@ -21,13 +21,14 @@ use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
 use oplogue_connectors::mongodb::patience;
 use oplogue_connectors::mongodb::shards::merged::MergedSource;
 use oplogue_connectors::mongodb::shards::reader::ShardedReader;
-use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, SinkOptions};
+use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, Rules, SinkOptions};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
-use oplogue_engine::config::checked::{self, CreateIndex, FetchMethod};
+use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
+use oplogue_engine::conflict::Judge;
 use oplogue_engine::decode::{Decode, DecodeOptions, Decoder, StreamDecoder};
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSync, FullSyncOptions, IndexTiming};
@@ -41,7 +42,7 @@ use oplogue_engine::sink::{CopyTarget, Sink};
 use oplogue_engine::source::{SnapshotReader, Source};
 use oplogue_engine::spill::{Spill, SpillOptions};
 use oplogue_engine::supervise::Supervisor;
-use oplogue_plugin_runtime::Chain;
+use oplogue_plugin_runtime::{Chain, ConflictPlugin};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -121,8 +122,11 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
 
     // The plugins: the default ones and the user's, in one chain.
     let chain = servers::plugin_chain(&config, &namespaces)?;
+    // Another plugin may rule over what the target refuses.
+    let judge = servers::conflict_plugin(&config)?.map(Arc::new);
     let mut beside = Supervisor::new(&hooks.stop);
-    let reload = servers::reload_on_request(Arc::clone(&chain), Arc::clone(&hooks.reload), beside.token());
+    let reloaded = std::iter::once(Arc::clone(&chain)).chain(judge.iter().map(|judge| Arc::clone(judge.chain())));
+    let reload = servers::reload_on_request(reloaded.collect(), Arc::clone(&hooks.reload), beside.token());
     beside.spawn("plugin reload", reload);
     hooks.status.set_generations(chain.generations());
 
@@ -133,7 +137,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let found = patiently(&hooks.stop, || store.acquire()).await?;
     let lease = patiently(&hooks.stop, || store.lease_identity()).await?;
 
-    let job = Job { config, hooks, servers, namespaces, budget, chain, store, lease };
+    let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
     let mut at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
             Some(position) if job.config.sync_mode != checked::SyncMode::Full => (position, Stage::CatchUp),
@@ -202,6 +206,8 @@ struct Job {
     namespaces: Arc<Namespaces>,
     budget: Budget,
     chain: Arc<Chain>,
+    /// Rules over conflicts (`incr_sync.conflict_write_to = sdk`).
+    judge: Option<Arc<ConflictPlugin>>,
     store: Arc<dyn CheckpointStore>,
     /// Names this job's connections to the target.
     lease: String,
@@ -526,11 +532,13 @@ impl Job {
                 checked::DdlRefused::Skip => DdlRefused::Skip,
             },
         };
-        let conflicts = self
-            .config
-            .incr
-            .record_conflicts
-            .then(|| ConflictLog::new(client.clone(), &self.config.conflict_db(), &self.config.id));
+        // A plugin may rule that a conflict is recorded, so it has the place for that too.
+        let records = self.config.incr.conflicts != Conflicts::Stop;
+        let conflicts = records.then(|| ConflictLog::new(client.clone(), &self.config.conflict_db(), &self.config.id));
+        let rules = match &self.judge {
+            Some(judge) => Rules::Plugin(Arc::clone(judge) as Arc<dyn Judge>),
+            None => Rules::Settings(self.config.incr.duplicate_keys.clone()),
+        };
         let sink = MongoSink::new(
             client,
             Some(self.servers.source.clone()),
@@ -538,7 +546,7 @@ impl Job {
             Arc::clone(&self.namespaces),
             options,
         );
-        let sink = sink.measured_by(self.hooks.metrics.clone()).recording_to(conflicts);
+        let sink = sink.measured_by(self.hooks.metrics.clone()).recording_to(conflicts).ruled_by(rules);
         let sink = sink.marked_by(self.config.incr.origin.map(Marks::new));
         Ok(Arc::new(match &self.servers.cluster {
             None => sink,

@@ -21,6 +21,7 @@ mod parking;
 mod plugins;
 mod progress;
 mod rig;
+mod rulings;
 mod settings;
 mod sharded;
 mod shutdown;

@@ -11,6 +11,7 @@ mod limits;
 mod marks;
 mod pair;
 mod rules;
+mod rulings;
 mod settle;
 mod support;
 mod together;

@@ -44,8 +44,10 @@ const GUESTS: &[Guest] = &[
     guest("plugins", "ddl-filter", "plugins/ddl-filter/ddl-filter.wasm"),
     guest("examples/mask-field", "mask-field", "examples/mask-field/mask-field.wasm"),
     Guest { features: &["v2"], ..guest("examples/mask-field", "mask-field", "examples/mask-field/mask-field-v2.wasm") },
+    guest("examples/newest-wins", "newest-wins", "examples/newest-wins/newest-wins.wasm"),
     guest(FIXTURES, "faulty", "host/plugin-runtime/tests/guests/faulty/faulty.wasm"),
     guest(FIXTURES, "counting", "host/plugin-runtime/tests/guests/counting/counting.wasm"),
+    guest(FIXTURES, "contrary", "host/plugin-runtime/tests/guests/contrary/contrary.wasm"),
 ];
 
 /// Builds all guests.

@@ -83,6 +83,9 @@ fn parse_with(text: &str, path: &Path, read_file: ReadFile<'_>) -> Result<Loaded
     let raw = Raw::parse(text, path, read_file, &mut report);
     let settings = Settings::resolve(&raw, &mut report);
     let config = checked::build(&settings, raw.plugins, raw.format, &mut report);
+    if raw.format == Format::CollectorConf {
+        checked::for_collector_conf(&settings, &mut report);
+    }
     let notes = report.finish()?;
     // Without a problem the source and the target are there, and with them the configuration.
     let config = config.ok_or(Problems(Vec::new()))?;

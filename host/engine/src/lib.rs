@@ -23,6 +23,8 @@ pub mod decode;
 
 pub mod plugin;
 
+pub mod conflict;
+
 pub mod schedule;
 
 pub mod sink;

@@ -17,6 +17,6 @@ pub mod status;
 pub use conflicts::{ConflictNow, Conflicts};
 pub use copy::{CollectionProgress, CollectionState, CopyProgress};
 pub use families::{Labelled, Metrics};
-pub use labels::{ConflictKind, DropReason, SyncStage, WriteKind};
+pub use labels::{ConflictKind, DropReason, RulingKind, SyncStage, WriteKind};
 pub use positions::Positions;
 pub use status::{Status, StatusSnapshot, Trouble};

@@ -33,6 +33,8 @@ pub enum LoadError {
     Manifest(String),
     #[error("wrong world: a {kind} plugin exports {missing}, this file exports {found}")]
     World { kind: &'static str, missing: String, found: String },
+    #[error("a {kind} plugin, but the entry says handles = \"{handles}\": {hint}")]
+    Handles { kind: &'static str, handles: &'static str, hint: &'static str },
     #[error("imports {import}, which this host does not offer")]
     Import { import: String },
     #[error("asks for the capability {capability:?}, which is not granted (grants = [{granted}])")]
@@ -63,6 +65,7 @@ impl LoadError {
             | Self::NameTaken(_)
             | Self::Unknown(_)
             | Self::NoDeadLetter
+            | Self::Handles { .. }
             | Self::Read { .. } => Kind::Misconfigured,
             Self::NotWasm { .. }
             | Self::Broken(_)

@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use thiserror::Error;
-use wasmtime::component::{ComponentType, Func, InstancePre, Lift, Linker, Lower, TypedFunc};
+use wasmtime::component::{ComponentType, Func, Instance, InstancePre, Lift, Linker, Lower, TypedFunc};
 use wasmtime::{ResourceLimiter, Store, Trap, UpdateDeadline};
 
 use crate::columns::{Body, Columns};
+use crate::conflict::{GuestConflict, GuestRuling};
 use crate::engine::TICK;
 use crate::error::LoadError;
-use crate::load::{LIFECYCLE, ROUTER, TRANSFORM};
+use crate::load::{CONFLICTS, LIFECYCLE, ROUTER, TRANSFORM};
 use crate::manifest::Kind;
 use crate::spec::Limits;
 
@@ -150,9 +151,43 @@ type Init = TypedFunc<(String,), (Result<(), GuestFailure>,)>;
 /// A running guest.
 pub(crate) struct Guest {
     store: Store<State>,
-    decide: Decide,
-    process: Option<Func>,
+    calls: Calls,
     limits: Limits,
+}
+
+/// What a guest can be asked, by its kind.
+struct Calls {
+    decide: Option<Decide>,
+    process: Option<Func>,
+    resolve: Option<Func>,
+}
+
+impl Calls {
+    /// Looks the functions up and checks their types, so that a wrong one is found before the first call.
+    fn find(instance: &Instance, store: &mut Store<State>, kind: Kind) -> Result<(Init, Self), LoadError> {
+        let mut function = |interface: &str, name: &str| {
+            let outer = instance.get_export_index(&mut *store, None, interface);
+            let inner = outer.and_then(|outer| instance.get_export_index(&mut *store, Some(&outer), name));
+            let found = inner.and_then(|inner| instance.get_func(&mut *store, inner));
+            found.ok_or_else(|| LoadError::Start(format!("the function {name} is missing")))
+        };
+        let init = function(LIFECYCLE, "init")?;
+        let (decide, process, resolve) = match kind {
+            Kind::Filter => (Some(function(ROUTER, "decide")?), None, None),
+            Kind::Transform => (Some(function(ROUTER, "decide")?), Some(function(TRANSFORM, "process")?), None),
+            Kind::Conflict => (None, None, Some(function(CONFLICTS, "resolve")?)),
+        };
+        let shape = |e: wasmtime::Error| LoadError::Start(format!("a function has another type: {e:#}"));
+        let init: Init = init.typed(&*store).map_err(shape)?;
+        let decide: Option<Decide> = decide.map(|decide| decide.typed(&*store)).transpose().map_err(shape)?;
+        if let Some(process) = &process {
+            process.typed::<(&Columns,), (Result<GuestEdits, GuestFailure>,)>(&*store).map_err(shape)?;
+        }
+        if let Some(resolve) = &resolve {
+            resolve.typed::<(&GuestConflict,), (Result<GuestRuling, GuestFailure>,)>(&*store).map_err(shape)?;
+        }
+        Ok((init, Self { decide, process, resolve }))
+    }
 }
 
 impl Guest {
@@ -175,27 +210,10 @@ impl Guest {
         });
         arm(&mut store, limits, limits.hard);
         let instance = pre.instantiate(&mut store).map_err(|e| start_failed(&e, limits, &store))?;
-        let mut function = |interface: &str, name: &str| {
-            let outer = instance.get_export_index(&mut store, None, interface)?;
-            let inner = instance.get_export_index(&mut store, Some(&outer), name)?;
-            instance.get_func(&mut store, inner)
-        };
-        let missing = |name: &str| LoadError::Start(format!("the function {name} is missing"));
-        let init = function(LIFECYCLE, "init").ok_or_else(|| missing("init"))?;
-        let decide = function(ROUTER, "decide").ok_or_else(|| missing("decide"))?;
-        let process = match kind {
-            Kind::Filter => None,
-            Kind::Transform => Some(function(TRANSFORM, "process").ok_or_else(|| missing("process"))?),
-        };
-        let shape = |e: wasmtime::Error| LoadError::Start(format!("a function has another type: {e:#}"));
-        let init: Init = init.typed(&store).map_err(shape)?;
-        let decide: Decide = decide.typed(&store).map_err(shape)?;
-        if let Some(process) = &process {
-            process.typed::<(&Columns,), (Result<GuestEdits, GuestFailure>,)>(&store).map_err(shape)?;
-        }
+        let (init, calls) = Calls::find(&instance, &mut store, kind)?;
         arm(&mut store, limits, limits.hard);
         match init.call(&mut store, (config.to_owned(),)) {
-            Ok((Ok(()),)) => Ok(Self { store, decide, process, limits: *limits }),
+            Ok((Ok(()),)) => Ok(Self { store, calls, limits: *limits }),
             Ok((Err(failure),)) => Err(LoadError::Init(failure.message)),
             Err(e) => Err(start_failed(&e, limits, &store)),
         }
@@ -203,8 +221,11 @@ impl Guest {
 
     /// Asks for the route of a namespace.
     pub(crate) fn decide(&mut self, namespace: &str) -> Result<GuestRoute, Fault> {
+        let Some(decide) = &self.calls.decide else {
+            return Err(Fault::Lie("a conflict plugin has no routes".to_owned()));
+        };
         arm(&mut self.store, &self.limits, self.limits.hard);
-        match self.decide.call(&mut self.store, (namespace.to_owned(),)) {
+        match decide.call(&mut self.store, (namespace.to_owned(),)) {
             Ok((route,)) => Ok(route),
             Err(e) => Err(fault(&e, self.limits.hard, self.store.data())),
         }
@@ -212,7 +233,7 @@ impl Guest {
 
     /// Hands a batch over. `hard` replaces the configured limit while a fault is being searched for.
     pub(crate) fn process(&mut self, columns: &Columns, hard: Duration) -> Result<GuestEdits, Fault> {
-        let Some(process) = self.process else {
+        let Some(process) = self.calls.process else {
             return Err(Fault::Lie("a filter asked to inspect entries; only a transform can".to_owned()));
         };
         arm(&mut self.store, &self.limits, hard);
@@ -221,6 +242,23 @@ impl Guest {
             .and_then(|process| process.call(&mut self.store, (columns,)));
         match called {
             Ok((Ok(edits),)) => Ok(edits),
+            Ok((Err(failure),)) => Err(Fault::Failure(failure)),
+            Err(e) => Err(fault(&e, hard, self.store.data())),
+        }
+    }
+
+    /// Asks for a ruling.
+    pub(crate) fn resolve(&mut self, conflict: &GuestConflict) -> Result<GuestRuling, Fault> {
+        let Some(resolve) = self.calls.resolve else {
+            return Err(Fault::Lie("only a conflict plugin rules over conflicts".to_owned()));
+        };
+        let hard = self.limits.hard;
+        arm(&mut self.store, &self.limits, hard);
+        let called = resolve
+            .typed::<(&GuestConflict,), (Result<GuestRuling, GuestFailure>,)>(&self.store)
+            .and_then(|resolve| resolve.call(&mut self.store, (conflict,)));
+        match called {
+            Ok((Ok(ruling),)) => Ok(ruling),
             Ok((Err(failure),)) => Err(Fault::Failure(failure)),
             Err(e) => Err(fault(&e, hard, self.store.data())),
         }

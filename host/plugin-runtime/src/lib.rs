@@ -8,16 +8,19 @@
 //!
 //! Reading order: `load` (file → verified module), `instance` (one running guest), `chain` (a batch's way through
 //! all of them), `edits` (what a guest answered, checked), `reload` (new generations while the stream runs).
+//! A plugin that rules over conflicts stands beside the chain (`judge`), and is loaded and swapped like one of it.
 
 mod bson;
 mod chain;
 mod columns;
+mod conflict;
 mod dead_letter;
 mod edits;
 mod engine;
 mod error;
 mod generation;
 mod instance;
+mod judge;
 mod load;
 mod manifest;
 mod reload;
@@ -28,6 +31,7 @@ pub use chain::Chain;
 pub use dead_letter::DeadLetter;
 pub use error::LoadError;
 pub use generation::PluginStats;
+pub use judge::ConflictPlugin;
 pub use manifest::{Kind as PluginKind, Manifest, Wants};
 pub use reload::{ReloadEvent, ReloadOutcome};
-pub use spec::{ChainOptions, Limits, OnError, PluginSource, PluginSpec};
+pub use spec::{ChainOptions, Handles, Limits, OnError, PluginSource, PluginSpec};

@@ -11,12 +11,13 @@ use crate::engine::Runtime;
 use crate::error::LoadError;
 use crate::instance::{self, Guest, State};
 use crate::manifest::{Kind, Manifest};
-use crate::spec::{Limits, PluginSpec};
+use crate::spec::{Handles, Limits, PluginSpec};
 use crate::wrap;
 
 pub(crate) const LIFECYCLE: &str = "oplogue:plugin/lifecycle@0.1.0";
 pub(crate) const ROUTER: &str = "oplogue:plugin/router@0.1.0";
 pub(crate) const TRANSFORM: &str = "oplogue:plugin/transform@0.1.0";
+pub(crate) const CONFLICTS: &str = "oplogue:plugin/conflicts@0.1.0";
 const TYPES: &str = "oplogue:plugin/types@0.1.0";
 const LOG: &str = "oplogue:plugin/log@0.1.0";
 const METRICS: &str = "oplogue:plugin/metrics@0.1.0";
@@ -42,6 +43,7 @@ impl Module {
         let component = wrap::component(bytes)?;
         let manifest = Manifest::find(bytes)?;
         let config = if spec.config.is_null() { serde_json::json!({}) } else { spec.config.clone() };
+        check_kind(manifest.kind, spec.handles)?;
         manifest.check(&config)?;
         check_grants(&manifest, spec)?;
         let component =
@@ -67,6 +69,16 @@ impl Module {
     }
 }
 
+/// A plugin of one kind is never asked what another kind is asked.
+fn check_kind(kind: Kind, handles: Handles) -> Result<(), LoadError> {
+    let (handles, hint) = match (kind, handles) {
+        (Kind::Filter | Kind::Transform, Handles::Changes) | (Kind::Conflict, Handles::Conflicts) => return Ok(()),
+        (Kind::Conflict, Handles::Changes) => ("changes", "say handles = \"conflicts\""),
+        (Kind::Filter | Kind::Transform, Handles::Conflicts) => ("conflicts", "delete the line handles"),
+    };
+    Err(LoadError::Handles { kind: kind.name(), handles, hint })
+}
+
 fn check_grants(manifest: &Manifest, spec: &PluginSpec) -> Result<(), LoadError> {
     match manifest.capabilities.iter().find(|c| !granted(spec, c)) {
         None => Ok(()),
@@ -84,6 +96,7 @@ fn check_world(engine: &wasmtime::Engine, component: &Component, kind: Kind) -> 
     let wanted: &[&str] = match kind {
         Kind::Filter => &[LIFECYCLE, ROUTER],
         Kind::Transform => &[LIFECYCLE, ROUTER, TRANSFORM],
+        Kind::Conflict => &[LIFECYCLE, CONFLICTS],
     };
     let found: Vec<String> = component.component_type().exports(engine).map(|(name, _)| name.to_owned()).collect();
     match wanted.iter().find(|w| found.iter().all(|f| f != *w)) {

@@ -19,6 +19,8 @@ pub enum Kind {
     Filter,
     /// Also sees entries.
     Transform,
+    /// Rules over changes that the target refuses for good.
+    Conflict,
 }
 
 impl Kind {
@@ -28,6 +30,7 @@ impl Kind {
         match self {
             Self::Filter => "filter",
             Self::Transform => "transform",
+            Self::Conflict => "conflict",
         }
     }
 }

@@ -70,6 +70,16 @@ impl std::str::FromStr for OnError {
     }
 }
 
+/// What a plugin is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Handles {
+    /// Every change, as a part of a chain.
+    #[default]
+    Changes,
+    /// The changes that the target refuses for good.
+    Conflicts,
+}
+
 /// What one instance may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -95,6 +105,8 @@ pub struct PluginSpec {
     pub source: PluginSource,
     /// Checked against the manifest's schema, then handed to the plugin as JSON.
     pub config: serde_json::Value,
+    /// A plugin of another kind is refused, also as a later version.
+    pub handles: Handles,
     pub on_error: OnError,
     pub limits: Limits,
     /// Capabilities that the operator grants, such as `metrics`. `log` needs no grant.
@@ -119,6 +131,7 @@ impl PluginSpec {
             name: name.to_owned(),
             source,
             config,
+            handles: Handles::default(),
             on_error: OnError::default(),
             limits: Limits::default(),
             grants: Vec::new(),

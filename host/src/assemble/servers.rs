@@ -23,7 +23,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::Namespaces;
 use oplogue_engine::plugin::PluginChain as _;
 use oplogue_engine::supervise::off_thread;
-use oplogue_plugin_runtime::{Chain, ChainOptions, Limits, OnError, PluginSource, PluginSpec};
+use oplogue_plugin_runtime::{Chain, ChainOptions, ConflictPlugin, Handles, Limits, OnError, PluginSource, PluginSpec};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
@@ -267,6 +267,12 @@ pub(super) fn plugin_chain(config: &Config, namespaces: &Arc<Namespaces>) -> Res
     Chain::build(specs.collect::<Result<_>>()?, Arc::clone(namespaces), options)
 }
 
+/// Loads the plugin that rules over conflicts, where there is one.
+pub(super) fn conflict_plugin(config: &Config) -> Result<Option<ConflictPlugin>> {
+    let Some(entry) = config.conflict_plugin() else { return Ok(None) };
+    ConflictPlugin::load(plugin(config, entry.clone())?, ChainOptions::default()).map(Some)
+}
+
 fn plugin(config: &Config, entry: PluginEntry) -> Result<PluginSpec> {
     let source = match entry.path {
         PluginPath::File(path) => PluginSource::Path(path),
@@ -285,6 +291,10 @@ fn plugin(config: &Config, entry: PluginEntry) -> Result<PluginSpec> {
         name: entry.name,
         source,
         config: entry.config,
+        handles: match entry.handles {
+            checked::Handles::Changes => Handles::Changes,
+            checked::Handles::Conflicts => Handles::Conflicts,
+        },
         on_error: match entry.on_error {
             checked::OnError::Fail => OnError::Fail,
             checked::OnError::Skip => OnError::Skip,
@@ -302,22 +312,33 @@ fn plugin(config: &Config, entry: PluginEntry) -> Result<PluginSpec> {
 
 /// Looks at every plugin again whenever `reload` is notified (SIGHUP). What does not load leaves the running
 /// generation alone; the chain logs why.
-pub(super) async fn reload_on_request(chain: Arc<Chain>, reload: Arc<Notify>, stop: CancellationToken) -> Result<()> {
+pub(super) async fn reload_on_request(
+    chains: Vec<Arc<Chain>>,
+    reload: Arc<Notify>,
+    stop: CancellationToken,
+) -> Result<()> {
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = reload.notified() => {}
         }
-        for active in chain.generations() {
-            let chain = Arc::clone(&chain);
-            let name = active.plugin;
-            // Compiling takes its time.
-            off_thread("plugin reload", move || match chain.reload(&name) {
-                Ok(now) => tracing::info!(plugin = %name, generation = now.generation, "plugin was looked at again"),
-                Err(error) => tracing::warn!(plugin = %name, %error, "plugin was not reloaded"),
-            })
-            .await?;
-        }
+        let active = |chain: &Arc<Chain>| chain.generations().into_iter().map(|active| active.plugin).collect();
+        let all = chains.iter().map(|chain| (Arc::clone(chain), active(chain)));
+        let all: Vec<(Arc<Chain>, Vec<String>)> = all.collect();
+        // Compiling takes its time.
+        off_thread("plugin reload", move || {
+            for (chain, names) in all {
+                names.iter().for_each(|name| reload_one(&chain, name));
+            }
+        })
+        .await?;
+    }
+}
+
+fn reload_one(chain: &Chain, plugin: &str) {
+    match chain.reload(plugin) {
+        Ok(now) => tracing::info!(%plugin, generation = now.generation, "plugin was looked at again"),
+        Err(error) => tracing::warn!(%plugin, %error, "plugin was not reloaded"),
     }
 }
 

@@ -48,6 +48,8 @@ fn describe(path: &Path, loaded: &Loaded) -> String {
     section(&mut lines, "remarks", loaded.notes.iter().map(ToString::to_string));
     let chain = loaded.config.default_chain();
     section(&mut lines, "plugin chain", chain.iter().enumerate().map(|(at, entry)| plugin(at + 1, entry)));
+    let judge = loaded.config.conflict_plugin();
+    section(&mut lines, "conflicts are handed to", judge.into_iter().map(named));
     lines.join("\n") + "\n"
 }
 
@@ -68,12 +70,16 @@ fn section(lines: &mut Vec<String>, title: &str, items: impl Iterator<Item = Str
     }
 }
 
-fn plugin(place: usize, entry: &PluginEntry) -> String {
+fn named(entry: &PluginEntry) -> String {
     let from = match &entry.path {
         PluginPath::Embedded(_) => "built in".to_owned(),
         PluginPath::File(file) => file.display().to_string(),
     };
-    let mut text = format!("{place}. {} ({from})", entry.name);
+    format!("{} ({from})", entry.name)
+}
+
+fn plugin(place: usize, entry: &PluginEntry) -> String {
+    let mut text = format!("{place}. {}", named(entry));
     // A user's plugin may have a secret in its configuration; only the default ones are shown with it.
     let shown = matches!(entry.path, PluginPath::Embedded(_)).then(|| entry.config.to_string());
     if let Some(config) = shown {
@@ -114,6 +120,21 @@ mod tests {
             assert!(outcome.text.contains(part), "{part} is not in {}", outcome.text);
         }
         assert!(!outcome.text.contains("geheim"));
+    }
+
+    #[test]
+    fn the_plugin_that_rules_over_conflicts_is_shown_beside_the_chain() {
+        let text = "mongo_urls = \"mongodb://a\"\ntunnel.address = \"mongodb://b\"\n\
+                    incr_sync.conflict_write_to = \"sdk\"\n[[plugin]]\nname = \"newest\"\n\
+                    path = \"/opt/newest-wins.wasm\"\nhandles = \"conflicts\"\n";
+        let outcome = check_text("collector.toml", text);
+        assert_eq!(outcome.exit_code, 0, "{}", outcome.text);
+        assert!(
+            outcome.text.ends_with("conflicts are handed to:\n  newest (/opt/newest-wins.wasm)\n"),
+            "{}",
+            outcome.text
+        );
+        assert!(!outcome.text.contains(". newest"), "{}", outcome.text);
     }
 
     #[test]

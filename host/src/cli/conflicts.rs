@@ -1,7 +1,7 @@
 //! `oplogue conflicts`: the changes that the target refused for good, as they were recorded there.
 //!
-//! Records are written with `incr_sync.conflict_write_to = db`; this lists them, newest first, so that an operator sees
-//! which documents to look at. It only reads: what to do about a conflict is a decision that no program can make.
+//! Records are written with `incr_sync.conflict_write_to = db`, and where a plugin rules so. This lists them, newest
+//! first, so that an operator sees which documents to look at. It only reads: it decides about none of them.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use oplogue_engine::metrics::families::CONTENT_TYPE;
 use oplogue_engine::metrics::labels::Label as _;
-use oplogue_engine::metrics::{SyncStage, WriteKind};
+use oplogue_engine::metrics::{RulingKind, SyncStage, WriteKind};
 use serde_json::{Value, json};
 
 use super::Monitored;
@@ -121,7 +121,8 @@ pub(super) async fn conflicts(State(run): State<Monitored>) -> Json<Value> {
                 "time": { "unix": one.time.0, "increment": one.time.1 },
                 "code": one.code,
                 "error": redact(&one.message),
-                "recorded": one.recorded,
+                "ruling": one.ruling.text(),
+                "recorded": one.ruling == RulingKind::Record,
             }))
             .collect::<Vec<_>>(),
     }))

@@ -1,10 +1,13 @@
-//! The generated bindings of the two worlds.
+//! The generated bindings of the worlds.
 //!
 //! They are public because the export macros expand in the author's crate and must reach them there. Hidden from the
 //! documentation: authors use the traits, never these.
 
 /// `filter-plugin`.
 pub use oplogue_plugin_filter_world as filter;
+
+/// `conflict-plugin`.
+pub use oplogue_plugin_conflict_world as conflict;
 
 /// `transform-plugin`.
 #[allow(warnings, reason = "generated code")]
@@ -29,6 +32,15 @@ macro_rules! conversions {
                     Self { message: failure.message, retry_after_ms: failure.retry_after_ms, entry: None }
                 }
             }
+        };
+    };
+}
+
+/// The same for the worlds with routes.
+macro_rules! routes {
+    ($module:ident) => {
+        const _: () = {
+            use $module::oplogue::plugin::types;
 
             impl From<crate::Route> for types::Route {
                 fn from(route: crate::Route) -> Self {
@@ -53,6 +65,37 @@ macro_rules! conversions {
 
 conversions!(filter);
 conversions!(transform);
+conversions!(conflict);
+routes!(filter);
+routes!(transform);
+
+/// Lets a plugin rule over one conflict.
+///
+/// # Errors
+/// The plugin's refusal.
+#[doc(hidden)]
+pub fn resolve<J: crate::Judge>(
+    judge: &mut J,
+    shown: conflict::exports::oplogue::plugin::conflicts::Conflict,
+) -> Result<conflict::exports::oplogue::plugin::conflicts::Ruling, conflict::oplogue::plugin::types::Failure> {
+    use conflict::exports::oplogue::plugin::conflicts as wit;
+    let reason = match shown.reason {
+        wit::Reason::DuplicateId => crate::Reason::DuplicateId,
+        wit::Reason::UniqueKey => crate::Reason::UniqueKey,
+        wit::Reason::Validation => crate::Reason::Validation,
+        wit::Reason::ImmutableField => crate::Reason::ImmutableField,
+        wit::Reason::Other => crate::Reason::Other,
+    };
+    let op = crate::Op::of(shown.op).ok_or_else(|| crate::Failure::new("an op code of a newer host"))?;
+    let wit::Conflict { namespace, ts, code, message, key, body, index, pattern, winner, .. } = shown;
+    let conflict = crate::Conflict { reason, namespace, op, ts, code, message, key, body, index, pattern, winner };
+    Ok(match judge.rule(&conflict)? {
+        crate::Ruling::KeepTarget => wit::Ruling::KeepTarget,
+        crate::Ruling::Overwrite => wit::Ruling::Overwrite,
+        crate::Ruling::Record => wit::Ruling::Record,
+        crate::Ruling::Stop(reason) => wit::Ruling::Stop(reason),
+    })
+}
 
 /// Runs a batch through a plugin, entry by entry.
 ///

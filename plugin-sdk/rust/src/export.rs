@@ -15,7 +15,8 @@ macro_rules! export_filter {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             $crate::__manifest!($manifest);
-            $crate::__lifecycle!(filter, $plugin);
+            $crate::__lifecycle!(filter, $plugin, Filter);
+            $crate::__router!($plugin);
             use $crate::bindings::filter as oplogue_world;
     $crate::bindings::filter::export_filter_world!(Component with_types_in oplogue_world);
         };
@@ -33,7 +34,8 @@ macro_rules! export_transform {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             $crate::__manifest!($manifest);
-            $crate::__lifecycle!(transform, $plugin);
+            $crate::__lifecycle!(transform, $plugin, Filter);
+            $crate::__router!($plugin);
             use $crate::bindings::transform as oplogue_world;
 
             impl oplogue_world::exports::oplogue::plugin::transform::Guest for Component {
@@ -53,6 +55,39 @@ macro_rules! export_transform {
     };
 }
 
+/// Exports a [`crate::Judge`]: `export_judge!(MyJudge, manifest = "manifest.json")`.
+#[macro_export]
+macro_rules! export_judge {
+    ($plugin:ty, manifest = $manifest:literal) => {
+        // Natively, only so that the plugin does not look unused.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn(&$crate::Json) -> Result<$plugin, $crate::Failure> = <$plugin as $crate::Judge>::new;
+
+        #[cfg(target_arch = "wasm32")]
+        const _: () = {
+            $crate::__manifest!($manifest);
+            $crate::__lifecycle!(conflict, $plugin, Judge);
+            use $crate::bindings::conflict as oplogue_world;
+
+            impl oplogue_world::exports::oplogue::plugin::conflicts::Guest for Component {
+                fn resolve(
+                    conflict: oplogue_world::exports::oplogue::plugin::conflicts::Conflict,
+                ) -> Result<
+                    oplogue_world::exports::oplogue::plugin::conflicts::Ruling,
+                    oplogue_world::oplogue::plugin::types::Failure,
+                > {
+                    PLUGIN.with_borrow_mut(|plugin| match plugin {
+                        Some(plugin) => $crate::bindings::resolve(plugin, conflict),
+                        None => Err($crate::Failure::new("resolve was called before init").into()),
+                    })
+                }
+            }
+
+    $crate::bindings::conflict::export_conflict_world!(Component with_types_in oplogue_world);
+        };
+    };
+}
+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __manifest {
@@ -67,7 +102,7 @@ macro_rules! __manifest {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __lifecycle {
-    ($world:ident, $plugin:ty) => {
+    ($world:ident, $plugin:ty, $maker:ident) => {
         use $crate::bindings::$world as world;
 
         ::std::thread_local! {
@@ -80,12 +115,18 @@ macro_rules! __lifecycle {
             fn init(config: String) -> Result<(), world::oplogue::plugin::types::Failure> {
                 $crate::log::set_panic_hook();
                 let config = $crate::Json::parse(&config).map_err($crate::Failure::new)?;
-                let plugin = <$plugin as $crate::Filter>::new(&config)?;
+                let plugin = <$plugin as $crate::$maker>::new(&config)?;
                 PLUGIN.with_borrow_mut(|place| *place = Some(plugin));
                 Ok(())
             }
         }
+    };
+}
 
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __router {
+    ($plugin:ty) => {
         impl world::exports::oplogue::plugin::router::Guest for Component {
             fn decide(namespace: String) -> world::oplogue::plugin::types::Route {
                 PLUGIN.with_borrow(|plugin| match plugin {

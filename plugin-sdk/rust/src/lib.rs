@@ -1,7 +1,8 @@
-//! Write Oplogue plugins in Rust: two traits, one macro, and a lens over raw BSON.
+//! Write Oplogue plugins in Rust: a trait, a macro, and a lens over raw BSON.
 //!
 //! A filter implements [`Filter`] and decides by namespace; a transform also implements [`Transform`] and sees the
-//! entries it asked for. [`export_filter!`] or [`export_transform!`] turns the type into a plugin file. The traits
+//! entries it asked for; a [`Judge`] rules over changes that the target refuses. [`export_filter!`],
+//! [`export_transform!`] or [`export_judge!`] turns the type into a plugin file. The traits
 //! know nothing of WebAssembly, so a plugin's unit tests are plain `cargo test`. See docs/PLUGINS.md.
 //!
 //! ```
@@ -29,6 +30,7 @@
 
 pub mod batch;
 pub mod bson;
+pub mod conflict;
 pub mod edits;
 pub mod json;
 pub mod patch;
@@ -40,6 +42,7 @@ pub mod log;
 pub mod metrics;
 
 pub use batch::{Batch, Entry, Op, Ops};
+pub use conflict::{Conflict, Judge, Reason, Ruling};
 pub use edits::{Edit, Edits};
 pub use json::Json;
 pub use patch::Patch;

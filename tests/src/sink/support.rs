@@ -11,7 +11,8 @@ use bson::{Document, RawDocumentBuf, Timestamp, doc};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
-use oplogue_connectors::mongodb::sink::{MongoSink, SinkOptions};
+use oplogue_connectors::mongodb::conflict::ConflictLog;
+use oplogue_connectors::mongodb::sink::{MongoSink, Rules, SinkOptions};
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
 use oplogue_engine::error::Result;
 use oplogue_engine::model::{CollectionUuid, Namespaces, OpTime};
@@ -85,6 +86,20 @@ impl Bench {
             options,
         ));
         Self { source, client, sink, store, names, options }
+    }
+
+    /// A sink with rules over conflicts, and where it records them: `records`.
+    pub(super) fn ruled(client: Client, options: SinkOptions, rules: Rules, records: Option<&str>) -> Self {
+        let plain = Self::new(client.clone(), options);
+        let sink = MongoSink::new(
+            client.clone(),
+            Some(client.clone()),
+            Arc::clone(&plain.store) as Arc<dyn CheckpointStore>,
+            Arc::clone(&plain.names),
+            options,
+        );
+        let log = records.map(|database| ConflictLog::new(client, database, "test"));
+        Self { sink: Arc::new(sink.ruled_by(rules).recording_to(log)), ..plain }
     }
 
     /// The same after a restart: what is known comes from the store and the server.

@@ -6,7 +6,6 @@
 //! `_id`. Nothing here decides what a conflict is.
 
 use bson::{Document, doc};
-use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -42,6 +41,8 @@ pub(crate) struct Conflict<'a> {
     pub(crate) namespace: &'a Namespace,
     pub(crate) write: &'a Write,
     pub(crate) error: &'a StatementError,
+    /// The target's document that the change lost to.
+    pub(crate) winner: Option<&'a [u8]>,
 }
 
 impl ConflictLog {
@@ -56,11 +57,10 @@ impl ConflictLog {
     /// # Errors
     /// Those of the target; `CannotApply` when the change alone is too large for a record.
     pub(crate) async fn record(&self, conflict: Conflict<'_>) -> Result<()> {
-        let winner = self.winner(conflict).await?;
         let id = self.id(conflict);
-        let mut record = self.build(&id, conflict, winner.as_deref());
+        let mut record = self.build(&id, conflict);
         if record.len() > RECORD_BYTES_MAX {
-            record = self.build(&id, conflict, None);
+            record = self.build(&id, Conflict { winner: None, ..conflict });
         }
         if record.len() > RECORD_BYTES_MAX {
             let text = format!("record a conflict of {}: the change is too large for a record", conflict.namespace);
@@ -111,8 +111,8 @@ impl ConflictLog {
         w.finish()
     }
 
-    fn build(&self, id: &[u8], conflict: Conflict<'_>, winner: Option<&[u8]>) -> Vec<u8> {
-        let Conflict { kind, namespace, write, error } = conflict;
+    fn build(&self, id: &[u8], conflict: Conflict<'_>) -> Vec<u8> {
+        let Conflict { kind, namespace, write, error, winner } = conflict;
         let mut w = RawWriter::with_capacity(1024);
         w.raw_document("_id", id);
         w.string("kind", kind.text());
@@ -136,28 +136,6 @@ impl ConflictLog {
             w.raw_document("winner", winner);
         }
         w.finish()
-    }
-
-    /// The target's document that the change lost to: the one with the same unique value, else the one of its `_id`.
-    async fn winner(&self, Conflict { namespace, write, error, .. }: Conflict<'_>) -> Result<Option<Bytes>> {
-        let by_value = error.key_value.as_ref().filter(|value| !value.contains_key("_id"));
-        let mut w = RawWriter::with_capacity(write.key.len() + 256);
-        w.string("find", namespace.collection());
-        match by_value.map(|value| value.to_vec()) {
-            Some(Ok(value)) => command::selector(&mut w, "filter", &value),
-            Some(Err(_)) | None => command::selector(&mut w, "filter", &write.key),
-        }
-        w.int("limit", 1);
-        w.boolean("singleBatch", true);
-        let failed = |e| classify::error(Side::Sink, &format!("look for the winner of a conflict in {namespace}"), e);
-        let database = self.client.database(namespace.database());
-        let asked = database.run_raw_cursor_command(command::raw(w.finish())?);
-        let doing = &format!("look for the winner of a conflict in {namespace}");
-        let mut found = answered(Side::Sink, doing, asked).await?.map_err(failed)?;
-        if found.advance().await.map_err(failed)? {
-            return Ok(Some(Bytes::copy_from_slice(found.current().as_bytes())));
-        }
-        Ok(None)
     }
 }
 

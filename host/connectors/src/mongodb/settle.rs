@@ -4,7 +4,7 @@
 //! order. So a group is reduced to one final image a document, and one transaction deletes all of the documents and
 //! inserts the images (correctness.md §4). Images of updates are computed by the target itself, with the same stages
 //! that an update would use. What collides even so is a conflict with a document outside of the group; it is
-//! reported, and the rest is settled without it.
+//! ruled over ([`overrule`]) and reported, and the rest is settled without it.
 
 use std::collections::BTreeMap;
 
@@ -20,19 +20,30 @@ use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
 use super::patch::{self, modifiers};
 use super::patience::answered;
-use super::sink::{MongoSink, is_unique, refusal};
+use super::sink::{MongoSink, Obstacle};
 use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
 
 mod image;
+mod overrule;
 
 use image::{Computed, Image, Origin};
+pub(super) use overrule::Settlement;
 
 /// How often a transaction that the server broke off is tried again.
 const TRIES: usize = 8;
 
 /// Writes with their places, by collection and the cluster that they come from.
 type Groups<'w> = BTreeMap<(NamespaceId, Option<model::Origin>), Vec<(usize, &'w Write)>>;
+
+/// What one transaction does to one collection.
+#[derive(Clone, Copy)]
+struct Group<'g, 'a> {
+    name: &'g Namespace,
+    images: &'g [Image<'a>],
+    /// Documents of others that stand in the way.
+    obstacles: &'g [(DocumentKey, Obstacle)],
+}
 
 /// What one try came to.
 enum Try {
@@ -99,26 +110,30 @@ impl MongoSink {
         origin: Option<model::Origin>,
         last_word: bool,
     ) -> Result<FlushReport> {
-        let mut images = image::images(writes)?;
-        let mut report = FlushReport::default();
+        self.settle_all(name, Settlement::new(image::images(writes)?, last_word), origin).await
+    }
+
+    /// Puts images of one collection in place, or reports why not.
+    ///
+    /// # Errors
+    /// When the outcome is unknown, or a ruling could not be carried out.
+    pub(super) async fn settle_all(
+        &self,
+        name: &Namespace,
+        mut open: Settlement<'_>,
+        origin: Option<model::Origin>,
+    ) -> Result<FlushReport> {
         let mut broken_off = 0;
-        while !images.is_empty() {
-            match self.settle_groups(&[(name.clone(), &images)], origin).await? {
+        while !open.images.is_empty() || !open.waiting.is_empty() {
+            let group = Group { name, images: &open.images, obstacles: &open.obstacles };
+            match self.settle_groups(&[group], origin).await? {
                 Try::Settled(time) => {
-                    report.operation_time = time;
-                    break;
+                    open.report.operation_time = time.max(open.report.operation_time);
+                    self.settled(name, &mut open)?;
                 }
-                Try::Collides(at, error) => {
-                    let image = images.remove(at);
-                    for (index, write) in &image.writes {
-                        let waits = is_unique(&error) && !last_word;
-                        if waits || !self.lose(name, write, &error).await? {
-                            report.refused.push((*index, refusal(&error)));
-                        }
-                    }
-                }
+                Try::Collides(at, error) => self.collided(name, &mut open, at, &error).await?,
                 Try::Uncomputed(at) => {
-                    if let Some(image) = images.get_mut(at) {
+                    if let Some(image) = open.images.get_mut(at) {
                         image.from_source = true;
                     }
                 }
@@ -129,20 +144,16 @@ impl MongoSink {
                 Try::Again(e) => return Err(classify::error(Side::Sink, "settle unique keys in a transaction", e)),
             }
         }
-        Ok(report)
+        Ok(open.report)
     }
 
     /// One try at the images of all these groups in one transaction, which carries the mark of `origin`.
-    async fn settle_groups<'a, I: AsRef<[Image<'a>]> + Sync>(
-        &self,
-        groups: &[(Namespace, I)],
-        origin: Option<model::Origin>,
-    ) -> Result<Try> {
+    async fn settle_groups(&self, groups: &[Group<'_, '_>], origin: Option<model::Origin>) -> Result<Try> {
         let manner = self.manner(self.target().await?, origin);
         let mut session = transaction::begin(&self.client, manner).await?;
         let mut rewritten = Ok(None);
-        for (name, images) in groups {
-            rewritten = self.rewrite(&mut session, name, images.as_ref(), manner).await;
+        for group in groups {
+            rewritten = self.rewrite(&mut session, group, manner).await;
             if !matches!(rewritten, Ok(None)) {
                 break;
             }
@@ -191,8 +202,10 @@ impl MongoSink {
                 Err(e) => return Err(e),
             }
         }
+        let groups: Vec<Group<'_, '_>> =
+            images.iter().map(|(name, images)| Group { name, images, obstacles: &[] }).collect();
         for _ in 0..TRIES {
-            match self.settle_groups(&images, origin).await? {
+            match self.settle_groups(&groups, origin).await? {
                 Try::Settled(time) => return Ok(Some(time.unwrap_or_default())),
                 Try::Collides(..) | Try::Uncomputed(_) => return Ok(None),
                 Try::Again(e) => tracing::debug!(error = %e, "the settling transaction is tried again"),
@@ -205,8 +218,7 @@ impl MongoSink {
     async fn rewrite(
         &self,
         open: &mut Transaction<'_>,
-        name: &Namespace,
-        images: &[Image<'_>],
+        &Group { name, images, obstacles }: &Group<'_, '_>,
         manner: Manner<'_>,
     ) -> Result<Option<(usize, StatementError)>, Unwritten> {
         let mut computed: Vec<Computed> = Vec::with_capacity(images.len());
@@ -220,6 +232,13 @@ impl MongoSink {
         let deletes: Vec<Statement<'_>> = images.iter().map(|image| Statement::Delete { key: image.key() }).collect();
         if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
             return Ok(Some((at, error)));
+        }
+        let ways: Vec<Statement<'_>> =
+            obstacles.iter().map(|(_, obstacle)| Statement::Delete { key: &obstacle.selector }).collect();
+        if let Some((_, error)) = self.send_in(open, name, &ways, manner).await? {
+            let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
+            let text = format!("delete what stands in the way in {name}: {} (code {})", error.message, error.code);
+            return Err(Error::new(Side::Sink, kind, text).into());
         }
         let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
         for (at, (image, computed)) in images.iter().zip(&computed).enumerate() {

@@ -32,9 +32,11 @@ use super::{classify, topology};
 mod counters;
 mod cure;
 mod future;
+mod judge;
 mod lose;
 mod mend;
 mod namespace;
+mod obstacle;
 mod plan;
 mod predecessor;
 mod together;
@@ -42,7 +44,10 @@ mod whole;
 
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
+pub use judge::Rules;
+pub(super) use lose::Loss;
 pub(super) use mend::shown_id;
+pub(super) use obstacle::Obstacle;
 use predecessor::Predecessors;
 use together::Together;
 
@@ -95,8 +100,10 @@ pub struct MongoSink {
     together: Together,
     /// Marks every write, where other collectors read what is written here.
     marks: Option<Marks>,
-    /// Where changes go that the target refuses for good; `None`: they stop the run.
+    /// Where changes are recorded that the target refuses for good.
     conflicts: Option<ConflictLog>,
+    /// What else may become of them.
+    rules: Rules,
     ready: OnceCell<Target>,
 }
 
@@ -137,6 +144,7 @@ impl MongoSink {
             together: Together::default(),
             marks: None,
             conflicts: None,
+            rules: Rules::default(),
             ready: OnceCell::new(),
         }
     }
@@ -162,10 +170,18 @@ impl MongoSink {
         self
     }
 
-    /// Records what the target refuses for good and goes on, instead of stopping.
+    /// Has a place for what the target refuses for good: it is recorded there, unless `ruled_by` says otherwise, instead
+    /// of stopping the run.
     #[must_use]
     pub fn recording_to(mut self, conflicts: Option<ConflictLog>) -> Self {
         self.conflicts = conflicts;
+        self
+    }
+
+    /// Lets somebody rule over what the target refuses for good. A plugin needs a place for records.
+    #[must_use]
+    pub fn ruled_by(mut self, rules: Rules) -> Self {
+        self.rules = rules;
         self
     }
 

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::uri::MongoUri;
+use crate::conflict::DuplicateKeys;
 use crate::model::Origin;
 
-pub(super) use build::build;
+pub(super) use build::{build, conflicts::for_collector_conf};
 
 /// `sync_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,11 +96,33 @@ pub enum LogLevel {
     Error,
 }
 
+/// `incr_sync.conflict_write_to`: a change that the target refuses for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflicts {
+    /// The run stops at it.
+    Stop,
+    /// It is recorded on the target.
+    Record,
+    /// A plugin rules.
+    Plugin,
+}
+
 /// `[[plugin]] kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PluginKind {
     Filter,
     Transform,
+    Conflict,
+}
+
+/// `[[plugin]] handles`: what a plugin is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Handles {
+    /// Every change, as a part of the chain.
+    #[default]
+    Changes,
+    /// The changes that the target refuses for good.
+    Conflicts,
 }
 
 /// `[[plugin]] on_error`: what happens to an entry on which a plugin traps or fails.
@@ -168,8 +191,9 @@ pub struct Incr {
     pub ddl_refused: DdlRefused,
     pub insert_on_dup_update: bool,
     pub majority_enable: bool,
-    /// `incr_sync.conflict_write_to = db`.
-    pub record_conflicts: bool,
+    pub conflicts: Conflicts,
+    /// `incr_sync.executor.dup_key_strategy` with its rules.
+    pub duplicate_keys: DuplicateKeys,
     /// `incr_sync.oplog.gids`; empty: not looked at.
     pub global_ids: Vec<String>,
     /// `incr_sync.loop_prevention.origin`: marks writes.
@@ -247,7 +271,7 @@ pub enum PluginPath {
     File(PathBuf),
 }
 
-/// One plugin of the chain.
+/// One plugin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PluginEntry {
     /// Unique in the chain.
@@ -257,6 +281,7 @@ pub struct PluginEntry {
     pub kind: Option<PluginKind>,
     /// Handed to the plugin's `init` as JSON.
     pub config: serde_json::Value,
+    pub handles: Handles,
     pub on_error: OnError,
     /// Capabilities the operator allows; the manifest asks for them.
     pub grants: Vec<String>,
@@ -285,7 +310,8 @@ pub struct Config {
     pub transform_namespace: Vec<String>,
     pub full_sync: FullSync,
     pub incr: Incr,
-    /// The user's plugins, in order. [`Config::default_chain`] has them in their place among the default ones.
+    /// The user's plugins, in order. [`Config::default_chain`] has those that handle changes in their place among the
+    /// default ones, [`Config::conflict_plugin`] the other one.
     pub plugins: Vec<PluginEntry>,
     pub log: Log,
     pub monitor: Monitor,
@@ -324,7 +350,7 @@ impl Config {
             ),
             embedded("ddl-filter", serde_json::json!({ "enable": self.filter.ddl_enable })),
         ];
-        chain.extend(self.plugins.iter().cloned());
+        chain.extend(self.plugins.iter().filter(|entry| entry.handles == Handles::Changes).cloned());
         if !self.transform_namespace.is_empty() {
             chain.push(embedded("namespace-rename", serde_json::json!({ "rules": self.transform_namespace })));
         }
@@ -336,12 +362,21 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The plugin that rules over conflicts: there is one exactly when `incr_sync.conflict_write_to = sdk`.
+    #[must_use]
+    pub fn conflict_plugin(&self) -> Option<&PluginEntry> {
+        self.plugins.iter().find(|entry| entry.handles == Handles::Conflicts)
+    }
+}
+
 fn embedded(name: &str, config: serde_json::Value) -> PluginEntry {
     PluginEntry {
         name: name.to_owned(),
         path: PluginPath::Embedded(name.to_owned()),
         kind: None,
         config,
+        handles: Handles::Changes,
         on_error: OnError::Fail,
         grants: Vec::new(),
     }

@@ -31,7 +31,8 @@ const PLUGINS: &str = "
 #[[plugin]]
 #name = \"mask-names\"            # unique
 #path = \"plugins/mask.wasm\"     # relative to this file's folder; \"embedded:namespace-rename\" is one of the default ones
-#kind = \"transform\"             # filter or transform; default: what the plugin's manifest says
+#kind = \"transform\"             # filter, transform or conflict; default: what the plugin's manifest says
+#handles = \"changes\"            # changes, or conflicts: it is no part of the chain then (incr_sync.conflict_write_to = sdk)
 #on_error = \"fail\"              # an entry on which the plugin fails: fail (stop before it), skip, drop, dead-letter
 #grants = []                    # capabilities the plugin may use, out of those its manifest asks for
 #config = { field = \"name\" }    # handed to the plugin

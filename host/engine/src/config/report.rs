@@ -131,6 +131,12 @@ impl Report {
         });
     }
 
+    /// Whether a problem of `section`, or of something in it, was recorded.
+    pub(super) fn has_problem_of(&self, section: &str) -> bool {
+        let inside = |key: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.problems.iter().any(|problem| inside(&problem.key))
+    }
+
     pub(super) fn note(&mut self, line: Option<usize>, key: &str, text: impl Into<String>) {
         self.notes.push(Note { line, key: key.to_owned(), text: text.into() });
     }

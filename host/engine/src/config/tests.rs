@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::checked::{ConnectMode, CreateIndex, LogFile, OnError, PluginKind, PluginPath, SyncMode};
 use super::*;
+use crate::conflict::{DuplicateKeys, SkipRule};
 
 const MINIMAL: &str = "sync_mode = \"all\"\nmongo_urls = \"mongodb://a\"\ntunnel.address = \"mongodb://b\"\n";
 
@@ -80,6 +81,52 @@ fn the_chain_follows_the_keys() {
     assert_eq!(entries[3].path, PluginPath::File("/opt/second.wasm".into()));
     assert_eq!(entries[4].config, serde_json::json!({"rules": ["shop.a:store.b", "hr:people"]}));
     assert_eq!(entries[5].config, serde_json::json!({"delay_ms": 1_800_000}));
+}
+
+#[test]
+fn a_plugin_that_rules_over_conflicts_is_no_part_of_the_chain() {
+    let text = MINIMAL.to_owned()
+        + r#"
+            incr_sync.conflict_write_to = "sdk"
+            [[plugin]]
+            name = "newest"
+            path = "newest-wins.wasm"
+            handles = "conflicts"
+            on_error = "skip"
+        "#;
+    let config = toml(&text).config;
+    assert_eq!(chain(&config), ["namespace-filter", "ddl-filter"]);
+    assert_eq!(config.incr.conflicts, checked::Conflicts::Plugin);
+    let judge = config.conflict_plugin().unwrap();
+    assert_eq!((judge.name.as_str(), judge.on_error), ("newest", OnError::Skip));
+    assert_ne!(config.sha256(), toml(&text.replace("skip", "drop")).config.sha256());
+    let plain = toml(MINIMAL).config;
+    assert_eq!((plain.incr.conflicts, plain.conflict_plugin()), (checked::Conflicts::Stop, None));
+}
+
+#[test]
+fn strategies_for_duplicate_keys_are_read_in_both_forms() {
+    let keys = |text: &str| conf(&format!("mongo_urls = mongodb://a\ntunnel.address = mongodb://b\n{text}"));
+    assert_eq!(keys("").config.incr.duplicate_keys, DuplicateKeys::Ignore);
+    let strategy = "incr_sync.executor.dup_key_strategy = ";
+    assert_eq!(keys(&format!("{strategy}error")).config.incr.duplicate_keys, DuplicateKeys::Error);
+    let retry = keys(&format!("{strategy}delete_and_retry")).config.incr.duplicate_keys;
+    assert_eq!(retry, DuplicateKeys::DeleteAndRetry);
+    let rules = "incr_sync.executor.dup_key_skip_rules = a.b:u_1,v_1;a.c:*";
+    let skip = keys(&format!("{strategy}skip\n{rules}")).config.incr.duplicate_keys;
+    let expected = ["a.b:u_1,v_1", "a.c:*"].map(|rule| SkipRule::parse(rule).unwrap()).to_vec();
+    assert_eq!(skip, DuplicateKeys::Skip(expected));
+    let idle = keys(rules);
+    assert!(idle.notes.iter().any(|note| note.text.contains("has no effect")), "{:?}", idle.notes);
+    let empty = keys(&format!("{strategy}skip"));
+    assert!(empty.notes.iter().any(|note| note.text.contains("names no index")), "{:?}", empty.notes);
+}
+
+#[test]
+fn a_file_that_hands_conflicts_to_a_plugin_can_be_converted() {
+    let text = "mongo_urls = mongodb://a\ntunnel.address = mongodb://b\nincr_sync.conflict_write_to = sdk\n";
+    let converted = convert::convert_with(text, Path::new("c.conf"), &|_| Ok(String::new())).unwrap();
+    assert!(converted.contains("conflict_write_to = \"sdk\""), "{converted}");
 }
 
 #[test]

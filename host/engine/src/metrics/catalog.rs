@@ -104,6 +104,8 @@ catalog! {
         "Statements that the target refused";
     SINK_CONFLICTS = Counter "oplogue_sink_conflicts_total" ["kind"]
         "Changes that the target refused for good, by reason";
+    SINK_RULINGS = Counter "oplogue_sink_rulings_total" ["ruling"]
+        "What became of the changes that the target refused for good";
     SINK_MISSING = Counter "oplogue_sink_missing_documents_total" []
         "Updates whose document was not on the target";
     SINK_REFETCHED = Counter "oplogue_sink_refetched_documents_total" []

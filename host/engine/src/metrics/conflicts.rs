@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use super::labels::{ConflictKind, Label as _};
+use super::labels::{ConflictKind, Label as _, RulingKind};
 
 /// Conflicts that are kept in full.
 const LAST_MAX: usize = 100;
@@ -30,8 +30,8 @@ pub struct ConflictNow {
     /// The server's error code.
     pub code: i32,
     pub message: String,
-    /// Whether the change stands in the conflict database.
-    pub recorded: bool,
+    /// What became of it.
+    pub ruling: RulingKind,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +93,7 @@ mod tests {
                 time: (1, 1),
                 code: 11000,
                 message: String::new(),
-                recorded: true,
+                ruling: RulingKind::Record,
             });
         }
         let counts = conflicts.counts();

@@ -20,7 +20,7 @@ use prometheus_client::registry::Registry;
 use super::catalog::{self, Description};
 use super::conflicts::Conflicts;
 use super::copy::CollectionState;
-use super::labels::{ConflictKind, DropReason, Label, SyncStage, WriteKind};
+use super::labels::{ConflictKind, DropReason, Label, RulingKind, SyncStage, WriteKind};
 use super::status::{Status, StatusSnapshot};
 use crate::model::Operation;
 use crate::plugin::ChainReport;
@@ -133,6 +133,7 @@ pub struct SinkMetrics {
     pub flushes: Counter,
     pub refused: Counter,
     pub conflicts: Labelled<ConflictKind>,
+    pub rulings: Labelled<RulingKind>,
     /// Which they were.
     pub recent_conflicts: Conflicts,
     pub missing: Counter,
@@ -322,6 +323,7 @@ fn sink(to: &mut Registrar) -> SinkMetrics {
         flushes: to.counter(catalog::SINK_FLUSHES),
         refused: to.counter(catalog::SINK_REFUSED),
         conflicts: to.labelled(catalog::SINK_CONFLICTS),
+        rulings: to.labelled(catalog::SINK_RULINGS),
         recent_conflicts: Conflicts::default(),
         missing: to.counter(catalog::SINK_MISSING),
         refetched: to.counter(catalog::SINK_REFETCHED),

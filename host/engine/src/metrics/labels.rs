@@ -78,6 +78,20 @@ label! {
     }
 }
 
+label! {
+    /// What became of a conflict.
+    RulingKind as "ruling" {
+        /// Given up on purpose.
+        KeepTarget = "keep_target",
+        /// What stood in the way was deleted, and the change applied.
+        Overwrite = "overwrite",
+        /// Recorded on the target.
+        Record = "record",
+        /// The run stopped before it.
+        Stop = "stop",
+    }
+}
+
 impl ConflictKind {
     /// The kind of a statement's error code; `is_unique` where the index is known not to be the `_id`'s.
     #[must_use]
@@ -162,6 +176,7 @@ mod tests {
     fn each_value_stands_at_its_place() {
         places_are_right::<DropReason>();
         places_are_right::<ConflictKind>();
+        places_are_right::<RulingKind>();
         places_are_right::<WriteKind>();
         places_are_right::<SyncStage>();
         places_are_right::<Operation>();

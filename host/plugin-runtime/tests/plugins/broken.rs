@@ -86,7 +86,8 @@ fn every_guest_has_a_test() {
         + include_str!("lies.rs")
         + include_str!("traps.rs")
         + include_str!("reload.rs")
-        + include_str!("defaults.rs");
+        + include_str!("defaults.rs")
+        + include_str!("judge.rs");
     let quoted = |word: &str| sources.contains(&format!("\"{word}\""));
     for entry in std::fs::read_dir(file("host/plugin-runtime/tests/guests")).unwrap() {
         let entry = entry.unwrap();
@@ -96,12 +97,14 @@ fn every_guest_has_a_test() {
             assert!(!guest(&name).is_empty(), "the guest {name} is not built");
         }
     }
-    let manifest = std::fs::read(file("host/plugin-runtime/tests/guests/faulty/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    for (_, property) in manifest["config"]["properties"].as_object().unwrap() {
-        for mode in property["enum"].as_array().unwrap() {
-            let mode = mode.as_str().unwrap();
-            assert!(quoted(mode) || mode == "fine", "the misbehaviour {mode} has no test");
+    for name in ["faulty", "contrary"] {
+        let manifest = std::fs::read(file(&format!("host/plugin-runtime/tests/guests/{name}/manifest.json"))).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        for (_, property) in manifest["config"]["properties"].as_object().unwrap() {
+            for mode in property["enum"].as_array().unwrap() {
+                let mode = mode.as_str().unwrap();
+                assert!(quoted(mode) || mode == "fine", "the misbehaviour {mode} has no test");
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod fixtures;
 mod broken;
 mod ddl;
 mod defaults;
+mod judge;
 mod lies;
 mod mask;
 mod reload;

@@ -31,6 +31,10 @@ pub(super) struct Image<'a> {
     patches: Vec<&'a Patch>,
     /// The target could not compute it.
     pub(super) from_source: bool,
+    /// It is written over what stands in its way: so it was ruled.
+    pub(super) overrules: bool,
+    /// It was put behind the rest of its group, with which it collides.
+    pub(super) waited: bool,
 }
 
 /// Where a final state comes from.
@@ -67,13 +71,7 @@ pub(super) fn images<'a>(writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>
         let key = DocumentKey::of_document(&write.key)?;
         let at = *places.entry(key).or_insert(images.len());
         if at == images.len() {
-            images.push(Image {
-                writes: Vec::new(),
-                first: write,
-                base: Base::Target,
-                patches: Vec::new(),
-                from_source: false,
-            });
+            images.push(Image::new(write));
         }
         if let Some(image) = images.get_mut(at) {
             image.add(*index, write);
@@ -83,6 +81,33 @@ pub(super) fn images<'a>(writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>
 }
 
 impl<'a> Image<'a> {
+    fn new(first: &'a Write) -> Self {
+        Self {
+            writes: Vec::new(),
+            first,
+            base: Base::Target,
+            patches: Vec::new(),
+            from_source: false,
+            overrules: false,
+            waited: false,
+        }
+    }
+
+    /// The image of one write, which is to be written over what stands in its way. An update that the target refuses
+    /// comes from the source: what it would be applied to is in the way.
+    pub(super) fn overruling(index: usize, write: &'a Write) -> Self {
+        let mut image = Self::new(write);
+        image.add(index, write);
+        image.overrules = true;
+        image.from_source = !image.patches.is_empty();
+        image
+    }
+
+    /// Whether the source has another answer to what it shall become.
+    pub(super) fn can_come_from_source(&self) -> bool {
+        !self.patches.is_empty() && !self.from_source
+    }
+
     fn add(&mut self, index: usize, write: &'a Write) {
         self.writes.push((index, write));
         match &write.content {

@@ -51,6 +51,7 @@ impl Counters {
         count(&self.conflicts, 1);
         if let Some(series) = &self.series {
             series.sink.conflicts.of(conflict.kind).inc();
+            series.sink.rulings.of(conflict.ruling).inc();
             series.sink.recent_conflicts.note(conflict);
         }
     }

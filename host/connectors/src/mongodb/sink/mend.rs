@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use mongodb::Client;
+use oplogue_engine::conflict::Ruling;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements};
 use oplogue_engine::model::{DocumentKey, Namespace, OpTime, Origin};
@@ -14,6 +15,7 @@ use oplogue_engine::sink::{FlushReport, Write};
 use super::super::patience::answered;
 use super::counters::count;
 use super::cure::{self, Cure, cure};
+use super::lose::{Loss, refused};
 use super::namespace::{Item, Place};
 use super::plan::{Form, Plan, plan, whole};
 use super::{MissingDocument, MongoSink, merge};
@@ -141,9 +143,16 @@ impl MongoSink {
         if item.overlap || self.options.insert_on_dup_update {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
         }
-        // With or without a record, the target's document is kept: that is what insert_on_dup_update = false says.
-        self.lose(&place.name, item.write, error).await?;
-        Ok(Next::Done(FlushReport::default()))
+        let loss = Loss { namespace: &place.name, write: item.write, error };
+        let ruling = self.judge(loss.namespace, loss.write, error).await?;
+        if ruling == Ruling::Overwrite {
+            // A replacement is the delete and the insert in one.
+            self.name(loss, &ruling, Some(&item.write.key));
+            self.count_overwritten(loss);
+            return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
+        }
+        let refusal = self.conclude(loss, ruling).await?;
+        Ok(Next::Done(refusal.map_or_else(FlushReport::default, |refusal| refused(item.index, refusal))))
     }
 
     /// An update whose document the target does not have: outside of overlap, or in a collection whose documents
@@ -221,8 +230,20 @@ impl MongoSink {
         Ok(Ok(time))
     }
 
-    /// Reads a document from the source, majority-committed and not older than the write.
+    /// Reads a document from the source, majority-committed and not older than the write, to put it on the target.
     pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
+        let (document, read_at) = self.read_original(write).await?;
+        self.counters.one_refetched();
+        self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
+        Ok(document)
+    }
+
+    /// The same only to look at it.
+    pub(super) async fn look_up(&self, write: &Write) -> Result<Option<Bytes>> {
+        Ok(self.read_original(write).await?.0)
+    }
+
+    async fn read_original(&self, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
         let mut name = self.namespaces.name(write.source);
         let Some(source) = &self.source else {
             let text = format!("read a whole document of {name}: the sink was given no source to read from");
@@ -243,9 +264,7 @@ impl MongoSink {
                 }
             }
         }
-        self.counters.one_refetched();
-        self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
-        Ok(document)
+        Ok((document, read_at))
     }
 
     /// A write that needs more than one statement, or the whole document.

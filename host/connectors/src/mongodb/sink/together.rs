@@ -13,7 +13,7 @@ use oplogue_engine::error::Result;
 use oplogue_engine::model::{Namespace, NamespaceId, Origin};
 use oplogue_engine::sink::{FlushReport, Write};
 
-use super::namespace::{Item, Prepared, Sent, groups};
+use super::namespace::{Item, Place, Prepared, Sent, groups};
 use super::{MongoSink, Target, cure};
 use crate::mongodb::command::{Manner, Outcome, Statement};
 use crate::mongodb::transaction::{self, Broken, Committed, Transaction};
@@ -168,6 +168,12 @@ impl MongoSink {
             }
         }
         Ok(())
+    }
+
+    /// Whether a document of a collection can be rewritten inside a transaction of the target.
+    pub(super) fn takes_transactions(&self, place: &Place) -> bool {
+        let capped = self.catalogue.info(&place.name).is_some_and(|info| info.capped);
+        place.target.is_replicated && !place.target.is_mongos && !capped && is_plain(&place.name)
     }
 
     /// The parts that go together, and the origin of all; `None` when it is not worth it, or there are several.

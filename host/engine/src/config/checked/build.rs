@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, Config, ConnectMode, CreateIndex, DdlRefused, FetchMethod, Filter, FullSync, Incr, Limits, Log,
-    LogFile, LogLevel, MissingDocument, Monitor, PluginEntry, SyncMode, Transactions,
+    Checkpoint, Config, ConnectMode, CreateIndex, DdlRefused, FetchMethod, Filter, FullSync, Handles, Incr, Limits,
+    Log, LogFile, LogLevel, MissingDocument, Monitor, PluginEntry, SyncMode, Transactions,
 };
 use crate::config::keys::{self, Status};
 use crate::config::raw::Format;
@@ -31,6 +31,8 @@ const FETCH_METHOD: &str = "incr_sync.mongo_fetch_method";
 const CONFIG_SERVERS: &str = "mongo_cs_url";
 const MONGOS: &str = "mongo_s_url";
 const CHECKPOINT_URL: &str = "checkpoint.storage.url";
+
+pub(in crate::config) mod conflicts;
 
 struct Builder<'a> {
     settings: &'a Settings,
@@ -55,7 +57,7 @@ pub(in crate::config) fn build(
     builder.change_stream();
     builder.object_id_list();
     builder.loop_prevention();
-    builder.conflicts();
+    conflicts::check(&mut builder, &plugins);
     builder.transactions();
     builder.address_of_monitor();
     let (source, target) = (sources.first()?.clone(), target?);
@@ -96,7 +98,7 @@ impl Builder<'_> {
             ));
             self.fault(KEY, fault.suggest("bring the file to version 10 first, or write TOML without this key"));
         } else if version > VERSION_KNOWN {
-            self.note(KEY, "keys that are newer than version 10 are accepted only with values that change nothing");
+            self.note(KEY, "keys that are newer than version 10 and not built are accepted only with their defaults");
         }
     }
 
@@ -279,15 +281,6 @@ impl Builder<'_> {
         }
     }
 
-    /// No released plugin contract has an entry for conflicts.
-    fn conflicts(&mut self) {
-        const KEY: &str = "incr_sync.conflict_write_to";
-        if self.settings.text(KEY) == "sdk" {
-            let fault = Fault::new("handing conflicts to a plugin is not built; none and db are accepted");
-            self.fault(KEY, fault.suggest("db records them on the target"));
-        }
-    }
-
     fn transactions(&mut self) {
         const KEY: &str = "incr_sync.transaction";
         let stream = self.settings.text("incr_sync.mongo_fetch_method") == "change_stream";
@@ -446,7 +439,8 @@ fn incr(s: &Settings) -> Incr {
         },
         insert_on_dup_update: s.flag("incr_sync.executor.insert_on_dup_update"),
         majority_enable: s.flag("incr_sync.executor.majority_enable"),
-        record_conflicts: s.text("incr_sync.conflict_write_to") == "db",
+        conflicts: conflicts::conflicts(s),
+        duplicate_keys: conflicts::duplicate_keys(s),
         global_ids: s.list("incr_sync.oplog.gids"),
         origin: u8::try_from(s.int("incr_sync.loop_prevention.origin")).ok().and_then(Origin::new),
         drop_origins: s.list("incr_sync.loop_prevention.drop").iter().filter_map(|text| origin(text)).collect(),
@@ -516,8 +510,11 @@ fn fingerprint(settings: &Settings, plugins: &[PluginEntry]) -> String {
         }
     }
     for plugin in plugins {
-        let PluginEntry { name, path, kind, config, on_error, grants } = plugin;
+        let PluginEntry { name, path, kind, handles, config, on_error, grants } = plugin;
         hash.update(format!("{name} {path:?} {kind:?} {config} {on_error:?} {grants:?}\n"));
+        if *handles == Handles::Conflicts {
+            hash.update("handles conflicts\n");
+        }
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -11,14 +11,14 @@ use toml::de::{DeTable, DeValue};
 
 use super::beside;
 use super::toml_file::Lines;
-use crate::config::checked::{OnError, PluginEntry, PluginKind, PluginPath};
+use crate::config::checked::{Handles, OnError, PluginEntry, PluginKind, PluginPath};
 use crate::config::report::{Fault, Report, nearest};
 
 /// The default plugins, in chain order.
 pub(in crate::config) const EMBEDDED: [&str; 4] =
     ["namespace-filter", "ddl-filter", "namespace-rename", "target-delay"];
 
-const FIELDS: [&str; 6] = ["name", "path", "kind", "config", "on_error", "grants"];
+const FIELDS: [&str; 7] = ["name", "path", "kind", "handles", "config", "on_error", "grants"];
 
 /// Reads the value of `plugin`. Entries with a problem are left out; the report has the problem.
 pub(super) fn read_all(
@@ -76,14 +76,40 @@ impl Reader<'_> {
                 self.fail(self.lines.of(&key.span()), &format!("plugin.{name}"), None, fault);
             }
         }
-        PluginEntry {
+        let entry = PluginEntry {
             name: self.name(),
             path: self.path(configuration),
             kind: self.kind(),
+            handles: self.handles(),
             config: self.config(),
             on_error: self.on_error(),
             grants: self.grants(),
+        };
+        self.fits(&entry);
+        entry
+    }
+
+    /// What goes only with one of the two things that a plugin may handle.
+    fn fits(&mut self, entry: &PluginEntry) {
+        let conflicts = entry.handles == Handles::Conflicts;
+        if entry.kind.is_some_and(|kind| (kind == PluginKind::Conflict) != conflicts) {
+            let fault = Fault::new("conflict goes with handles = \"conflicts\", and every other kind without it");
+            self.fail(self.line_of("kind"), "plugin.kind", None, fault.suggest("delete the line kind"));
         }
+        if conflicts && entry.on_error == OnError::DeadLetter {
+            let fault = Fault::new("must be one of fail, skip, drop where handles = \"conflicts\"");
+            let fault = fault.suggest("skip records the change on the target, with the document that won");
+            self.fail(self.line_of("on_error"), "plugin.on_error", Some("\"dead-letter\"".to_owned()), fault);
+        }
+        if conflicts && matches!(entry.path, PluginPath::Embedded(_)) {
+            let fault = Fault::new("must name a file: no default plugin rules over conflicts");
+            self.fail(self.line_of("path"), "plugin.path", None, fault);
+        }
+    }
+
+    /// Where a field stands.
+    fn line_of(&self, field: &str) -> usize {
+        self.table.get(field).map_or(self.line, |value| self.lines.of(&value.span()))
     }
 
     fn fail(&mut self, line: usize, key: &str, given: Option<String>, fault: Fault) {
@@ -160,8 +186,14 @@ impl Reader<'_> {
     }
 
     fn kind(&mut self) -> Option<PluginKind> {
-        let words = [("filter", PluginKind::Filter), ("transform", PluginKind::Transform)];
-        self.word("kind", &words, "must be filter or transform (sinks are not built yet)")
+        let words =
+            [("filter", PluginKind::Filter), ("transform", PluginKind::Transform), ("conflict", PluginKind::Conflict)];
+        self.word("kind", &words, "must be filter, transform or conflict (sinks are not built yet)")
+    }
+
+    fn handles(&mut self) -> Handles {
+        let words = [("changes", Handles::Changes), ("conflicts", Handles::Conflicts)];
+        self.word("handles", &words, "must be changes or conflicts").unwrap_or_default()
     }
 
     fn on_error(&mut self) -> OnError {
