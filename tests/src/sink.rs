@@ -11,6 +11,7 @@ mod limits;
 mod marks;
 mod pair;
 mod settle;
+mod sharded;
 mod support;
 mod together;
 mod update_oracle;

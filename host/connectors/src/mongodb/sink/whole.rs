@@ -21,13 +21,16 @@ type Indexed<'a> = (usize, &'a Write);
 impl MongoSink {
     pub(super) async fn write_waves(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
         let target = self.target().await?;
+        if target.is_mongos {
+            return self.write_in_parts(waves).await;
+        }
         let groups = by_namespace(waves);
         let mut prepared = Vec::with_capacity(groups.len());
         for (namespace, group) in &groups {
             prepared.push(self.prepare(*namespace, group, target).await?);
         }
         let fits = prepared.iter().all(Prepared::fits_transaction);
-        let tries = if fits && target.is_replicated && !target.is_mongos { TRIES } else { 0 };
+        let tries = if fits && target.is_replicated { TRIES } else { 0 };
         for _ in 0..tries {
             match self.write_at_once(&prepared, target).await? {
                 Ok(sent) => {
