@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bson::{Document, doc};
 use mongodb::Client;
 use mongodb::options::WriteConcern;
+use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget, Sharding};
 use oplogue_connectors::mongodb::sink::SinkOptions;
-use oplogue_engine::sink::{Content, Patch, Sink as _};
+use oplogue_engine::sink::{Content, CopyTarget as _, Patch, Sink as _};
 use oplogue_tests::dressed::{Dressed, enter_sharded};
 use oplogue_tests::servers::{ReplicaSet, connect};
 
@@ -127,4 +128,37 @@ async fn an_array_in_the_key_is_refused_by_name() {
     let text = format!("{:?}", report.refused);
     assert!(text.contains("61") && text.contains("`k`"), "{text}");
     assert_eq!(half.target().await, Vec::<Document>::new());
+}
+
+#[tokio::test]
+async fn a_document_that_the_copy_reads_twice_goes_to_its_new_value_or_stops_it() {
+    let half = half(SinkOptions::default()).await;
+    half.bench.sink.load().await.unwrap();
+    let target = half.bench.names.intern("dst.c");
+    let options = CopyOptions { collection_exist_drop: true, resumed: false, documents_max: 10, majority: false };
+    let copy = |fallback| {
+        let sharding = Sharding { immutable_shard_key_fallback: fallback, ..Sharding::default() };
+        MongoCopyTarget::new(Arc::clone(&half.bench.sink), options).sharding(sharding)
+    };
+    let zero = bson::Timestamp { time: 0, increment: 0 };
+    let first = [doc! { "_id": 1, "k": 1 }, doc! { "_id": 2, "k": 2 }, doc! { "_id": 3, "k": 3, "t": zero }];
+    let first: Vec<_> = first.iter().map(raw).collect();
+    copy(false).insert(target, &first).await.unwrap();
+    copy(false).insert(target, &first).await.unwrap();
+    let moved = [raw(&doc! { "_id": 2, "k": 20 }), raw(&doc! { "_id": 4, "k": 4 })];
+    let error = copy(false).insert(target, &moved).await.unwrap_err().to_string();
+    for part in ["Int32(2)", "shard key", "full_sync.executor.immutable_shard_key_fallback"] {
+        assert!(error.contains(part), "{error}");
+    }
+    copy(true).insert(target, &moved).await.unwrap();
+    let mut all = half.target().await;
+    all.sort_by_key(|document| document.get_i32("_id").unwrap());
+    let expected = [
+        doc! { "_id": 1, "k": 1 },
+        doc! { "_id": 2, "k": 20 },
+        doc! { "_id": 3, "k": 3, "t": zero },
+        doc! { "_id": 4, "k": 4 },
+    ];
+    assert_eq!(all, expected);
+    assert_eq!((half.bench.sink.counts().moved, half.mongos.seen().violations), (1, Vec::new()));
 }
