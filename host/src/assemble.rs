@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, StreamOptions};
 use oplogue_connectors::mongodb::conflict::ConflictLog;
-use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
+use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget, Sharding};
 use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
 use oplogue_connectors::mongodb::patience;
@@ -326,7 +326,7 @@ impl Job {
             reader: self.reader(),
             chain: self.chain(),
             namespaces: Arc::clone(&self.namespaces),
-            target: Arc::new(MongoCopyTarget::new(Arc::clone(sink), options)),
+            target: Arc::new(MongoCopyTarget::new(Arc::clone(sink), options).sharding(self.sharding())),
             sink: Arc::clone(sink),
             source: self.source(),
             metrics: self.hooks.metrics.clone(),
@@ -531,6 +531,7 @@ impl Job {
                 checked::DdlRefused::Stop => DdlRefused::Stop,
                 checked::DdlRefused::Skip => DdlRefused::Skip,
             },
+            immutable_shard_key_fallback: self.config.incr.immutable_shard_key_fallback,
         };
         // A plugin may rule that a conflict is recorded, so it has the place for that too.
         let records = self.config.incr.conflicts != Conflicts::Stop;
@@ -562,7 +563,16 @@ impl Job {
             documents_max: full.document_batch_size,
             majority: full.majority_enable,
         };
-        Arc::new(MongoCopyTarget::new(Arc::clone(sink), options))
+        Arc::new(MongoCopyTarget::new(Arc::clone(sink), options).sharding(self.sharding()))
+    }
+
+    fn sharding(&self) -> Sharding {
+        let full = &self.config.full_sync;
+        Sharding {
+            like_source: !full.do_not_shard_destination,
+            unverified: full.unverified_shard_keys.clone(),
+            immutable_shard_key_fallback: full.immutable_shard_key_fallback,
+        }
     }
 
     fn copy_options(&self) -> FullSyncOptions {

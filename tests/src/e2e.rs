@@ -15,6 +15,7 @@ mod indexes;
 mod missing;
 mod mistakes;
 mod modes;
+mod mongos;
 mod mongoshake;
 mod network;
 mod parking;

@@ -12,6 +12,8 @@ pub mod child;
 
 pub mod proxy;
 
+pub mod dressed;
+
 pub mod servers;
 
 pub mod compare;

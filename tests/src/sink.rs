@@ -13,6 +13,7 @@ mod pair;
 mod rules;
 mod rulings;
 mod settle;
+mod sharded;
 mod support;
 mod together;
 mod update_oracle;

@@ -29,6 +29,7 @@ pub mod literal;
 pub mod originals;
 pub mod patch;
 pub(crate) mod settle;
+pub(crate) mod shard_key;
 pub mod sink;
 pub(crate) mod writer;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mongodb::Client;
 use oplogue_connectors::mongodb::alone::{self, WriterName};
 use oplogue_connectors::mongodb::change_stream::Shown;
-use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect};
+use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect, connect_each};
 use oplogue_connectors::mongodb::originals::Originals;
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
 use oplogue_connectors::mongodb::shards::merged::ShardClient;
@@ -27,8 +27,15 @@ use oplogue_plugin_runtime::{Chain, ChainOptions, ConflictPlugin, Handles, Limit
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
+mod check;
+
+use check::Check;
+
 /// Connections that a client keeps to one server at most, beyond one for each lane.
 const POOL_SPARE: u32 = 16;
+
+/// How long a `mongos` that may be gone is asked who writes through it.
+const ROUTER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the former run's client may take to close its connections.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
@@ -41,6 +48,7 @@ pub(super) struct Servers {
     pub(super) cluster: Option<Cluster>,
     /// How the target is reached; each run has a client of its own.
     target: (String, ConnectOptions),
+    is_cluster_target: bool,
     /// The client of the run that is on, closed before the next one.
     writing: Mutex<Option<Client>>,
     pub(super) store: Client,
@@ -101,18 +109,22 @@ impl Servers {
         };
         // As `oplogue check` has it, which sees only what the addresses are called.
         let kept_apart = !config.transform_namespace.is_empty() && !config.filter.white.is_empty();
+        let mut is_cluster_target = false;
         for shard in &shards {
-            Self::check_target(&target, (!kept_apart).then_some(&shard.client), mode).await?;
+            let checked = Check { config, other_than: (!kept_apart).then_some(&shard.client), mode };
+            is_cluster_target = checked.target(&target).await?;
         }
         let writing = Mutex::default();
         let Some(uri) = &config.config_servers else {
-            return Ok(Self { source, cluster: None, target, writing, store, replica_set, mode });
+            let cluster = None;
+            return Ok(Self { source, cluster, target, is_cluster_target, writing, store, replica_set, mode });
         };
         let config_options = options(ConnectMode::Primary, &config.source_root_ca_file);
         let config_servers = connect(Side::Source, &uri.resolve()?, &config_options).await?;
         let routing = reader::routing(&config_servers, &shards).await?;
         let cluster = Some(Cluster { shards, config_servers, routing });
-        Ok(Self { source, cluster, target, writing, store, replica_set: CLUSTER_NAME.to_owned(), mode })
+        let replica_set = CLUSTER_NAME.to_owned();
+        Ok(Self { source, cluster, target, is_cluster_target, writing, store, replica_set, mode })
     }
 
     /// One replica set, or what shows a change stream: its name, and whether the user may read it.
@@ -151,8 +163,18 @@ impl Servers {
         let client =
             connect(Side::Sink, uri, &ConnectOptions { writer: Some(name.clone()), ..options.clone() }).await?;
         *self.writing.lock().await = Some(client.clone());
-        alone::wait_until_alone(&client, &name).await?;
+        alone::wait_until_alone(&client, &self.routers().await?, &name).await?;
         Ok(client)
+    }
+
+    /// Clients of each `mongos` of the target, where there are several: an earlier run may have written through any.
+    async fn routers(&self) -> Result<Vec<Client>> {
+        if !self.is_cluster_target {
+            return Ok(Vec::new());
+        }
+        let (uri, options) = &self.target;
+        let options = ConnectOptions { selection_timeout: ROUTER_PATIENCE, pool_max: Some(1), ..options.clone() };
+        connect_each(Side::Sink, uri, &options).await
     }
 
     /// Says before the first DDL comes which of them the target will refuse. Many sources never log one of those, so it
@@ -166,64 +188,6 @@ impl Servers {
             tracing::info!(%missing, "the target's user may not run every DDL; see incr_sync.ddl_refused");
         }
         Ok(())
-    }
-
-    /// A target that is the source would be dropped before it is copied, and one that cannot be written to would be
-    /// found out in the middle of the copy.
-    async fn check_target(
-        target: &(String, ConnectOptions),
-        other_than: Option<&Client>,
-        mode: ConnectMode,
-    ) -> Result<()> {
-        let client = connect(Side::Sink, &target.0, &target.1).await?;
-        let checked = Self::check_reached(&client, other_than, mode).await;
-        client.shutdown().immediate(true).await;
-        checked
-    }
-
-    async fn check_reached(target: &Client, other_than: Option<&Client>, mode: ConnectMode) -> Result<()> {
-        let criteria = ConnectMode::Primary.criteria();
-        let privileges = privileges::require_some_writing(&Privileges::ask(Side::Sink, target, &criteria).await?);
-        let found = match topology::inspect(Side::Sink, target, &criteria).await {
-            Ok(found) => found,
-            Err(error) if error.kind() == Kind::Unsupported => {
-                let behind = topology::cluster(Side::Sink, target, &criteria).await;
-                if behind.is_ok_and(|found| found.is_mongos) {
-                    let text = "tunnel.address is a mongos: writing to a sharded cluster is not built yet";
-                    return Err(Error::new(Side::Sink, Kind::Unsupported, text));
-                }
-                // A server alone is not the replica set that is read.
-                return privileges;
-            }
-            Err(error) => return Err(error),
-        };
-        let source = match other_than {
-            Some(source) => topology::inspect(Side::Source, source, &mode.criteria()).await.ok(),
-            None => None,
-        };
-        if source.is_some_and(|source| found.is_same_set(&source)) {
-            let text = format!(
-                "tunnel.address is the source itself (replica set {}, {}): the copy would drop what it is to read",
-                found.replica_set, found.member.address
-            );
-            return Err(Error::new(Side::Config, Kind::Misconfigured, text));
-        }
-        if !found.member.writable_primary {
-            let text = format!(
-                "tunnel.address reaches {} directly, which takes no writes: name the whole set ({}) and leave out \
-                 directConnection",
-                found.member.address,
-                found.member.hosts.join(",")
-            );
-            return Err(Error::new(Side::Config, Kind::Misconfigured, text));
-        }
-        tracing::info!(
-            replica_set = %found.replica_set,
-            version = %found.version_text(),
-            member = %found.member.address,
-            "target is there"
-        );
-        privileges
     }
 
     /// The name of the replica set or cluster whose change stream is read, unless the stream lacks what was asked for.

@@ -8,3 +8,4 @@ mod copy;
 mod load;
 mod rig;
 mod stops;
+mod target;

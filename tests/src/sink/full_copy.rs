@@ -40,6 +40,7 @@ const CATCH_UP: SinkOptions = SinkOptions {
     majority: false,
     after_copy: true,
     ddl_refused: oplogue_connectors::mongodb::sink::DdlRefused::Stop,
+    immutable_shard_key_fallback: false,
 };
 
 /// A reader that lets the source do something before the first cursor is opened, and something before the first

@@ -177,7 +177,7 @@ async fn transactions_that_a_killed_run_left_open_are_ended_at_the_next_start() 
     killed.shutdown().immediate(true).await;
     let next = run();
     let alone = client(next.clone()).await;
-    let waited = tokio::time::timeout(Duration::from_secs(30), wait_until_alone(&alone, &next)).await;
+    let waited = tokio::time::timeout(Duration::from_secs(30), wait_until_alone(&alone, &[], &next)).await;
     waited.expect("nothing is left of the killed run").unwrap();
     let writes: Vec<Write> = (0..EACH).map(|id| patch(&bench, "t.a", id)).collect();
     let written = tokio::time::timeout(Duration::from_secs(30), bench.sink.write(&writes)).await;

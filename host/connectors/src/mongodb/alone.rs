@@ -6,6 +6,10 @@
 //! connection left of an earlier one: a server reads what came and then sees the end. An instance that was paused
 //! keeps its connections, so its successor waits for its end as well. What a dead run cannot end itself is ended here:
 //! its open transactions would hold their documents for a minute, and whatever waits for those holds its connection.
+//!
+//! A `mongos` shows what its own clients do when it is asked for `localOps` (manual, "$currentOp"), and that needs no
+//! privilege either; a `mongod` ignores the word. So each `mongos` that the job may have written through is asked. What
+//! one that went away has passed on to a shard is seen by nobody here.
 
 use std::time::Duration;
 
@@ -64,16 +68,19 @@ impl WriterName {
 /// Ends the transactions and statements that other runs of this job have left on the target, and waits until it has no
 /// connection of theirs. All that is looked at belongs to the same user, for which no privilege is needed.
 ///
+/// `routers` are clients of each `mongos` of the target alone; empty for anything but a cluster with several. One that
+/// cannot be reached is left out: it has lost its clients, or nobody could wait for it.
+///
 /// A server that does not tell (a missing privilege, an unknown stage) is taken at its word that there is none, and
 /// the log says so. Cancel it by dropping it.
 ///
 /// # Errors
 /// `Unavailable`, `FailedOver`.
-pub async fn wait_until_alone(target: &Client, own: &WriterName) -> Result<()> {
+pub async fn wait_until_alone(target: &Client, routers: &[Client], own: &WriterName) -> Result<()> {
     let began = Instant::now();
     let mut next_line = REMARKABLE;
     loop {
-        let others = match others(target, own).await {
+        let others = match others_of_all(target, routers, own).await {
             Ok(others) => others,
             Err(fault) if matches!(fault.kind(), Kind::Unauthorized | Kind::Unsupported) => {
                 tracing::info!(%fault, "whether an earlier run can still write is not to be seen on this target");
@@ -82,7 +89,9 @@ pub async fn wait_until_alone(target: &Client, own: &WriterName) -> Result<()> {
             Err(fault) => return Err(fault),
         };
         let Some(first) = others.first() else { return Ok(()) };
-        end_sessions(target, &others).await;
+        for client in std::iter::once(target).chain(routers) {
+            end_sessions(client, &others).await;
+        }
         let waited = began.elapsed();
         if waited >= next_line {
             say(first.get_str("client").unwrap_or("unknown"), others.len(), waited);
@@ -122,11 +131,25 @@ fn say(client: &str, count: usize, waited: Duration) {
     );
 }
 
+async fn others_of_all(target: &Client, routers: &[Client], own: &WriterName) -> Result<Vec<Document>> {
+    let mut all = others(target, own).await?;
+    for router in routers {
+        match others(router, own).await {
+            Ok(found) => all.extend(found),
+            Err(fault) if fault.kind() == Kind::Unavailable => {
+                tracing::info!(%fault, "a mongos of the target does not say whether an earlier run writes through it");
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(all)
+}
+
 /// What the server has of other runs: operations, idle connections, transactions between two statements.
 async fn others(target: &Client, own: &WriterName) -> Result<Vec<Document>> {
     let doing = "look for connections of an earlier run on the target";
     let failed = |e| classify::error(Side::Sink, doing, e);
-    let stages = [doc! { "$currentOp": { "idleConnections": true, "idleSessions": true } }];
+    let stages = [doc! { "$currentOp": { "idleConnections": true, "idleSessions": true, "localOps": true } }];
     let admin = target.database("admin");
     let list = async { admin.aggregate(stages).await?.try_collect().await };
     let mut operations: Vec<Document> = answered(Side::Sink, doing, list).await?.map_err(failed)?;

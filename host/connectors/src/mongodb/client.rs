@@ -88,6 +88,25 @@ pub async fn connect(side: Side, uri: &str, options: &ConnectOptions) -> Result<
     Client::with_options(parsed).map_err(|e| classify::error(side, "make a client from the connection string", e))
 }
 
+/// Makes a client of each address of a connection string alone; none when it has only one.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_each(side: Side, uri: &str, options: &ConnectOptions) -> Result<Vec<Client>> {
+    let parsed = ClientOptions::parse(uri).await.map_err(|fault| parse_fault(side, uri, &fault))?;
+    if parsed.hosts.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let each = parsed.hosts.iter().map(|host| {
+        let mut alone = parsed.clone();
+        alone.hosts = vec![host.clone()];
+        alone.direct_connection = Some(true);
+        apply(side, &mut alone, options)?;
+        Client::with_options(alone).map_err(|e| classify::error(side, "make a client from the connection string", e))
+    });
+    each.collect()
+}
+
 fn apply(side: Side, parsed: &mut ClientOptions, options: &ConnectOptions) -> Result<()> {
     parsed.app_name.get_or_insert_with(|| APP_NAME.to_owned());
     parsed.server_selection_timeout.get_or_insert(options.selection_timeout);
@@ -178,6 +197,14 @@ mod tests {
             let text = fault(uri).await;
             assert!(!text.contains("s3cret") && !text.contains("pass@") && !text.contains("root"), "{uri} → {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn each_address_gets_a_client_where_there_are_several() {
+        let options = ConnectOptions::default();
+        let count = async |uri| connect_each(Side::Sink, uri, &options).await.unwrap().len();
+        assert_eq!(count("mongodb://127.0.0.1:1").await, 0);
+        assert_eq!(count("mongodb://127.0.0.1:1,127.0.0.1:2").await, 2);
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use super::literal::needs_literal;
 use super::mark::{self, Mark, Numbering};
 use super::patch::exact;
 use super::patience::answered;
+use super::shard_key::Route;
 use super::writer::RawWriter;
 
 /// A command document may hold 16 MiB and 16 KiB; more than this only goes when one statement needs it.
@@ -65,9 +66,29 @@ pub(crate) enum Statement<'a> {
     Pipeline { key: &'a [u8], stages: Vec<u8>, upsert: bool },
     /// A delete.
     Delete { key: &'a [u8] },
+    /// One of the others on a sharded collection, for the one shard that has this value of the shard key.
+    Routed { statement: Box<Statement<'a>>, route: Route },
 }
 
 impl<'a> Statement<'a> {
+    /// The same for one shard only.
+    pub(crate) fn routed(self, route: &Route) -> Self {
+        Self::Routed { statement: Box::new(self), route: route.clone() }
+    }
+
+    /// What it does, wherever it does it.
+    pub(crate) fn core(&self) -> &Self {
+        match self {
+            Self::Routed { statement, .. } => statement.core(),
+            Self::Insert(_)
+            | Self::Update { .. }
+            | Self::Modify { .. }
+            | Self::Literal { .. }
+            | Self::Pipeline { .. }
+            | Self::Delete { .. } => self,
+        }
+    }
+
     /// The upserting replacement by a whole document, in the form that leaves its bytes alone.
     ///
     /// # Errors
@@ -85,6 +106,7 @@ impl<'a> Statement<'a> {
             Self::Insert(_) => Verb::Insert,
             Self::Update { .. } | Self::Modify { .. } | Self::Literal { .. } | Self::Pipeline { .. } => Verb::Update,
             Self::Delete { .. } => Verb::Delete,
+            Self::Routed { statement, .. } => statement.verb(),
         }
     }
 
@@ -94,6 +116,7 @@ impl<'a> Statement<'a> {
             Self::Update { upsert, .. } | Self::Pipeline { upsert, .. } => *upsert,
             Self::Modify { .. } => false,
             Self::Insert(_) | Self::Literal { .. } | Self::Delete { .. } => true,
+            Self::Routed { statement, .. } => statement.may_miss(),
         }
     }
 
@@ -107,35 +130,40 @@ impl<'a> Statement<'a> {
                 Self::Literal { key, document } => key.len() + document.len(),
                 Self::Pipeline { key, stages, .. } => key.len() + stages.len(),
                 Self::Delete { key } => key.len(),
+                Self::Routed { statement, route } => statement.bytes() + route.bytes(),
             }
     }
 
-    fn append(&self, w: &mut RawWriter) {
+    fn append(&self, w: &mut RawWriter, route: Option<&Route>) {
         match self {
             Self::Insert(document) => w.raw_document("", document),
             Self::Update { key, update, upsert } => {
-                updating(w, key, *upsert, |w| w.raw_document("u", update));
+                updating(w, (key, route), *upsert, |w| w.raw_document("u", update));
             }
             Self::Modify { key, modifiers } => {
-                updating(w, key, false, |w| w.raw_document("u", modifiers));
+                updating(w, (key, route), false, |w| w.raw_document("u", modifiers));
             }
-            Self::Literal { key, document } => updating(w, key, true, |w| {
+            Self::Literal { key, document } => updating(w, (key, route), true, |w| {
                 w.array("u", |w| exact::literal_stage(w, document));
             }),
             Self::Pipeline { key, stages, upsert } => {
-                updating(w, key, *upsert, |w| w.value("u", kind::ARRAY, stages));
+                updating(w, (key, route), *upsert, |w| w.value("u", kind::ARRAY, stages));
             }
             Self::Delete { key } => w.document("", |w| {
-                selector(w, "q", key);
+                query(w, (key, route));
                 w.int("limit", 1);
             }),
+            Self::Routed { statement, route } => statement.append(w, Some(route)),
         }
     }
 }
 
-fn updating(w: &mut RawWriter, key: &[u8], upsert: bool, update: impl FnOnce(&mut RawWriter)) {
+/// What a statement selects its document by: the key, and where the collection is sharded the shard.
+type Selection<'k> = (&'k [u8], Option<&'k Route>);
+
+fn updating(w: &mut RawWriter, selection: Selection<'_>, upsert: bool, update: impl FnOnce(&mut RawWriter)) {
     w.document("", |w| {
-        selector(w, "q", key);
+        query(w, selection);
         update(w);
         if upsert {
             w.boolean("upsert", true);
@@ -143,21 +171,35 @@ fn updating(w: &mut RawWriter, key: &[u8], upsert: bool, update: impl FnOnce(&mu
     });
 }
 
+/// Appends the query of a statement, and the collation that lets a `mongos` compare shard keys.
+fn query(w: &mut RawWriter, (key, route): Selection<'_>) {
+    let Some(route) = route else { return selector(w, "q", key) };
+    w.document("q", |w| {
+        equalities(w, key);
+        equalities(w, route.fields());
+    });
+    if route.is_collated() {
+        w.document("collation", |w| w.string("locale", "simple"));
+    }
+}
+
 /// Writes the query that matches exactly the document of `key`.
 ///
 /// A document or a regular expression as a value would be read as operators or as a pattern, so those stand under
 /// `$eq`. A whole document may serve as key: only its `_id` is taken then.
 pub(crate) fn selector(w: &mut RawWriter, name: &str, key: &[u8]) {
-    w.document(name, |w| {
-        let elements = Elements::new(key).into_iter().flatten().filter_map(std::result::Result::ok);
-        for element in elements {
-            if matches!(element.kind, kind::DOCUMENT | kind::REGEX) {
-                w.document(element.name, |w| w.value("$eq", element.kind, element.value));
-            } else {
-                w.element(&element);
-            }
+    w.document(name, |w| equalities(w, key));
+}
+
+fn equalities(w: &mut RawWriter, fields: &[u8]) {
+    let elements = Elements::new(fields).into_iter().flatten().filter_map(std::result::Result::ok);
+    for element in elements {
+        if matches!(element.kind, kind::DOCUMENT | kind::REGEX) {
+            w.document(element.name, |w| w.value("$eq", element.kind, element.value));
+        } else {
+            w.element(&element);
         }
-    });
+    }
 }
 
 /// The write concern of a command.
@@ -261,7 +303,7 @@ pub(crate) fn build(
             if taken > 0 && w.len() + statement.bytes() > COMMAND_BYTES {
                 break;
             }
-            statement.append(w);
+            statement.append(w, None);
             taken += 1;
         }
     });

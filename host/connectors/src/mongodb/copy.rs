@@ -22,6 +22,10 @@ use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, sink};
 
+mod sharding;
+
+pub use sharding::Sharding;
+
 /// The settings of `full_sync.*` that concern writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyOptions {
@@ -43,6 +47,8 @@ enum Occupant {
     Ours,
     /// It is this job's, or it holds nothing, but it is not what is to be copied: it is made anew.
     Remade,
+    /// Somebody sharded an empty collection for this copy.
+    Sharded,
     Foreign,
 }
 
@@ -50,6 +56,7 @@ enum Occupant {
 pub struct MongoCopyTarget {
     sink: Arc<MongoSink>,
     options: CopyOptions,
+    sharding: Sharding,
     deferred: tokio::sync::Mutex<Vec<(NamespaceId, Bytes)>>,
 }
 
@@ -57,7 +64,13 @@ impl MongoCopyTarget {
     /// A copy target that shares `sink`'s connection and identity map.
     #[must_use]
     pub fn new(sink: Arc<MongoSink>, options: CopyOptions) -> Self {
-        Self { sink, options, deferred: tokio::sync::Mutex::default() }
+        Self { sink, options, sharding: Sharding::default(), deferred: tokio::sync::Mutex::default() }
+    }
+
+    /// Says what is to be sharded, where the target is a cluster.
+    #[must_use]
+    pub fn sharding(self, sharding: Sharding) -> Self {
+        Self { sharding, ..self }
     }
 
     /// Documents that a unique index, which somebody else built on the target, did not let in: (target, selector). The
@@ -66,8 +79,8 @@ impl MongoCopyTarget {
         std::mem::take(&mut *self.deferred.lock().await)
     }
 
-    fn executor(&self, plan: &CollectionPlan) -> Executor<'_> {
-        Executor::new(&self.sink, plan.uuid, false, self.concern())
+    async fn executor(&self, plan: &CollectionPlan) -> Result<Executor<'_>> {
+        Ok(Executor::new(&self.sink, plan.uuid, false, self.concern().await?))
     }
 
     async fn manner(&self) -> Result<Manner<'_>> {
@@ -76,8 +89,10 @@ impl MongoCopyTarget {
         Ok(Manner { concern, ..manner })
     }
 
-    fn concern(&self) -> Concern {
-        Concern::of(self.options.majority)
+    /// Of commands of the catalogue. A `mongos` reports no time that durability could wait for.
+    async fn concern(&self) -> Result<Concern> {
+        let target = self.sink.target().await?;
+        Ok(Concern::of(self.options.majority || target.is_mongos))
     }
 
     /// What stands under the name that a collection is to have.
@@ -85,7 +100,7 @@ impl MongoCopyTarget {
         let catalogue = &self.sink.catalogue;
         let Some(info) = catalogue.refresh(name).await? else { return Ok(Occupant::None) };
         if !self.options.resumed {
-            return Ok(Occupant::Foreign);
+            return self.sharded_before(name).await;
         }
         let place = if info.shape == Shape::TimeSeries { buckets_of(name) } else { name.clone() };
         let info = if place == *name { Some(info) } else { catalogue.refresh(&place).await? };
@@ -97,6 +112,9 @@ impl MongoCopyTarget {
         // collection that was copied to here. A view holds no data.
         let claimed = info.and_then(|info| info.uuid).is_some_and(|uuid| catalogue.is_claimed(uuid));
         let is_view = info.is_some_and(|info| info.shape == Shape::View);
+        if !claimed && !is_view && self.sharded_before(name).await? == Occupant::Sharded {
+            return Ok(Occupant::Sharded);
+        }
         let remade = claimed || is_view || self.sink.is_empty(name).await?;
         Ok(if remade { Occupant::Remade } else { Occupant::Foreign })
     }
@@ -108,15 +126,17 @@ impl MongoCopyTarget {
         let place = self.sink.catalogue.place_of(uuid).filter(|place| *place != stored_in(name, plan));
         if let Some(place) = place {
             tracing::info!(namespace = %place, now = %name, "dropped: the source renamed this collection during the copy");
-            self.executor(plan).drop_now(&place).await?;
+            self.executor(plan).await?.drop_now(&place).await?;
         }
         Ok(())
     }
 
     async fn make(&self, plan: &CollectionPlan, name: &Namespace) -> Result<Option<OpTime>> {
-        let executor = self.executor(plan);
-        let command = create_command(name, &plan.options, self.concern())?;
+        let executor = self.executor(plan).await?;
+        let command = create_command(name, &plan.options, self.concern().await?)?;
         let time = executor.run(name.database(), "create", name, command, &[]).await?;
+        // Before the pair is recorded: a collection that a crash leaves unsharded is made anew.
+        self.shard_like_source(&executor, plan, name).await?;
         executor.adopt(&stored_in(name, plan)).await?;
         self.sink.catalogue.refresh(name).await?;
         Ok(time)
@@ -126,15 +146,19 @@ impl MongoCopyTarget {
     async fn now(&self, plan: &CollectionPlan) -> Result<Option<OpTime>> {
         let mut w = RawWriter::with_capacity(32);
         w.int("ping", 1);
-        let answer = self.executor(plan).try_run("admin", w).await?;
+        let answer = self.executor(plan).await?.try_run("admin", w).await?;
         answer.map_err(|e| classify::error(Side::Sink, "ask the target for its time", e))
     }
 
     async fn insert_chunk(&self, place: &Namespace, target: NamespaceId, chunk: &[Bytes]) -> Result<Option<OpTime>> {
         let manner = self.manner().await?;
         let keys = LiteralKeys::of(chunk)?;
-        let statements = keys.statements(chunk)?;
+        let mut statements = keys.statements(chunk)?;
         let mut time = None;
+        if let Some(shard_key) = self.sink.catalogue.shard_key(place) {
+            time = self.clear_former(place, &shard_key, chunk, manner).await?;
+            statements = sharding::upserts_at(place, &shard_key, statements)?;
+        }
         for verb in [Verb::Insert, Verb::Update] {
             let group: Vec<(usize, &Statement<'_>)> =
                 statements.iter().enumerate().filter(|(_, s)| s.verb() == verb).collect();
@@ -166,7 +190,7 @@ impl MongoCopyTarget {
         let key = selector(document)?;
         let mut error = error;
         if sink::is_own_id(&error) {
-            let replace = Statement::replace(&key, document)?;
+            let replace = self.replacement(place, &key, document)?;
             let mut outcome = command::send(&self.sink.client, place, &[&replace], manner).await?;
             if outcome.errors.first().is_some_and(|(_, error)| sink::is_dollar_name(error)) {
                 // Servers before 5.0 take such a document, but only from an insert.
@@ -225,10 +249,18 @@ impl CopyTarget for MongoCopyTarget {
         }
         match self.occupant(plan, &name).await? {
             Occupant::None => {}
-            Occupant::Ours => return self.now(plan).await,
-            Occupant::Remade => drop(self.executor(plan).drop_now(&name).await?),
+            Occupant::Ours => {
+                self.compare_key(plan, &name).await?;
+                return self.now(plan).await;
+            }
+            Occupant::Sharded => {
+                self.compare_key(plan, &name).await?;
+                self.executor(plan).await?.adopt(&name).await?;
+                return self.now(plan).await;
+            }
+            Occupant::Remade => drop(self.executor(plan).await?.drop_now(&name).await?),
             Occupant::Foreign if self.options.collection_exist_drop => {
-                self.executor(plan).drop_now(&name).await?;
+                self.executor(plan).await?.drop_now(&name).await?;
             }
             Occupant::Foreign => {
                 let text = format!(
@@ -243,7 +275,7 @@ impl CopyTarget for MongoCopyTarget {
 
     async fn prepare_again(&self, plan: &CollectionPlan, target: NamespaceId) -> Result<Option<OpTime>> {
         let name = self.sink.namespaces.name(target);
-        self.executor(plan).drop_now(&name).await?;
+        self.executor(plan).await?.drop_now(&name).await?;
         self.make(plan, &name).await
     }
 
@@ -259,7 +291,7 @@ impl CopyTarget for MongoCopyTarget {
     async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
         let name = self.sink.namespaces.name(target);
         let specs: Vec<&Bytes> = specs.iter().collect();
-        self.sink.build_indexes(&name, &specs, self.concern()).await
+        self.sink.build_indexes(&name, &specs, self.concern().await?).await
     }
 }
 

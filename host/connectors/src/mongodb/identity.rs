@@ -10,6 +10,7 @@
 //! earlier DDL is done.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bson::{Bson, Document, doc};
@@ -21,6 +22,9 @@ use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::classify;
 use super::patience::answered;
+use super::shard_key::ShardKey;
+
+mod sharding;
 
 /// What a name of the target stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,8 @@ struct State {
     collections: HashMap<Namespace, CollectionInfo>,
     target_of: HashMap<CollectionUuid, CollectionUuid>,
     source_of: HashMap<CollectionUuid, CollectionUuid>,
+    /// Shard keys, of collections whose documents are placed by more than their `_id`.
+    shard_keys: HashMap<Namespace, Arc<ShardKey>>,
     /// Whether a collection has an index that lets documents expire, as far as anybody asked.
     expiring: HashMap<Namespace, bool>,
     /// Source collections that were dropped, and when.
@@ -107,12 +113,14 @@ impl State {
 pub(crate) struct Catalogue {
     client: Client,
     store: Arc<dyn CheckpointStore>,
+    /// The target is a cluster behind a `mongos`: collections may be sharded.
+    is_cluster: AtomicBool,
     state: RwLock<State>,
 }
 
 impl Catalogue {
     pub(crate) fn new(client: Client, store: Arc<dyn CheckpointStore>) -> Self {
-        Self { client, store, state: RwLock::default() }
+        Self { client, store, is_cluster: AtomicBool::new(false), state: RwLock::default() }
     }
 
     /// Fails when another instance took the lease of the job.
@@ -121,7 +129,8 @@ impl Catalogue {
     }
 
     /// Reads the pairs from the store and the catalogue of every database of the target.
-    pub(crate) async fn load(&self) -> Result<()> {
+    pub(crate) async fn load(&self, is_cluster: bool) -> Result<()> {
+        self.is_cluster.store(is_cluster, Ordering::Release);
         let identities = self.store.identities().await?;
         {
             let mut state = self.write();
@@ -145,7 +154,10 @@ impl Catalogue {
     /// Reads the catalogue of one database again and returns its names.
     pub(crate) async fn refresh_database(&self, database: &str) -> Result<Vec<(Namespace, CollectionInfo)>> {
         let listed = self.list(database, Document::new()).await?;
+        let keys = self.keys_of_database(database, &listed).await?;
         let mut state = self.write();
+        state.shard_keys.retain(|name, _| name.database() != database);
+        state.shard_keys.extend(keys);
         state.collections.retain(|name, _| name.database() != database);
         state.expiring.retain(|name, _| name.database() != database);
         state.collections.extend(listed.iter().cloned());
@@ -156,7 +168,12 @@ impl Catalogue {
     pub(crate) async fn refresh(&self, name: &Namespace) -> Result<Option<CollectionInfo>> {
         let listed = self.list(name.database(), doc! { "name": name.collection() }).await?;
         let found = listed.into_iter().next().map(|(_, info)| info);
+        let key = self.key_of(name, found).await?;
         let mut state = self.write();
+        match key {
+            Some(key) => state.shard_keys.insert(name.clone(), Arc::new(key)),
+            None => state.shard_keys.remove(name),
+        };
         state.expiring.remove(name);
         match found {
             Some(info) => state.collections.insert(name.clone(), info),

@@ -61,6 +61,17 @@ impl Originals {
         Ok(Places { clients: clients.filter(|(n, _)| Some(*n) == home).collect(), sharded: None })
     }
 
+    /// How the source has a collection sharded; none when it is not.
+    ///
+    /// # Errors
+    /// Those of the config servers.
+    pub(super) async fn sharded(&self, name: &Namespace) -> Result<Option<Sharded>> {
+        match self {
+            Self::ReplicaSet(_) => Ok(None),
+            Self::Shards { routing, .. } => routing.sharded(name).await,
+        }
+    }
+
     /// Whether the source has the collection `uuid` under `name` now.
     ///
     /// # Errors

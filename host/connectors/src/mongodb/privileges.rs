@@ -105,6 +105,22 @@ pub fn of_ddl() -> Vec<Need> {
     ]
 }
 
+/// The needs of a target that is a cluster; `sharding`: the full copy is to shard collections there.
+#[must_use]
+pub fn of_cluster_target(sharding: bool) -> Vec<Need> {
+    let config = Need {
+        database: "config".to_owned(),
+        collection: "collections".to_owned(),
+        action: "find",
+        purpose: "knowing how the target's collections are sharded (role `read` on `config`)".to_owned(),
+    };
+    let shard = everywhere(
+        "enableSharding",
+        "sharding collections as on the source (role `clusterManager` on `admin`), which          full_sync.do_not_shard_destination = true leaves out",
+    );
+    std::iter::once(config).chain(sharding.then_some(shard)).collect()
+}
+
 /// The needs of the checkpoint store.
 #[must_use]
 pub fn of_store(database: &str, collection: &str) -> Vec<Need> {
@@ -229,6 +245,17 @@ mod tests {
         assert!(error.to_string().contains("`find` on local.oplog.rs: tailing the oplog"), "{error}");
         let local = doc! { "resource": { "db": "local", "collection": "" }, "actions": ["find"] };
         assert!(granted(vec![all, local]).missing(&of_source()).is_empty());
+    }
+
+    #[test]
+    fn a_cluster_is_written_to_with_a_look_at_its_configuration() {
+        let writer = doc! { "resource": { "db": "", "collection": "" }, "actions": ["find", "insert"] };
+        let error = granted(vec![writer.clone()]).require(Side::Sink, &of_cluster_target(false)).unwrap_err();
+        assert!(error.to_string().contains("`find` on config.collections"), "{error}");
+        let config = doc! { "resource": { "db": "config", "collection": "" }, "actions": ["find"] };
+        let reads = granted(vec![writer, config]);
+        assert!(reads.missing(&of_cluster_target(false)).is_empty());
+        assert_eq!(reads.missing(&of_cluster_target(true)).len(), 1);
     }
 
     #[test]

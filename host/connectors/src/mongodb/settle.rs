@@ -20,6 +20,7 @@ use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
 use super::patch::{self, modifiers};
 use super::patience::answered;
+use super::sink::sharded::{no_place, upsert_at};
 use super::sink::{MongoSink, Obstacle};
 use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
@@ -241,9 +242,13 @@ impl MongoSink {
             return Err(Error::new(Side::Sink, kind, text).into());
         }
         let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
+        let shard_key = self.catalogue.shard_key(name);
         for (at, (image, computed)) in images.iter().zip(&computed).enumerate() {
-            if let Some(statement) = image.statement(computed)? {
-                finals.push((at, statement));
+            let Some(statement) = image.statement(computed)? else { continue };
+            match shard_key.as_deref().map(|key| upsert_at(key, statement.clone())) {
+                None => finals.push((at, statement)),
+                Some(Ok(routed)) => finals.push((at, routed)),
+                Some(Err(why)) => return Ok(Some((at, no_place(&why)))),
             }
         }
         for run in finals.chunk_by(|a, b| a.1.verb() == b.1.verb()) {
@@ -266,6 +271,8 @@ impl MongoSink {
         match image.origin() {
             Origin::Known => Ok(Computed::Nothing),
             Origin::Source => self.read_source(image).await,
+            // An upsert must name the shard of what it makes, which a pipeline does not tell.
+            Origin::Diffs(Some(_), _) if self.catalogue.shard_key(name).is_some() => self.read_source(image).await,
             Origin::Diffs(base, diffs) => match patch::pipeline(dialect, base, diffs) {
                 Ok(stages) if base.is_some() => Ok(Computed::Stages(stages)),
                 Ok(stages) => {
@@ -301,10 +308,13 @@ impl MongoSink {
         Ok(self.fetch(image.last()).await?.map_or(Computed::Nothing, Computed::Document))
     }
 
-    /// One that the target does not have is read from the source, outside of overlap or where documents expire.
+    /// One that the target does not have is read from the source: outside of overlap, where documents expire, and where
+    /// it may have been taken out on its way to another shard.
     async fn or_absent(&self, name: &Namespace, image: &Image<'_>, found: Option<Bytes>) -> Result<Computed, Broken> {
+        let on_its_way = self.catalogue.shard_key(name).is_some();
         match found {
             Some(document) => Ok(Computed::Document(document)),
+            None if on_its_way => self.read_source(image).await,
             None if !image.last().overlap || self.catalogue.expires(name).await? => self.read_source(image).await,
             None => Ok(Computed::Nothing),
         }

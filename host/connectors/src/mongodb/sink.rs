@@ -39,6 +39,7 @@ mod namespace;
 mod obstacle;
 mod plan;
 mod predecessor;
+pub(super) mod sharded;
 mod together;
 mod whole;
 
@@ -84,6 +85,9 @@ pub struct SinkOptions {
     /// copy never saw is then one of a predecessor, and must not reach what the copy put under its name.
     pub after_copy: bool,
     pub ddl_refused: DdlRefused,
+    /// An update that may change a document's value of the target's shard key: write the whole document of the source
+    /// at its new place, after a delete at its old one (true), or let the server judge and call it a conflict (false).
+    pub immutable_shard_key_fallback: bool,
 }
 
 /// Writes to one MongoDB target. Shared by all lanes.
@@ -117,6 +121,14 @@ pub(super) struct Target {
     pub(super) is_replicated: bool,
     /// Which expressions it knows.
     pub(super) dialect: Dialect,
+}
+
+impl Target {
+    /// The time that the durability of a write depends on. What went through a `mongos` is on the majority of its shard
+    /// when it is answered, and the times and terms of different shards are not to be compared.
+    fn position(&self, operation_time: Option<OpTime>) -> Option<OpTime> {
+        operation_time.filter(|_| !self.is_mongos)
+    }
 }
 
 impl MongoSink {
@@ -250,7 +262,7 @@ impl MongoSink {
         }
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
-        self.catalogue.load().await?;
+        self.catalogue.load(is_mongos).await?;
         Ok(Target {
             bypass_validation: privileges.allows(&bypass()),
             is_mongos,
@@ -315,11 +327,16 @@ impl Sink for MongoSink {
             merge(&mut report, part?);
         }
         report.refused.sort_by_key(|(index, _)| *index);
-        Ok(report)
+        Ok(FlushReport { operation_time: target.position(report.operation_time), ..report })
     }
 
     async fn ddl(&self, change: &Change, overlap: bool) -> Result<DdlOutcome> {
-        self.execute_ddl(change, overlap).await
+        let outcome = self.execute_ddl(change, overlap).await?;
+        let target = self.target().await?;
+        Ok(match outcome {
+            DdlOutcome::Done(time) => DdlOutcome::Done(target.position(time)),
+            DdlOutcome::Already | DdlOutcome::Refused | DdlOutcome::Postponed => outcome,
+        })
     }
 
     async fn stored(&self, position: OpTime) -> Result<()> {
@@ -343,11 +360,14 @@ impl Sink for MongoSink {
     }
 
     async fn write_whole(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
-        self.write_waves(waves).await
+        let mut whole = self.write_waves(waves).await?;
+        whole.report.operation_time = self.target().await?.position(whole.report.operation_time);
+        Ok(whole)
     }
 
     async fn settle(&self, writes: &[Write], last_word: bool) -> Result<FlushReport> {
-        self.settle_group(writes, last_word).await
+        let report = self.settle_group(writes, last_word).await?;
+        Ok(FlushReport { operation_time: self.target().await?.position(report.operation_time), ..report })
     }
 }
 

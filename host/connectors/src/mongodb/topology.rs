@@ -5,6 +5,7 @@
 //! cached: the answers are true for one moment on one server.
 
 use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use mongodb::options::SelectionCriteria;
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -153,6 +154,30 @@ pub async fn newest(side: Side, client: &Client, criteria: &SelectionCriteria) -
     Ok(Newest { majority, written: newest, is_primary: writable_primary, is_mongos: false })
 }
 
+/// The replica sets behind a `mongos`, by name and members (`config.shards`).
+///
+/// # Errors
+/// `Unauthorized` without `find` on `config`; those of the server.
+pub async fn shards_of(side: Side, client: &Client) -> Result<Vec<(String, Vec<String>)>> {
+    let failed = |e| classify::error(side, "read the shards of the cluster (needs `find` on `config.shards`)", e);
+    let shards = client.database("config").collection::<Document>("shards");
+    let found: Vec<Document> = shards.find(doc! {}).await.map_err(failed)?.try_collect().await.map_err(failed)?;
+    let read = |shard: &Document| {
+        let (name, members) = shard.get_str("host").ok()?.split_once('/')?;
+        Some((name.to_owned(), members.split(',').map(str::to_owned).collect()))
+    };
+    Ok(found.iter().filter_map(read).collect())
+}
+
+/// Whether a connection string names one address and no list of them elsewhere.
+#[must_use]
+pub fn is_one_address(uri: &str) -> bool {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let hosts = rest.rsplit_once('@').map_or(rest, |(_, hosts)| hosts);
+    let hosts = hosts.split(['/', '?']).next().unwrap_or_default();
+    !uri.starts_with("mongodb+srv") && !hosts.contains(',')
+}
+
 fn is_mongos(hello: &Document) -> bool {
     hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid")
 }
@@ -223,6 +248,12 @@ async fn feature_compatibility(client: &Client, criteria: &SelectionCriteria) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_counted_behind_the_user() {
+        assert!(is_one_address("mongodb://u,x:p@a:1/?readPreference=primary"));
+        assert!(!is_one_address("mongodb://a:1,b:2/db") && !is_one_address("mongodb+srv://cluster"));
+    }
 
     #[test]
     fn a_mongos_and_a_lone_server_are_refused_by_name() {

@@ -175,6 +175,11 @@ pub struct FullSync {
     pub collection_exist_drop: bool,
     pub create_index: CreateIndex,
     pub majority_enable: bool,
+    pub do_not_shard_destination: bool,
+    /// `executor.immutable_shard_key_fallback`.
+    pub immutable_shard_key_fallback: bool,
+    /// `skip.nsshardkey.verify`: target collections, `db.collection`.
+    pub unverified_shard_keys: Vec<String>,
 }
 
 /// Incremental (`incr_sync.*`).
@@ -190,6 +195,8 @@ pub struct Incr {
     pub missing_document: MissingDocument,
     pub ddl_refused: DdlRefused,
     pub insert_on_dup_update: bool,
+    /// `executor.immutable_shard_key_fallback`.
+    pub immutable_shard_key_fallback: bool,
     pub majority_enable: bool,
     pub conflicts: Conflicts,
     /// `incr_sync.executor.dup_key_strategy` with its rules.

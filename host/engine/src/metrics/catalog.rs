@@ -110,6 +110,8 @@ catalog! {
         "Updates whose document was not on the target";
     SINK_REFETCHED = Counter "oplogue_sink_refetched_documents_total" []
         "Whole documents read again from the source for an update that could not be applied as it stood";
+    SINK_MOVED = Counter "oplogue_sink_moved_documents_total" []
+        "Documents deleted where they stood on a sharded target, to be written whole under another value of its shard key";
     SINK_TRANSACTIONS = Counter "oplogue_sink_transactions_total" []
         "Flushes written in one transaction of the target";
     SINK_TRANSACTIONS_ROLLED_BACK = Counter "oplogue_sink_rolled_back_transactions_total" []

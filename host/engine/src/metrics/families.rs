@@ -138,6 +138,8 @@ pub struct SinkMetrics {
     pub recent_conflicts: Conflicts,
     pub missing: Counter,
     pub refetched: Counter,
+    /// Taken out from a former value of the target's shard key.
+    pub moved: Counter,
     pub transactions: Counter,
     pub transactions_rolled_back: Counter,
     /// Observe seconds.
@@ -327,6 +329,7 @@ fn sink(to: &mut Registrar) -> SinkMetrics {
         recent_conflicts: Conflicts::default(),
         missing: to.counter(catalog::SINK_MISSING),
         refetched: to.counter(catalog::SINK_REFETCHED),
+        moved: to.counter(catalog::SINK_MOVED),
         transactions: to.counter(catalog::SINK_TRANSACTIONS),
         transactions_rolled_back: to.counter(catalog::SINK_TRANSACTIONS_ROLLED_BACK),
         // 0.25 ms to 16 s: a local round trip to a target that is about to be called lost.

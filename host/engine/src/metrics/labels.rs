@@ -100,7 +100,7 @@ impl ConflictKind {
             _ if is_unique => Self::UniqueKey,
             11000 => Self::DuplicateId,
             121 => Self::Validation,
-            66 => Self::Immutable,
+            61 | 66 | 31025 => Self::Immutable,
             _ => Self::Other,
         }
     }

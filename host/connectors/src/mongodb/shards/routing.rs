@@ -32,6 +32,8 @@ pub(crate) struct Sharded {
     pub(crate) uuid: Option<CollectionUuid>,
     /// The shard key's pattern, `{field: 1 | "hashed", …}`.
     pub(crate) key: Document,
+    /// No two documents have one value of the key.
+    pub(crate) unique: bool,
     chunks_of: Document,
 }
 
@@ -44,6 +46,14 @@ pub(crate) struct Chunk {
     pub(crate) shard: usize,
     /// Since when this shard owns it.
     pub(crate) since: Option<OpTime>,
+}
+
+#[cfg(test)]
+impl Sharded {
+    /// A collection that is sharded by `key`, without chunks.
+    pub(crate) fn for_test(key: Document, unique: bool) -> Self {
+        Self { uuid: None, key, unique, chunks_of: Document::new() }
+    }
 }
 
 impl Routing {
@@ -103,7 +113,8 @@ impl Routing {
             chunks_of.push(doc! { "uuid": uuid });
         }
         let key = collection.get_document("key").cloned().map_err(|_| malformed("collections", "key"))?;
-        Ok(Some(Sharded { uuid, key, chunks_of: doc! { "$or": chunks_of } }))
+        let unique = collection.get_bool("unique").unwrap_or(false);
+        Ok(Some(Sharded { uuid, key, unique, chunks_of: doc! { "$or": chunks_of } }))
     }
 
     /// All chunks of a collection, by their lower bounds.

@@ -19,6 +19,7 @@ pub struct Counters {
     pub(crate) superseded: AtomicU64,
     pub(crate) together: AtomicU64,
     pub(crate) rolled_back: AtomicU64,
+    pub(crate) moved: AtomicU64,
     /// The process's series, when somebody watches.
     pub(crate) series: Option<Metrics>,
 }
@@ -44,6 +45,8 @@ pub struct SinkCounts {
     pub together: u64,
     /// Such transactions that came to nothing: their statements went apart.
     pub rolled_back: u64,
+    /// Documents that were deleted where they stood because they go to another value of the target's shard key.
+    pub moved: u64,
 }
 
 impl Counters {
@@ -90,6 +93,7 @@ impl Counters {
             superseded: get(&self.superseded),
             together: get(&self.together),
             rolled_back: get(&self.rolled_back),
+            moved: get(&self.moved),
         }
     }
 }

@@ -93,7 +93,11 @@ impl MongoSink {
             Trouble::Missing => return self.missing(place, item).await,
             Trouble::Error(error) => error,
         };
-        let cured = cure(&item.write.content, &statement, error);
+        let by_key = self.refused_by_key(place, item.write, error).await?;
+        if let Some(error) = by_key {
+            return Ok(Next::Done(self.refuse(place, item.index, item.write, &error).await?));
+        }
+        let cured = cure(&item.write.content, statement.core(), error);
         Ok(match cured {
             Cure::Accept => Next::Done(FlushReport::default()),
             Cure::Again => Next::Send(statement),
@@ -108,7 +112,15 @@ impl MongoSink {
                 }
             }
             Cure::Exact => match plan(item.write, Form { fast: false, ..self.form(place, item.overlap) })? {
-                Plan::One(exact) => Next::Send(exact),
+                Plan::One(exact) => Next::Send(match &statement {
+                    Statement::Routed { route, .. } => exact.routed(route),
+                    Statement::Insert(_)
+                    | Statement::Update { .. }
+                    | Statement::Modify { .. }
+                    | Statement::Literal { .. }
+                    | Statement::Pipeline { .. }
+                    | Statement::Delete { .. } => exact,
+                }),
                 Plan::Steps(_) | Plan::Refetch | Plan::Nothing => {
                     Next::Whole(self.refetch(place, item.index, item.write).await?)
                 }
@@ -140,7 +152,11 @@ impl MongoSink {
         let Some(document) = body(item.write) else {
             return Ok(Next::Done(FlushReport::default()));
         };
-        if item.overlap || self.options.insert_on_dup_update {
+        let replaces = item.overlap || self.options.insert_on_dup_update;
+        if replaces && place.shard_key.is_some() {
+            return Ok(Next::Whole(self.put(place, item.index, item.write, document).await?));
+        }
+        if replaces {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
         }
         let loss = Loss { namespace: &place.name, write: item.write, error };
@@ -165,6 +181,10 @@ impl MongoSink {
         match self.options.missing_document {
             MissingDocument::Ignore => Ok(Next::Whole(FlushReport::default())),
             MissingDocument::Refetch => self.refetch(place, item.index, item.write).await.map(Next::Whole),
+            // Nobody knows the shard key of a document that is made out of an update.
+            MissingDocument::Upsert if place.shard_key.is_some() => {
+                self.refetch(place, item.index, item.write).await.map(Next::Whole)
+            }
             MissingDocument::Upsert => {
                 let form = Form { fast: false, upsert: true, ..self.form(place, item.overlap) };
                 match plan(item.write, form)? {
@@ -201,6 +221,13 @@ impl MongoSink {
             Plan::One(statement) => vec![statement],
             Plan::Steps(statements) => statements,
             Plan::Refetch | Plan::Nothing => Vec::new(),
+        };
+        let statements = match place.shard_key.as_deref() {
+            None => statements,
+            Some(shard_key) => match self.place_whole(place, shard_key, write, statements).await? {
+                Ok(placed) => placed,
+                Err(error) => return self.refuse(place, index, write, &error).await,
+            },
         };
         let mut tried = self.put_all(place, &statements, write.origin).await?;
         if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) {
@@ -317,17 +344,7 @@ impl MongoSink {
 async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Result<Vec<DocumentKey>> {
     let mut w = RawWriter::with_capacity(64 * items.len() + 256);
     w.string("find", name.collection());
-    w.document("filter", |w| {
-        w.document("_id", |w| {
-            w.array("$in", |w| {
-                for item in items {
-                    if let Ok(Some(id)) = raw::find(&item.write.key, "_id") {
-                        w.element(&id);
-                    }
-                }
-            });
-        });
-    });
+    among(&mut w, items.iter().map(|item| item.write.key.as_ref()));
     w.document("projection", |w| w.int("_id", 1));
     let mut keys = Vec::new();
     for reply in batches(client, name, Side::Sink, "look for missing documents", w).await? {
@@ -336,6 +353,21 @@ async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Resu
         }
     }
     Ok(keys)
+}
+
+/// Appends a `find`'s filter for the documents of these keys.
+pub(super) fn among<'k>(w: &mut RawWriter, keys: impl Iterator<Item = &'k [u8]>) {
+    w.document("filter", |w| {
+        w.document("_id", |w| {
+            w.array("$in", |w| {
+                for key in keys {
+                    if let Ok(Some(id)) = raw::find(key, "_id") {
+                        w.element(&id);
+                    }
+                }
+            });
+        });
+    });
 }
 
 /// The document and the time of the reading. Of a cluster the owner's is taken.
@@ -377,7 +409,13 @@ async fn fetch_from(source: &Client, name: &Namespace, write: &Write) -> Result<
 }
 
 /// Runs a cursor command to its end; whole raw replies.
-async fn batches(client: &Client, name: &Namespace, side: Side, doing: &str, command: RawWriter) -> Result<Vec<Bytes>> {
+pub(super) async fn batches(
+    client: &Client,
+    name: &Namespace,
+    side: Side,
+    doing: &str,
+    command: RawWriter,
+) -> Result<Vec<Bytes>> {
     let command = command::raw(command.finish())?;
     let failed = |e| classify::error(side, &format!("{doing} of {name}"), e);
     let database = client.database(name.database());
@@ -391,7 +429,7 @@ async fn batches(client: &Client, name: &Namespace, side: Side, doing: &str, com
 }
 
 /// The documents of a cursor's reply.
-fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
+pub(super) fn documents(reply: &[u8]) -> Result<Vec<&[u8]>> {
     let mut found = Vec::new();
     let Some(cursor) = raw::find(reply, "cursor")? else {
         return Ok(found);

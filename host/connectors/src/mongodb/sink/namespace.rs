@@ -4,6 +4,8 @@
 //! insertion order is data, and for collections with a collation, where `"a"` and `"A"` are one key to the server
 //! and two to the scheduler.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, NamespaceId, Origin};
@@ -17,6 +19,7 @@ use super::{MongoSink, Target, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Outcome, Statement, StatementError, Verb};
 use crate::mongodb::patch::Dialect;
+use crate::mongodb::shard_key::ShardKey;
 
 /// A planned write: its place in the flush, and what it becomes.
 pub(super) struct Item<'a> {
@@ -34,14 +37,16 @@ pub(super) struct Item<'a> {
 pub(super) struct Place {
     pub(super) name: Namespace,
     pub(super) target: Target,
+    /// Of a collection of a cluster whose documents are placed by more than their `_id`.
+    pub(super) shard_key: Option<Arc<ShardKey>>,
 }
 
 /// What a write of its own becomes: everything that cannot share a command.
 pub(super) struct Apart<'a> {
-    index: usize,
-    write: &'a Write,
-    plan: Plan<'a>,
-    overlap: bool,
+    pub(super) index: usize,
+    pub(super) write: &'a Write,
+    pub(super) plan: Plan<'a>,
+    pub(super) overlap: bool,
 }
 
 /// One namespace's part of a flush, planned.
@@ -51,7 +56,11 @@ pub(super) struct Prepared<'a> {
     /// Statements go in the order of the flush.
     pub(super) ordered: bool,
     pub(super) items: Vec<Item<'a>>,
-    apart: Vec<Apart<'a>>,
+    pub(super) apart: Vec<Apart<'a>>,
+    /// Deletes that go before everything: documents that stand on other shards than they shall.
+    pub(super) first: Vec<(Option<Origin>, Statement<'a>)>,
+    /// Writes whose documents can stand on no shard.
+    pub(super) placeless: Vec<(usize, &'a Write, StatementError)>,
     writes: &'a [(usize, &'a Write)],
 }
 
@@ -76,7 +85,9 @@ impl MongoSink {
         writes: &'a [(usize, &'a Write)],
         target: Target,
     ) -> Result<Prepared<'a>> {
-        let place = Place { name: self.namespaces.name(namespace), target };
+        let name = self.namespaces.name(namespace);
+        let shard_key = if target.is_mongos { self.catalogue.shard_key(&name) } else { None };
+        let place = Place { name, target, shard_key: shard_key.clone() };
         let info = self.catalogue.info(&place.name);
         let ordered =
             info.is_some_and(|info| info.is_ordered()) || writes.first().is_some_and(|(_, write)| write.in_order);
@@ -101,7 +112,12 @@ impl MongoSink {
                 plan @ (Plan::Steps(_) | Plan::Refetch) => apart.push(Apart { index: *index, write, plan, overlap }),
             }
         }
-        Ok(Prepared { namespace, place, ordered, items, apart, writes })
+        let (first, placeless) = (Vec::new(), Vec::new());
+        let mut prepared = Prepared { namespace, place, ordered, items, apart, first, placeless, writes };
+        if let Some(key) = shard_key {
+            self.place_all(&key, &mut prepared).await?;
+        }
+        Ok(prepared)
     }
 
     /// Brings one namespace's part to its end. `sent` is what came of its statements where they went together with
@@ -116,6 +132,9 @@ impl MongoSink {
             Some(sent) => sent,
             None => self.send_apart(prepared).await?,
         };
+        for (index, write, error) in &prepared.placeless {
+            merge(&mut report, self.refuse(place, *index, write, error).await?);
+        }
         // Only now: a statement that collided may have waited for room that a neighbour was about to make.
         for (item, trouble) in troubles {
             merge(&mut report, self.mend(place, item, trouble).await?.report);
@@ -133,6 +152,9 @@ impl MongoSink {
     async fn send_apart<'i, 'a>(&self, prepared: &'i Prepared<'a>) -> Result<Sent<'i, 'a>> {
         let Prepared { place, items, .. } = prepared;
         let mut all = Sent { report: FlushReport::default(), troubles: Vec::new() };
+        if !prepared.first.is_empty() {
+            merge(&mut all.report, self.clear_former(prepared).await?);
+        }
         if prepared.ordered {
             for run in items.chunk_by(|a, b| together(a) == together(b) && a.again == b.again) {
                 merge(&mut all.report, self.clear_way(place, run).await?);
@@ -191,14 +213,20 @@ impl MongoSink {
         match statement {
             Statement::Modify { .. } => count(&self.counters.fast, 1),
             Statement::Pipeline { .. } => count(&self.counters.exact, 1),
-            Statement::Insert(_) | Statement::Update { .. } | Statement::Literal { .. } | Statement::Delete { .. } => {}
+            Statement::Insert(_)
+            | Statement::Update { .. }
+            | Statement::Literal { .. }
+            | Statement::Delete { .. }
+            | Statement::Routed { .. } => {}
         }
     }
 
     /// Whether a document that a statement does not find is one too few. In overlap it was deleted later, unless the
-    /// target removes documents by itself: then the update may have been the one that prolonged its life.
+    /// target removes documents by itself: then the update may have been the one that prolonged its life. Of a sharded
+    /// collection a crash may have left out a document that was on its way to another shard.
     pub(super) async fn must_match(&self, place: &Place, statement: &Statement<'_>, overlap: bool) -> Result<bool> {
-        Ok(!statement.may_miss() && (!overlap || self.catalogue.expires(&place.name).await?))
+        let always = !overlap || place.shard_key.is_some();
+        Ok(!statement.may_miss() && (always || self.catalogue.expires(&place.name).await?))
     }
 
     /// Sends statements of one verb; returns those in trouble.

@@ -73,6 +73,7 @@ pub(crate) fn whole<'a>(key: &'a [u8], document: &'a [u8]) -> Result<Plan<'a>> {
         | Statement::Modify { .. }
         | Statement::Literal { .. }
         | Statement::Pipeline { .. }
+        | Statement::Routed { .. }
         | Statement::Delete { .. }) => Plan::One(one),
     })
 }
@@ -152,7 +153,7 @@ fn modifiers_plan<'a>(key: &'a [u8], modifiers: &'a [u8], form: Form) -> Result<
 }
 
 /// Each patch on its own, in order, behind the base.
-fn steps<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
+pub(crate) fn steps<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
     let mut steps = Vec::with_capacity(patches.len() + 1);
     let base = base.map(|base| whole(key, base)).transpose()?;
     // Over a base that was just written the update can only be in its right state.

@@ -21,12 +21,15 @@ type Indexed<'a> = (usize, &'a Write);
 impl MongoSink {
     pub(super) async fn write_waves(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
         let target = self.target().await?;
+        if target.is_mongos {
+            return self.write_in_parts(waves).await;
+        }
         let groups = by_namespace(waves);
         let mut prepared = Vec::with_capacity(groups.len());
         for (namespace, group) in &groups {
             prepared.push(self.prepare(*namespace, group, target).await?);
         }
-        let fits = prepared.iter().all(Prepared::fits_transaction) && target.is_replicated && !target.is_mongos;
+        let fits = prepared.iter().all(Prepared::fits_transaction) && target.is_replicated;
         let Some(origin) = together::shared_origin(waves.iter().flatten()).filter(|_| fits) else {
             return self.write_in_parts(waves).await;
         };

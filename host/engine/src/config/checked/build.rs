@@ -31,6 +31,7 @@ const FETCH_METHOD: &str = "incr_sync.mongo_fetch_method";
 const CONFIG_SERVERS: &str = "mongo_cs_url";
 const MONGOS: &str = "mongo_s_url";
 const CHECKPOINT_URL: &str = "checkpoint.storage.url";
+const UNVERIFIED_KEYS: &str = "skip.nsshardkey.verify";
 
 pub(in crate::config) mod conflicts;
 
@@ -59,6 +60,7 @@ pub(in crate::config) fn build(
     builder.loop_prevention();
     conflicts::check(&mut builder, &plugins);
     builder.transactions();
+    builder.shard_keys();
     builder.address_of_monitor();
     let (source, target) = (sources.first()?.clone(), target?);
     for source in &sources {
@@ -290,6 +292,21 @@ impl Builder<'_> {
         }
     }
 
+    /// Keys about shard keys that would do nothing.
+    fn shard_keys(&mut self) {
+        let is_sharded = self.settings.uri(CONFIG_SERVERS).is_some();
+        if !is_sharded && self.settings.flag("full_sync.do_not_shard_destination") {
+            self.note("full_sync.do_not_shard_destination", "matters only with a sharded source (mongo_cs_url)");
+        }
+        let named = self.settings.list(UNVERIFIED_KEYS);
+        if let Some(database) = named.iter().find(|name| !name.contains('.')) {
+            let fault = Fault::new(format!("{database} is no collection, and only collections have shard keys"));
+            self.fault(UNVERIFIED_KEYS, fault.suggest("name db.collection"));
+        } else if !is_sharded && !named.is_empty() {
+            self.note(UNVERIFIED_KEYS, "matters only with a sharded source (mongo_cs_url)");
+        }
+    }
+
     fn address_of_monitor(&mut self) {
         if !self.settings.ip("monitor.listen").is_loopback() {
             self.note("monitor.listen", "the status ports have no authentication and are open to the network");
@@ -415,6 +432,9 @@ fn full_sync(s: &Settings) -> FullSync {
             _ => CreateIndex::Foreground,
         },
         majority_enable: s.flag("full_sync.executor.majority_enable"),
+        do_not_shard_destination: s.flag("full_sync.do_not_shard_destination"),
+        immutable_shard_key_fallback: s.flag("full_sync.executor.immutable_shard_key_fallback"),
+        unverified_shard_keys: s.list(UNVERIFIED_KEYS),
     }
 }
 
@@ -438,6 +458,7 @@ fn incr(s: &Settings) -> Incr {
             _ => DdlRefused::Stop,
         },
         insert_on_dup_update: s.flag("incr_sync.executor.insert_on_dup_update"),
+        immutable_shard_key_fallback: s.flag("incr_sync.executor.immutable_shard_key_fallback"),
         majority_enable: s.flag("incr_sync.executor.majority_enable"),
         conflicts: conflicts::conflicts(s),
         duplicate_keys: conflicts::duplicate_keys(s),

@@ -11,7 +11,6 @@ use super::{KeySpec, SizeUnit, TimeUnit, key};
 
 const OTHER_TUNNEL: &str = "it matters only when tunnel is not direct";
 const KAFKA: &str = "it matters only with tunnel = kafka";
-const SHARDED: &str = "it matters only with a sharded source or target";
 
 #[rustfmt::skip]
 pub(super) const KEYS: &[KeySpec] = &[
@@ -111,6 +110,6 @@ pub(super) const KEYS: &[KeySpec] = &[
         "Time between two checkpoints."),
     key("transform.namespace", Renames, "", Conf(4), Supported,
         "Renames: \"a.b:c.d\" a collection, \"a:c\" a database."),
-    key("skip.nsshardkey.verify", Namespaces, "", Release("2.8.2"), Inert(SHARDED),
-        "Sharded target collections whose shard key is not compared."),
+    key("skip.nsshardkey.verify", Namespaces, "", Release("2.8.2"), Supported,
+        "Collections of a sharded target (db.collection, as they are called there) that stay when the copy begins and whose shard key may differ from the source's."),
 ];
