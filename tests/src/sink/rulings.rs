@@ -43,8 +43,18 @@ fn unique(field: &str) -> IndexModel {
 }
 
 async fn bench(rules: Rules, records: Option<&str>, indexes: &[IndexModel], all: &[Document]) -> (ReplicaSet, Bench) {
+    bench_with(SinkOptions::default(), rules, records, indexes, all).await
+}
+
+async fn bench_with(
+    options: SinkOptions,
+    rules: Rules,
+    records: Option<&str>,
+    indexes: &[IndexModel],
+    all: &[Document],
+) -> (ReplicaSet, Bench) {
     let set = ReplicaSet::single().await.unwrap();
-    let bench = Bench::ruled(set.client(), SinkOptions::default(), rules, records);
+    let bench = Bench::ruled(set.client(), options, rules, records);
     let things = bench.client.database("t").collection::<Document>("c");
     for index in indexes {
         things.create_index(index.clone()).await.unwrap();
@@ -68,6 +78,25 @@ async fn found(bench: &Bench) -> Vec<Document> {
     let mut all: Vec<Document> = bench.documents("t.c").await.into_iter().map(|d| d.try_into().unwrap()).collect();
     all.sort_by_key(|d| d.get_i32("_id").unwrap());
     all
+}
+
+/// The guide's words for `insert_on_dup_update`: the same `_id` or unique index.
+#[tokio::test]
+async fn an_insert_takes_the_place_of_a_duplicate_where_that_is_asked_for() {
+    let others = [doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }];
+    let options = SinkOptions { insert_on_dup_update: true, ..SinkOptions::default() };
+    let (_set, bench) = bench_with(options, Rules::default(), Some(RECORDS), &[unique("u")], &others).await;
+    let new = doc! { "_id": 9, "u": 1 };
+    assert_eq!(bench.sink.settle(&[insert(&bench, &new)], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [others[1].clone(), new.clone()]);
+    // An update is no insert: it is a conflict as ever.
+    assert_eq!(bench.sink.settle(&[set(&bench, 9, 2)], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [others[1].clone(), new], "it is recorded, and nothing gives way");
+    // Nor does it count where a strategy rules.
+    let rules = Rules::Settings(DuplicateKeys::Error);
+    let (_set, bench) = bench_with(options, rules, None, &[unique("u")], &others).await;
+    let refused = bench.sink.settle(&[insert(&bench, &doc! { "_id": 9, "u": 1 })], true).await.unwrap().refused;
+    assert_eq!((refused.len(), found(&bench).await), (1, others.to_vec()));
 }
 
 #[tokio::test]

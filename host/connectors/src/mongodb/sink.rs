@@ -107,7 +107,7 @@ pub struct MongoSink {
     /// Where changes are recorded that the target refuses for good.
     conflicts: Option<ConflictLog>,
     /// What else may become of them.
-    rules: Rules,
+    pub(super) rules: Rules,
     ready: OnceCell<Target>,
 }
 

@@ -5,14 +5,14 @@
 //! collision whose obstacle cannot be found waits until the rest of the group is in place, and is looked at once more.
 //! What cannot be written over even then gets the ruling of a conflict without one; nothing is deleted for it.
 
-use oplogue_engine::conflict::Ruling;
+use oplogue_engine::conflict::{DuplicateKeys, Ruling};
 use oplogue_engine::error::Result;
 use oplogue_engine::model::{DocumentKey, Namespace};
-use oplogue_engine::sink::{FlushReport, Write};
+use oplogue_engine::sink::{Content, FlushReport, Write};
 
 use super::image::Image;
 use crate::mongodb::command::StatementError;
-use crate::mongodb::sink::{Loss, MongoSink, Obstacle, is_unique, refusal};
+use crate::mongodb::sink::{Loss, MongoSink, Obstacle, Rules, is_unique, refusal};
 
 /// Documents that one group may be written over: each may stand in the way of one unique index.
 const OBSTACLES_MAX: usize = 64;
@@ -97,9 +97,10 @@ impl MongoSink {
             open.report.refused.extend(image.writes.iter().map(|(index, _)| (*index, refusal(error))));
             return Ok(());
         }
-        let ruling = match image.overrules {
-            true => Ruling::Overwrite,
-            false => self.judge(name, image.last(), error).await?,
+        let ruling = if image.overrules || self.inserts_over(&image, error) {
+            Ruling::Overwrite
+        } else {
+            self.judge(name, image.last(), error).await?
         };
         if ruling == Ruling::Overwrite {
             image.overrules = true;
@@ -127,6 +128,14 @@ impl MongoSink {
             open.report.refused.extend(refusal.map(|refusal| (*index, refusal)));
         }
         Ok(())
+    }
+
+    /// `incr_sync.executor.insert_on_dup_update` speaks of a document with the same `_id` *or unique index*: an insert
+    /// takes the place of either, unless somebody else is to rule over duplicates.
+    fn inserts_over(&self, image: &Image<'_>, error: &StatementError) -> bool {
+        let inserted = || image.writes.iter().any(|(_, write)| matches!(write.content, Content::Insert(_)));
+        let rules = matches!(self.rules, Rules::Settings(DuplicateKeys::Ignore));
+        self.options.insert_on_dup_update && rules && is_unique(error) && inserted()
     }
 
     async fn make_way(

@@ -58,7 +58,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("incr_sync.executor.missing_document", OneOf(&["ignore", "refetch", "upsert", "stop"]), "refetch", super::Since::Oplogue, Supported,
         "An update whose document the target lacks: ignore it; refetch the whole document from the source; upsert what the update carries; stop."),
     key("incr_sync.executor.insert_on_dup_update", Bool, "false", Conf(4), Supported,
-        "An insert whose _id is there already: replace the document."),
+        "An insert whose _id, or value of a unique index, another document of the target has: true puts it in that one's place. false: one whose _id is taken is passed over, a taken unique value is a conflict. Where changes may be repeated (after a start) a taken _id is always replaced."),
     key("incr_sync.executor.dup_key_strategy", OneOf(&["ignore", "error", "delete_and_retry", "skip"]), "ignore", Newer("version 14"), Supported,
         "A duplicate that is left when everything is settled, an insert whose _id is taken included. ignore: an insert whose _id is taken is passed over, any other is dealt with as conflict_write_to says. error: the run stops at it. delete_and_retry: the document of the target that stands in the way is deleted, and the change applied. skip: one of an index of dup_key_skip_rules is given up (recorded with conflict_write_to = db), the run stops at any other."),
     key("incr_sync.executor.dup_key_skip_rules", Texts, "", Newer("version 14"), Supported,
