@@ -14,6 +14,9 @@ use oplogue_tests::seed::FILE_VARIABLE;
 
 use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
+/// Tests at once: each waits for its servers much of the time, so two cores carry three.
+const THREADS: &str = "3";
+
 /// Versions of source and target that the long run tries besides the default pair.
 const PAIRS: [(&str, &str); 6] = [
     ("4.4.2", "4.4.2"),
@@ -114,7 +117,7 @@ fn every_test(options: &Options, seeds: &Path) -> Result<()> {
         test.env("OPLOGUE_LONG", "1");
         set_unless_given(&mut test, &LONG);
     }
-    test.arg("--").args(["--test-threads", "2"]).args(&options.filter);
+    test.arg("--").args(["--test-threads", THREADS]).args(&options.filter);
     steps::run(test.env(FILE_VARIABLE, seeds))
 }
 
@@ -174,7 +177,7 @@ fn of_versions(options: &Options, source: &str, target: &str, seeds: &Path) -> C
 /// The tests with servers. The whole workspace: a package alone would be built with other features.
 fn suite(seeds: &Path) -> Command {
     let mut test = steps::cargo(&["test", "--workspace", "--test", "all"]);
-    test.env(FILE_VARIABLE, seeds).arg("--").args(["--test-threads", "2", "--nocapture"]);
+    test.env(FILE_VARIABLE, seeds).arg("--").args(["--test-threads", THREADS, "--nocapture"]);
     test
 }
 

@@ -18,7 +18,7 @@ use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
 const EXPECTED: [&str; 4] = [
     "going back to the last durable position",
     "an earlier run of this job",
-    "still waiting for tasks to end",
+    "still waiting",
     "the target's majority is late",
 ];
 

@@ -23,7 +23,7 @@ pub(super) const EXPECTED: [&str; 6] = [
     "the start is tried again",
     "going back to the last durable position",
     "an earlier full sync did not finish",
-    "still waiting for tasks to end",
+    "still waiting",
     "an earlier run of this job",
     "the target's majority is late",
 ];

@@ -21,8 +21,9 @@ use super::{CACHE_GB, THIRD_OF_AN_ENTRY, collection, rig};
 const ACCOUNTS: i32 = 40;
 const EACH: i64 = 1_000;
 
-/// Transfers of the source that the reader must live through.
+/// Transfers of the source that the reader must live through, and after how many the control gives up.
 const TRANSFERS: u64 = 600;
+const TRANSFERS_MAX: u64 = 20_000;
 
 /// What the collector says when overlap is over: from here on transactions are whole.
 const OVERLAP_OVER: &str = "overlap is over";
@@ -66,18 +67,23 @@ async fn transfer(rig: &Rig, mode: &str) -> Result<u64> {
     let mut collector = Collector::start(&config.set("incr_sync.transaction", mode))?;
     handed_over(&mut collector).await?;
     collector.wait_log(OVERLAP_OVER, PATIENCE).await?;
-    let stop = AtomicBool::new(false);
+    let (stop, wrong) = (AtomicBool::new(false), AtomicU64::new(0));
     let client = rig.source.client();
     let load = async {
         let done = AtomicU64::new(0);
-        let writers = (0..3).map(|n| move_money(&client, rig.load.seed + n, &done));
+        // Of a split transaction a half is visible for a moment only: the control goes on until the reader met one.
+        let enough = |done: u64| {
+            done >= TRANSFERS && (mode == "atomic" || wrong.load(Ordering::Relaxed) > 0 || done >= TRANSFERS_MAX)
+        };
+        let writers = (0..3).map(|n| move_money(&client, rig.load.seed + n, &done, &enough));
         futures_util::future::try_join_all(writers).await?;
         large_transfer(rig).await?;
         let equal = rig.comparison().wait(SENTINEL, PATIENCE).await;
         stop.store(true, Ordering::Relaxed);
         equal.with_context(|| format!("seed {}:\n{}", rig.load.seed, collector.log_end()))
     };
-    let ((), (reads, wrong)) = tokio::try_join!(load, add_up(rig.target.client(), &stop))?;
+    let ((), reads) = tokio::try_join!(load, add_up(rig.target.client(), &stop, &wrong))?;
+    let wrong = wrong.load(Ordering::Relaxed);
     println!("{mode}: {reads} sums, {wrong} of them wrong; seed {}", rig.load.seed);
     anyhow::ensure!(reads > 10, "only {reads} sums were taken");
     let split = metric(&collector.get("/metrics").await?, "oplogue_schedule_split_transactions_total");
@@ -92,10 +98,10 @@ fn metric(page: &str, name: &str) -> u64 {
 }
 
 /// One writer of small transfers, some of which also pass a unique value on.
-async fn move_money(client: &Client, seed: u64, done: &AtomicU64) -> Result<()> {
+async fn move_money(client: &Client, seed: u64, done: &AtomicU64, enough: &impl Fn(u64) -> bool) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut session = client.start_session().await?;
-    while done.load(Ordering::Relaxed) < TRANSFERS {
+    while !enough(done.load(Ordering::Relaxed)) {
         let (from, to) = (rng.random_range(0..ACCOUNTS), rng.random_range(0..ACCOUNTS));
         let amount = rng.random_range(1..50_i64);
         let swap = rng.random_bool(0.2);
@@ -146,16 +152,16 @@ async fn large_transfer(rig: &Rig) -> Result<()> {
     transaction.commit().await
 }
 
-/// Adds up the target again and again; (sums taken, sums that were wrong).
-async fn add_up(target: Client, stop: &AtomicBool) -> Result<(u64, u64)> {
-    let (mut reads, mut wrong) = (0, 0);
+/// Adds up the target again and again and counts the sums that are wrong; how many were taken.
+async fn add_up(target: Client, stop: &AtomicBool, wrong: &AtomicU64) -> Result<u64> {
+    let mut reads = 0;
     while !stop.load(Ordering::Relaxed) {
         if let Some(sum) = sum_at_once(&target).await? {
             reads += 1;
-            wrong += u64::from(sum != i64::from(ACCOUNTS) * EACH * 2);
+            wrong.fetch_add(u64::from(sum != i64::from(ACCOUNTS) * EACH * 2), Ordering::Relaxed);
         }
     }
-    Ok((reads, wrong))
+    Ok(reads)
 }
 
 /// All the money of one moment; `None` when the server broke the read off.
