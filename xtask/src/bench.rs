@@ -19,6 +19,7 @@ mod latency;
 mod loader;
 mod paths;
 mod plugins;
+mod profile;
 mod table;
 mod usage;
 mod writes;
@@ -44,6 +45,9 @@ pub(crate) struct Options {
     /// Measure only these
     #[arg(long, value_enum)]
     only: Option<Scenario>,
+    /// Sample the collector's stacks in each catch-up and print where its time goes (best with many operations)
+    #[arg(long)]
+    profile: bool,
     /// Measure the dev build: for trying the bench itself
     #[arg(long)]
     debug: bool,

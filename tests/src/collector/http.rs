@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 /// Returns the body of a page.
 ///
 /// # Errors
-/// When nobody listens, nothing comes within ten seconds, or the status is not 200.
+/// When nobody listens, nothing comes within a minute, or the status is not 200.
 pub async fn get(port: u16, path: &str) -> Result<String> {
     ask("GET", port, path, "").await
 }
@@ -27,7 +27,7 @@ pub async fn post(port: u16, path: &str, body: &str) -> Result<String> {
 }
 
 async fn ask(method: &str, port: u16, path: &str, body: &str) -> Result<String> {
-    let answer = tokio::time::timeout(Duration::from_secs(10), exchange(method, port, path, body)).await;
+    let answer = tokio::time::timeout(Duration::from_secs(60), exchange(method, port, path, body)).await;
     let answer = answer.with_context(|| format!("no answer to {method} {path} on port {port}"))??;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of headers")?;
     let status = head.split_whitespace().nth(1).unwrap_or_default();

@@ -16,8 +16,9 @@ use mongodb::Client;
 use mongodb::options::RunCursorCommandOptions;
 use oplogue_tests::collector::{Collector, HAND_OVER, PipelineConfig, http_post};
 use oplogue_tests::compare::Comparison;
-use oplogue_tests::servers::{Options as SetOptions, ReplicaSet};
+use oplogue_tests::servers::{Options as SetOptions, ReplicaSet, free_port};
 
+use super::profile;
 use super::table::{self, Row};
 use super::usage;
 use super::writes::{self, Writer};
@@ -37,8 +38,9 @@ pub(super) async fn run(options: &super::Options, program: &Path, collections: u
     let (source, target) = tokio::join!(ReplicaSet::start(source), ReplicaSet::start(target));
     let (source, target) = (source?, target?);
     let mut writer = Writer::start(&source.client(), collections).await?;
-    let (collector, port) = started(program, &source, &target).await?;
-    let mut race = Race { source, target, collector, port, serial: 0 };
+    let profile_port = if options.profile { Some(free_port()?) } else { None };
+    let (collector, port) = started_with(program, &source, &target, profile_port).await?;
+    let mut race = Race { source, target, collector, port, profile_port, serial: 0 };
     race.pass_sentinel().await?;
     let mut rows = Vec::new();
     for round in 1..=options.rounds {
@@ -58,7 +60,17 @@ pub(super) async fn run(options: &super::Options, program: &Path, collections: u
 
 /// Starts a collector in `sync_mode = all` and waits for the hand-over.
 pub(super) async fn started(program: &Path, source: &ReplicaSet, target: &ReplicaSet) -> Result<(Collector, u16)> {
+    started_with(program, source, target, None).await
+}
+
+async fn started_with(
+    program: &Path,
+    source: &ReplicaSet,
+    target: &ReplicaSet,
+    profile_port: Option<u16>,
+) -> Result<(Collector, u16)> {
     let config = PipelineConfig::between(source, target)?;
+    let config = config.set("system_profile_port", i64::from(profile_port.unwrap_or_default()));
     let port = config.incr_port().context("the status server has a port")?;
     let mut collector = Collector::start_program(program, &config)?;
     collector.wait_log(HAND_OVER, PATIENCE).await?;
@@ -71,6 +83,8 @@ struct Race {
     collector: Collector,
     /// The collector's status server.
     port: u16,
+    /// The collector's profiler, where it is to be asked.
+    profile_port: Option<u16>,
     serial: i64,
 }
 
@@ -156,10 +170,16 @@ impl Race {
         let pid = self.collector.pid().context("the collector runs")?;
         let target = self.target.pid(0).context("the target runs")?;
         let (earlier, target_earlier) = (usage::of(pid)?, usage::of(target)?);
+        let profiled = tokio::time::timeout(PATIENCE, profile::take(self.profile_port));
         let started = Instant::now();
-        self.pause(false).await?;
-        self.wait_sentinel().await?;
-        let took = started.elapsed();
+        let caught_up = async {
+            self.pause(false).await?;
+            self.wait_sentinel().await?;
+            anyhow::Ok(started.elapsed())
+        };
+        let (took, profiled) = tokio::join!(caught_up, profiled);
+        let took = took?;
+        profiled.context("the profiler does not answer")??;
         let used = usage::of(pid)?.since(earlier);
         let target = Some(usage::of(target)?.since(target_earlier));
         Ok(Row { name: format!("oplogue, round {round}"), items, took, bytes: None, usage: Some(used), target })
