@@ -45,6 +45,8 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     handed_over(&mut collector).await?;
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;
+    // The unique indexes of the overlap mark are built by all members, so none of them may stand still before.
+    collector.wait_log("overlap is over", PATIENCE).await?;
     // The secondaries stop copying: what the primary acknowledges from here on exists only there.
     let primary = rig.target.primary().await?;
     let secondaries: Vec<usize> = (0..3).filter(|member| *member != primary).collect();
