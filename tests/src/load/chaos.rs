@@ -212,9 +212,7 @@ fn create(name: &str, rng: &mut StdRng, series: (u32, u32)) -> Document {
         3 | 4 if series < (6, 0) => doc! { "create": name },
         3 => doc! { "create": name, "changeStreamPreAndPostImages": { "enabled": true } },
         4 => doc! { "create": name, "clusteredIndex": { "key": { "_id": 1 }, "unique": true } },
-        // So large that nothing is evicted: what deletes and evictions inside one replay window do to each other is a
-        // known limit (docs/ARCHITECTURE.md), and the other tests of capped collections evict without deleting.
-        _ => doc! { "create": name, "capped": true, "size": 67_108_864 },
+        _ => doc! { "create": name, "capped": true, "size": 1_048_576, "max": 500 },
     }
 }
 
