@@ -86,6 +86,13 @@ impl DurableQueue {
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
+
+    /// For who is late: how far the majority has come, and the write that the oldest waiting position depends on.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let needed = self.waiting.front().map_or(self.majority, |(_, time)| *time);
+        format!("the target's majority (it has {}, {needed} is waited for)", self.majority)
+    }
 }
 
 #[cfg(test)]

@@ -164,7 +164,7 @@ impl Loop {
         self.after_core()?;
         let (mut notice, status) = (Notice::begin(), self.status.clone());
         while self.durable.is_waiting() {
-            status.set_late(vec!["the target's majority".to_owned()]);
+            status.set_late(vec![self.durable.shown()]);
             let durability = noticing(&mut notice, &status, self.sink.durability()).await?;
             self.reached(durability)?;
             if self.durable.is_waiting() {
