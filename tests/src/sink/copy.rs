@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use bson::{Document, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use bytes::Bytes;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::error::Kind;
 use oplogue_engine::model::Namespace;
-use oplogue_engine::sink::CopyTarget as _;
+use oplogue_engine::sink::{Content, CopyTarget as _, Sink as _};
 use oplogue_engine::source::CollectionPlan;
 use oplogue_tests::servers::{Options, ReplicaSet, connect};
 
@@ -65,6 +65,38 @@ async fn documents_arrive_as_they_are_and_twice_is_once() {
     expected.sort();
     assert!(found == expected);
     assert_eq!(bench.store.pairs.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn ids_that_a_clustered_collection_cannot_show_are_copied_twice_too() {
+    let (set, bench) = bench().await;
+    if !set.has("clustered collections", (6, 0)) {
+        return;
+    }
+    let copy = MongoCopyTarget::new(Arc::clone(&bench.sink), OPTIONS);
+    let decimal = |text: &str| Bson::Decimal128(text.parse().unwrap());
+    let mut ids: Vec<Bson> =
+        [f64::NAN, 1.5, -0.0, f64::INFINITY, f64::NEG_INFINITY, 1e-300, -7.25e100, 1e19].map(Bson::from).into();
+    ids.extend(["2.50", "-1E-6000", "1E+6000", "0.3", "9.99E+20"].map(decimal));
+    ids.extend([doc! { "a": f64::NAN }, doc! { "a": [1, { "b": 0.1 }] }].map(Bson::from));
+    ids.extend([i64::MAX, i64::MIN].map(Bson::from));
+    let documents: Vec<Bytes> = ids.iter().map(|id| raw(&doc! { "_id": id })).collect();
+    let options = doc! { "clusteredIndex": { "key": { "_id": 1 }, "unique": true } };
+    let target = bench.names.intern("t.clustered");
+    copy.prepare(&plan("s.clustered", &options, 7), target).await.unwrap();
+    for _ in 0..2 {
+        copy.insert(target, &documents).await.unwrap();
+    }
+    let found = bench.documents("t.clustered").await;
+    assert_eq!(found.len(), documents.len());
+    assert!(documents.iter().all(|document| found.iter().any(|one| one.as_bytes() == document)));
+    // A live insert that meets such an `_id` is a conflict like any other.
+    for id in ids {
+        let key = doc! { "_id": id };
+        let write = bench.write("s.clustered", "t.clustered", &key, Content::Insert(raw(&key)), false);
+        assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
+    }
+    assert_eq!(bench.sink.counts().conflicts, documents.len() as u64);
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@
 //! few bytes of syntax. Every per-statement result of the reply is read: an error that is not looked at is a lost
 //! document. Nothing here decides what to do about an error; `sink` does.
 
-use bson::{Bson, Document, RawDocumentBuf};
+use std::ops::RangeInclusive;
+
+use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{Elements, Malformed, kind};
@@ -21,6 +23,12 @@ use super::writer::RawWriter;
 
 /// A command document may hold 16 MiB and 16 KiB; more than this only goes when one statement needs it.
 const COMMAND_BYTES: usize = 15 * 1024 * 1024;
+
+/// The server's code for a value that a unique index has already.
+pub(crate) const DUPLICATE_KEY: i32 = 11000;
+
+/// The server's codes for an index key that it cannot turn back into values ("KeyString format error").
+const KEY_NOT_SHOWN: RangeInclusive<i32> = 50_810..=50_832;
 
 /// The server's `maxWriteBatchSize`.
 const STATEMENTS_MAX: usize = 100_000;
@@ -365,13 +373,7 @@ pub(crate) fn read(namespace: &Namespace, reply: &Document) -> Result<Outcome> {
 /// A duplicate key that the server reports as the error of the whole command.
 pub(crate) fn whole_error(e: &mongodb::error::Error) -> Option<StatementError> {
     let reply: Document = e.server_response()?.try_into().ok()?;
-    let pattern = reply.get_document("keyPattern").ok()?.clone();
-    Some(StatementError {
-        code: i32::try_from(integer(&reply, "code")?).ok()?,
-        message: reply.get_str("errmsg").unwrap_or_default().to_owned(),
-        key_pattern: Some(pattern),
-        key_value: reply.get_document("keyValue").ok().cloned().map(Box::new),
-    })
+    error_of(&reply).filter(|error| error.key_pattern.is_some())
 }
 
 /// What the server says of single statements. `None` when any of it cannot be read: a statement whose error is not known
@@ -385,17 +387,23 @@ fn write_errors(reply: &Document) -> Option<Vec<(usize, StatementError)>> {
 
 fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
     let error = error.as_document()?;
-    let index = usize::try_from(integer(error, "index")?).ok()?;
-    let pattern = error.get_document("keyPattern").ok().cloned();
-    Some((
-        index,
-        StatementError {
-            code: i32::try_from(integer(error, "code")?).ok()?,
-            message: error.get_str("errmsg").unwrap_or_default().to_owned(),
-            key_pattern: pattern,
-            key_value: error.get_document("keyValue").ok().cloned().map(Box::new),
-        },
-    ))
+    Some((usize::try_from(integer(error, "index")?).ok()?, error_of(error)?))
+}
+
+fn error_of(reply: &Document) -> Option<StatementError> {
+    let mut error = StatementError {
+        code: i32::try_from(integer(reply, "code")?).ok()?,
+        message: reply.get_str("errmsg").unwrap_or_default().to_owned(),
+        key_pattern: reply.get_document("keyPattern").ok().cloned(),
+        key_value: reply.get_document("keyValue").ok().cloned().map(Box::new),
+    };
+    // An `_id` is taken in a clustered collection, and the server failed to show it: such a collection does not keep
+    // what tells numeric types apart (6.0.5 and 6.0.27, for NaN, infinity and fractions).
+    if KEY_NOT_SHOWN.contains(&error.code) {
+        error.code = DUPLICATE_KEY;
+        error.key_pattern = Some(doc! { "_id": 1 });
+    }
+    Some(error)
 }
 
 /// A number of a reply, whichever of its numeric types the server chose.
@@ -417,7 +425,7 @@ pub(crate) fn operation_time(reply: &Document) -> Option<OpTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{doc, rawdoc};
+    use bson::rawdoc;
 
     fn read_command(bytes: &[u8]) -> Document {
         Document::from_reader(bytes).unwrap()

@@ -18,7 +18,7 @@ use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime, 
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write, newest_write};
 use tokio::sync::OnceCell;
 
-use super::command::{Concern, Manner};
+use super::command::{Concern, DUPLICATE_KEY, Manner};
 use super::conflict::ConflictLog;
 pub use super::ddl::{Arrival, DdlRefused};
 use super::identity::{Catalogue, Whereabouts};
@@ -378,7 +378,7 @@ fn merge(into: &mut FlushReport, part: FlushReport) {
 
 /// Whether a statement was refused because its own `_id` is taken.
 pub(super) fn is_own_id(error: &super::command::StatementError) -> bool {
-    error.code == cure::DUPLICATE_KEY && cure::is_id(error)
+    error.code == DUPLICATE_KEY && cure::is_id(error)
 }
 
 /// Whether a whole document was refused for a name in it that begins with `$`.
@@ -388,13 +388,13 @@ pub(super) fn is_dollar_name(error: &super::command::StatementError) -> bool {
 
 /// Whether a statement was refused because of a unique index other than the `_id`'s.
 pub(super) fn is_unique(error: &super::command::StatementError) -> bool {
-    error.code == cure::DUPLICATE_KEY && error.key_pattern.is_some() && !cure::is_id(error)
+    error.code == DUPLICATE_KEY && error.key_pattern.is_some() && !cure::is_id(error)
 }
 
 /// A refusal of the engine, out of a statement's error.
 pub(super) fn refusal(error: &super::command::StatementError) -> Refusal {
     match &error.key_pattern {
-        Some(pattern) if error.code == cure::DUPLICATE_KEY => {
+        Some(pattern) if error.code == DUPLICATE_KEY => {
             Refusal::UniqueKey { index: index_name(pattern), message: error.message.clone() }
         }
         _ => Refusal::Refused { code: error.code, message: error.message.clone() },

@@ -13,13 +13,12 @@ use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
 
 use super::super::patience::answered;
 use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
-use crate::mongodb::command::Concern;
+use crate::mongodb::command::{Concern, DUPLICATE_KEY};
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, command};
 
-const DUPLICATE_KEY: i32 = 11000;
 const INDEX_OPTIONS_CONFLICT: i32 = 85;
 const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
 const INVALID_INDEX_OPTION: i32 = 197;

@@ -6,9 +6,8 @@ use oplogue_engine::error::Kind;
 use oplogue_engine::sink::Content;
 
 use crate::mongodb::classify;
-use crate::mongodb::command::{Statement, StatementError};
+use crate::mongodb::command::{DUPLICATE_KEY, Statement, StatementError};
 
-pub(crate) const DUPLICATE_KEY: i32 = 11000;
 pub(crate) const ILLEGAL_OPERATION: i32 = 20;
 pub(crate) const DOLLAR_PREFIXED: i32 = 52;
 const IMMUTABLE_FIELD: i32 = 66;

@@ -15,7 +15,7 @@ use oplogue_engine::sink::{FlushReport, Write};
 
 use super::namespace::{Item, Place, Prepared, Sent, groups};
 use super::{MongoSink, Target, cure};
-use crate::mongodb::command::{Manner, Outcome, Statement};
+use crate::mongodb::command::{DUPLICATE_KEY, Manner, Outcome, Statement};
 use crate::mongodb::transaction::{self, Broken, Committed, Transaction};
 
 /// Fewer statements are quicker on their own: a transaction costs a round trip and an entry of `config.transactions`.
@@ -239,7 +239,7 @@ impl MongoSink {
             let outcome =
                 transaction::send(&self.client, session, &part.prepared.place.name, &statements, manner).await?;
             if let Some((_, error)) = outcome.errors.first() {
-                let unique = error.code == cure::DUPLICATE_KEY && !cure::is_id(error);
+                let unique = error.code == DUPLICATE_KEY && !cure::is_id(error);
                 return Ok(Err(if unique { Why::UniqueKey } else { Why::Refused }));
             }
             outcomes.push(outcome);
