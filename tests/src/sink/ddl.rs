@@ -300,6 +300,31 @@ async fn options_and_indexes_follow() {
 }
 
 #[tokio::test]
+async fn repeated_inserts_push_nothing_out_of_a_full_capped_collection() {
+    let (source, target, _) = start().await;
+    let deletes = source.has("deletes in capped collections", (5, 0)) && target.has("the same", (5, 0));
+    if !deletes {
+        return;
+    }
+    let delete = |id: i32| doc! { "delete": "cap", "deletes": [{ "q": { "_id": id }, "limit": 1 }] };
+    let pad = |id: i32, bytes: usize| doc! { "_id": id, "pad": "x".repeat(bytes) };
+    let put = |id: i32, bytes: usize| doc! { "insert": "cap", "documents": [pad(id, bytes)] };
+    let resize =
+        |id: i32, bytes: usize| doc! { "update": "cap", "updates": [{ "q": { "_id": id }, "u": pad(id, bytes) }] };
+    let full = doc! { "create": "cap", "capped": true, "size": 100_000, "max": 3 };
+    let evicted =
+        [insert("cap", 0..3), delete(1), insert("cap", 3..4), insert("cap", 4..6), delete(4), insert("cap", 6..7)];
+    // One comes back under its `_id`, behind documents that were inserted meanwhile.
+    let back = [insert("cap", 10..13), delete(11), insert("cap", 11..12), delete(12), insert("cap", 13..14)];
+    replayed_from_everywhere(&[[full].as_slice(), &evicted, &back].concat()).await;
+    // 4096 bytes: a document shrinks, and those that found room then stay.
+    let small = doc! { "create": "cap", "capped": true, "size": 4096 };
+    let shrunk =
+        [put(1, 900), put(2, 1500), put(3, 900), resize(2, 100), put(4, 900), put(5, 900), delete(4), put(6, 700)];
+    replayed_from_everywhere(&[[small].as_slice(), &shrunk].concat()).await;
+}
+
+#[tokio::test]
 async fn clustered_collections_follow() {
     let (source, ..) = start().await;
     if !source.has("clustered collections", (6, 0)) {

@@ -29,6 +29,7 @@ use super::patience::answered;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
 
+mod capped;
 mod counters;
 mod cure;
 mod future;

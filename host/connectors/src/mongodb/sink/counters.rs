@@ -17,6 +17,7 @@ pub struct Counters {
     pub(crate) conflicts: AtomicU64,
     pub(crate) repeated: AtomicU64,
     pub(crate) superseded: AtomicU64,
+    pub(crate) left_out: AtomicU64,
     pub(crate) together: AtomicU64,
     pub(crate) rolled_back: AtomicU64,
     pub(crate) moved: AtomicU64,
@@ -41,6 +42,8 @@ pub struct SinkCounts {
     pub repeated: u64,
     /// Writes, in overlap, of collections that a later DDL dropped already.
     pub superseded: u64,
+    /// Inserts, in overlap, into full capped collections of documents that the source has no more.
+    pub left_out: u64,
     /// Flushes written in one transaction.
     pub together: u64,
     /// Such transactions that came to nothing: their statements went apart.
@@ -91,6 +94,7 @@ impl Counters {
             conflicts: get(&self.conflicts),
             repeated: get(&self.repeated),
             superseded: get(&self.superseded),
+            left_out: get(&self.left_out),
             together: get(&self.together),
             rolled_back: get(&self.rolled_back),
             moved: get(&self.moved),

@@ -344,7 +344,7 @@ impl MongoSink {
 async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Result<Vec<DocumentKey>> {
     let mut w = RawWriter::with_capacity(64 * items.len() + 256);
     w.string("find", name.collection());
-    among(&mut w, items.iter().map(|item| item.write.key.as_ref()));
+    w.document("filter", |w| among(w, items.iter().map(|item| item.write.key.as_ref())));
     w.document("projection", |w| w.int("_id", 1));
     let mut keys = Vec::new();
     for reply in batches(client, name, Side::Sink, "look for missing documents", w).await? {
@@ -355,17 +355,15 @@ async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Resu
     Ok(keys)
 }
 
-/// Appends a `find`'s filter for the documents of these keys.
+/// Appends a filter for the documents of these keys.
 pub(super) fn among<'k>(w: &mut RawWriter, keys: impl Iterator<Item = &'k [u8]>) {
-    w.document("filter", |w| {
-        w.document("_id", |w| {
-            w.array("$in", |w| {
-                for key in keys {
-                    if let Ok(Some(id)) = raw::find(key, "_id") {
-                        w.element(&id);
-                    }
+    w.document("_id", |w| {
+        w.array("$in", |w| {
+            for key in keys {
+                if let Ok(Some(id)) = raw::find(key, "_id") {
+                    w.element(&id);
                 }
-            });
+            }
         });
     });
 }
@@ -449,7 +447,7 @@ fn done(operation_time: Option<OpTime>) -> FlushReport {
     FlushReport { operation_time, ..FlushReport::default() }
 }
 
-fn body(write: &Write) -> Option<&Bytes> {
+pub(super) fn body(write: &Write) -> Option<&Bytes> {
     use oplogue_engine::sink::Content;
     match &write.content {
         Content::Insert(document) | Content::Replace(document) => Some(document),

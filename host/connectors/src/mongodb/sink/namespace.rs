@@ -12,11 +12,9 @@ use oplogue_engine::model::{Namespace, NamespaceId, Origin};
 use oplogue_engine::sink::{Content, FlushReport, Write};
 
 use super::counters::count;
-use super::cure;
 use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
 use super::{MongoSink, Target, merge};
-use crate::mongodb::classify;
 use crate::mongodb::command::{self, Outcome, Statement, StatementError, Verb};
 use crate::mongodb::patch::Dialect;
 use crate::mongodb::shard_key::ShardKey;
@@ -157,8 +155,12 @@ impl MongoSink {
         }
         if prepared.ordered {
             for run in items.chunk_by(|a, b| together(a) == together(b) && a.again == b.again) {
-                merge(&mut all.report, self.clear_way(place, run).await?);
-                let sent = self.send_group(place, run.iter().collect()).await?;
+                let is_again = run.first().is_some_and(|item| item.again);
+                let sent = if is_again {
+                    self.send_again(place, run).await?
+                } else {
+                    self.send_group(place, run.iter().collect()).await?
+                };
                 merge(&mut all.report, sent.report);
                 for (item, trouble) in sent.troubles {
                     merge(&mut all.report, self.mend(place, item, trouble).await?.report);
@@ -172,21 +174,6 @@ impl MongoSink {
             }
         }
         Ok(all)
-    }
-
-    /// Takes out of a capped collection what is about to be inserted again. Left in its place it would stand before
-    /// documents that were evicted and come back, and the order of insertion is data.
-    async fn clear_way(&self, place: &Place, run: &[Item<'_>]) -> Result<FlushReport> {
-        let removals: Vec<Statement<'_>> =
-            run.iter().filter(|item| item.again).map(|item| Statement::Delete { key: &item.write.key }).collect();
-        if removals.is_empty() {
-            return Ok(FlushReport::default());
-        }
-        let statements: Vec<&Statement<'_>> = removals.iter().collect();
-        let manner = self.manner(place.target, run.first().and_then(|item| item.write.origin));
-        let outcome = command::send(&self.client, &place.name, &statements, manner).await?;
-        is_clear(&place.name, &outcome.errors)?;
-        Ok(FlushReport { operation_time: outcome.operation_time, ..FlushReport::default() })
     }
 
     /// Learns source collections that nothing introduced, so that a later DDL and a replay can tell them apart.
@@ -268,17 +255,6 @@ impl MongoSink {
     }
 }
 
-/// Servers before 5.0 delete nothing from a capped collection: the insert then finds the document in its place. Whatever
-/// else they refuse would leave the document where its order is wrong.
-fn is_clear(name: &Namespace, errors: &[(usize, StatementError)]) -> Result<()> {
-    let Some((_, error)) = errors.iter().find(|(_, error)| error.code != cure::ILLEGAL_OPERATION) else {
-        return Ok(());
-    };
-    let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
-    let text = format!("take out of {name} what is inserted again: {} (code {})", error.message, error.code);
-    Err(Error::new(Side::Sink, kind, text))
-}
-
 /// What goes into one command with each other: one verb, of changes of one origin.
 type Sort = (Verb, Option<Origin>);
 
@@ -298,21 +274,4 @@ pub(super) fn groups<'i, 'a>(items: &'i [Item<'a>]) -> Vec<Vec<&'i Item<'a>>> {
     }
     groups.sort_by_key(|(key, _)| *key);
     groups.into_iter().map(|(_, group)| group).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_way_that_is_not_cleared_is_no_success() {
-        let error = |code| StatementError { code, message: "refused".into(), key_pattern: None, key_value: None };
-        let name = Namespace::new("a.log");
-        assert!(is_clear(&name, &[]).is_ok());
-        assert!(is_clear(&name, &[(0, error(20)), (1, error(20))]).is_ok(), "4.4 deletes nothing from a capped one");
-        for (code, kind) in [(13, Kind::Unauthorized), (112, Kind::Unavailable), (8, Kind::CannotApply)] {
-            let refused = is_clear(&name, &[(0, error(20)), (1, error(code))]).unwrap_err();
-            assert!(refused.kind() == kind && refused.to_string().contains("a.log"), "{refused}");
-        }
-    }
 }

@@ -326,7 +326,7 @@ impl MongoSink {
         for chunk in ids.chunks(IDS_AT_ONCE) {
             let mut w = RawWriter::with_capacity(64 * chunk.len() + 256);
             w.string("find", name.collection());
-            super::mend::among(&mut w, chunk.iter().copied());
+            w.document("filter", |w| super::mend::among(w, chunk.iter().copied()));
             w.document("projection", |w| key.project(w));
             for reply in batches(&self.client, name, Side::Sink, "look for the shards of documents", w).await? {
                 for document in documents(&reply)? {
