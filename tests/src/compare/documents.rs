@@ -18,6 +18,9 @@ use super::difference::{Difference, DifferenceKind, both};
 /// Documents collected after the first difference; beyond it the first differences must do.
 const COLLECTED_MAX: usize = 200_000;
 
+/// `_id`s that are shown where only the order differs.
+const ORDER_SHOWN: usize = 50;
+
 pub(super) struct Sides<'a> {
     pub(super) source: Collection<Document>,
     pub(super) target: Collection<Document>,
@@ -43,10 +46,6 @@ pub(super) async fn compare(
         if left.as_deref().map(RawDocument::as_bytes) == right.as_deref().map(RawDocument::as_bytes) {
             continue;
         }
-        if sides.natural {
-            let detail = both(left.as_deref(), right.as_deref());
-            return Ok(vec![Difference::new(&namespace, DifferenceKind::Order, detail)]);
-        }
         let mut rest = Rest::default();
         rest.add(left, right);
         while rest.len() < COLLECTED_MAX {
@@ -57,7 +56,12 @@ pub(super) async fn compare(
             }
             rest.add(left, right);
         }
-        return Ok(rest.differences(&namespace, max));
+        let order = rest.order();
+        let mut found = rest.differences(&namespace, max);
+        if sides.natural && found.is_empty() {
+            found.push(Difference::new(&namespace, DifferenceKind::Order, order));
+        }
+        return Ok(found);
     }
 }
 
@@ -115,6 +119,16 @@ impl Rest {
 
     fn len(&self) -> usize {
         self.source.len().max(self.target.len())
+    }
+
+    /// The `_id`s of both sides in their order, from the first difference on.
+    fn order(&self) -> String {
+        let ids = |side: &[RawDocumentBuf]| {
+            let shown =
+                side.iter().take(ORDER_SHOWN).map(|document| format!("{:?}", document.get("_id").ok().flatten()));
+            shown.collect::<Vec<_>>().join(" ")
+        };
+        format!("  source {}\n  target {}", ids(&self.source), ids(&self.target))
     }
 
     fn differences(self, namespace: &str, max: usize) -> Vec<Difference> {

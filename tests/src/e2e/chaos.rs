@@ -8,10 +8,12 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
 use oplogue_tests::collector::{Collector, PipelineConfig};
 use oplogue_tests::compare::Comparison;
 use oplogue_tests::load::chaos::{Chaos, ChaosOptions, namespaces};
-use oplogue_tests::servers::Options;
+use oplogue_tests::servers::{Options, ReplicaSet};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -73,6 +75,20 @@ async fn chaos_behind_a_white_list_and_a_rename() -> Result<()> {
     .await
 }
 
+/// Prints what a server has logged of a namespace: what a failed run leaves to look at.
+async fn history(set: &ReplicaSet, namespace: &str) -> Result<()> {
+    let oplog = set.client().database("local").collection::<Document>("oplog.rs");
+    let database = namespace.split('.').next().unwrap_or_default();
+    let commands = doc! { "ns": format!("{database}.$cmd") };
+    let ours = doc! { "$or": [{ "ns": namespace }, { "o.applyOps.ns": namespace }, commands] };
+    let mut entries = oplog.find(ours).await?;
+    while let Some(entry) = entries.try_next().await? {
+        let text: String = entry.to_string().chars().take(260).collect();
+        println!("  {text}");
+    }
+    Ok(())
+}
+
 async fn rig() -> Result<Rig> {
     Rig::of(Options::guide_source().behind_proxies(), Options::guide_target().behind_proxies()).await
 }
@@ -117,7 +133,17 @@ async fn run(
     println!("chaos: {totals:?}, faults: {}", faults.told());
     anyhow::ensure!(totals.done * 2 > operations, "the source refused most of it (seed {seed}): {totals:?}");
     let (rig, mut collector) = faults.end().await?;
-    let equal = expected(rig.comparison()).wait(CALM, PATIENCE).await;
+    let comparison = expected(rig.comparison());
+    let equal = comparison.wait(CALM, PATIENCE).await;
+    if equal.is_err() {
+        for difference in comparison.run().await?.iter().take(2) {
+            println!("{difference}\nsource's oplog of it:");
+            history(&rig.source, &difference.namespace).await?;
+            println!("target's oplog of it:");
+            history(&rig.target, &difference.namespace).await?;
+        }
+        println!("{}", collector.log());
+    }
     equal.with_context(|| format!("OPLOGUE_SEED={seed}:\n{}", collector.log_end()))?;
     let status = collector.terminate(PATIENCE).await?;
     anyhow::ensure!(status.success(), "OPLOGUE_SEED={seed}; exit {status}:\n{}", collector.log_end());

@@ -64,6 +64,16 @@ pub fn merge(earlier: Content, later: Content, same_side: bool) -> Merge {
     }
 }
 
+/// Whether two writes of one document may become one where its place among the others is data (capped collections): an
+/// insert takes the last place, so it may not become a write to what stands there, nor be replaced by one.
+#[must_use]
+pub fn keeps_place(earlier: &Content, later: &Content) -> bool {
+    match (earlier, later) {
+        (_, Content::Insert(_)) | (Content::Insert(_), Content::Patch(_) | Content::Patched { .. }) => false,
+        (_, Content::Replace(_) | Content::Patch(_) | Content::Patched { .. } | Content::Delete) => true,
+    }
+}
+
 type Patches = Vec<Patch>;
 
 fn join(mut patches: Patches, more: Patches, same_side: bool) -> Result<Patches, (Patches, Patches)> {
@@ -116,6 +126,15 @@ mod tests {
         assert_eq!(two, Content::Patch(vec![Patch::Diff(doc(1)), Patch::Diff(doc(2))]));
         let over = merged(merged(Content::Insert(doc(9)), diff(1)), diff(2));
         assert_eq!(over, Content::Patched { base: doc(9), patches: vec![Patch::Diff(doc(1)), Patch::Diff(doc(2))] });
+    }
+
+    #[test]
+    fn an_insert_stays_one_where_its_place_is_data() {
+        let (insert, replace) = (Content::Insert(doc(1)), Content::Replace(doc(2)));
+        assert!(!keeps_place(&Content::Delete, &insert), "the document would keep the place that it was deleted from");
+        assert!(!keeps_place(&insert, &diff(1)), "a repeated insert puts its document at the end, an update does not");
+        assert!(keeps_place(&insert, &replace) && matches!(merged(insert.clone(), replace), Content::Insert(_)));
+        assert!(keeps_place(&insert, &Content::Delete) && keeps_place(&diff(1), &diff(2)));
     }
 
     #[test]

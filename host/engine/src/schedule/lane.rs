@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::ack::SlotId;
 use crate::model::{DocumentKey, NamespaceId};
-use crate::schedule::coalesce::{Merge, merge};
+use crate::schedule::coalesce::{Merge, keeps_place, merge};
 use crate::sink::{Content, Patch, Write};
 
 /// Statements in one flush.
@@ -167,12 +167,16 @@ pub struct Lane {
 
 impl Lane {
     /// Adds a write behind everything that waits. Returns whether it was merged into a waiting one. `keep_order`: the
-    /// place of a write among those of other documents matters, so it is merged into the last one only.
+    /// place of a write among those of other documents matters, so it is merged into the last one only, and not where
+    /// that would change the document's place.
     pub fn push(&mut self, pending: Pending, keep_order: bool) -> bool {
         let mut pending = pending;
         if let Some(wave) = self.waves.back_mut() {
-            let found = wave.index.get(&pending.address).copied();
-            if keep_order && found.is_some_and(|at| at + 1 != wave.entries.len()) {
+            let found = wave.index.get(&pending.address).and_then(|at| Some((*at, wave.entries.get(*at)?.as_ref()?)));
+            let merges = |(at, waiting): (usize, &Pending)| {
+                at + 1 == wave.entries.len() && keeps_place(&waiting.write.content, &pending.write.content)
+            };
+            if keep_order && found.is_some_and(|found| !merges(found)) {
                 self.waves.push_back(Wave::default());
             }
         }

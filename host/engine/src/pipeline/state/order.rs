@@ -6,6 +6,7 @@
 use super::*;
 use crate::budget::Permit;
 use crate::model::Operation;
+use crate::sink::Content;
 
 const CAPPED: CollectionUuid = [7; 16];
 
@@ -77,4 +78,39 @@ fn one_that_is_created_or_copied_now_keeps_its_order_wherever_it_goes() {
     core.copied_in(Some(CAPPED), true, OpTime::new(10, 0, 1));
     assert!(!spreads(&mut core, 0, namespaces.intern("a.x"), Some(CAPPED)));
     assert!(!core.passed_mark());
+}
+
+#[test]
+fn a_document_that_is_deleted_and_inserted_again_leaves_its_place() {
+    let namespaces = Namespaces::shared();
+    let target = namespaces.intern("a.x");
+    for (collection, expected) in [(Some(CAPPED), "insert 2, delete, insert 1"), (None, "insert 2, replace 1")] {
+        let mut core = core(&namespaces, &[CAPPED]);
+        let delete = Change { operation: Operation::Delete, ..insert(1, 2, target, collection) };
+        let changes = vec![insert(2, 1, target, collection), delete, insert(1, 3, target, collection)];
+        let last = Position::Oplog(OpTime::new(1, 3, 1));
+        core.batch(ChangeBatch { seq: 0, changes, last, atomic: false, permit: Arc::new(Permit::none()) }).unwrap();
+        let mut seen = Vec::new();
+        loop {
+            let commands = core.take_commands();
+            if commands.is_empty() {
+                break;
+            }
+            for command in commands {
+                let Command::Flush { lane, writes } = command else { continue };
+                for write in &writes {
+                    let id = |document: &[u8]| bson::RawDocument::from_bytes(document).unwrap().get_i32("_id").unwrap();
+                    seen.push(match &write.content {
+                        Content::Insert(document) => format!("insert {}", id(document)),
+                        Content::Replace(document) => format!("replace {}", id(document)),
+                        Content::Delete => "delete".to_owned(),
+                        other @ (Content::Patch(_) | Content::Patched { .. }) => format!("{other:?}"),
+                    });
+                }
+                core.flushed(lane, writes, &FlushReport::default()).unwrap();
+            }
+        }
+        seen.sort_by_key(|shown| collection.is_none() && shown.starts_with("replace"));
+        assert_eq!(seen.join(", "), expected);
+    }
 }
