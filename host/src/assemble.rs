@@ -548,7 +548,7 @@ impl Job {
             options,
         );
         let sink = sink.measured_by(self.hooks.metrics.clone()).recording_to(conflicts).ruled_by(rules);
-        let sink = sink.marked_by(self.config.incr.origin.map(Marks::new));
+        let sink = sink.marked_by(self.config.incr.origin.map(Marks::new)).passing(self.chain());
         Ok(Arc::new(match &self.servers.cluster {
             None => sink,
             Some(cluster) => sink.reading(cluster.originals()),

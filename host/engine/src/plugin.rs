@@ -6,8 +6,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use crate::budget::Permit;
 use crate::error::Result;
-use crate::model::{Change, ChangeBatch, NamespaceId};
+use crate::model::{Change, ChangeBatch, NamespaceId, Operation, Position};
+use crate::sink::Write;
+use crate::supervise::off_thread;
 
 /// What one pass of a batch through the chain did. For every batch, `seen = kept + dropped + dead`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,6 +90,57 @@ impl ChainWorker for PassAll {
     fn process(&mut self, batch: &mut ChangeBatch) -> Result<ChainReport> {
         let seen = batch.changes.len() as u64;
         Ok(ChainReport { seen, kept: seen, ..ChainReport::default() })
+    }
+}
+
+/// Takes documents that are read from the source for one change through the chain, as the copy takes its documents.
+pub struct Passage {
+    chain: Arc<dyn PluginChain>,
+    /// The worker, between two documents.
+    idle: Mutex<Option<Box<dyn ChainWorker>>>,
+}
+
+impl Passage {
+    /// Through `chain`; its worker is made for the first document.
+    #[must_use]
+    pub fn new(chain: Arc<dyn PluginChain>) -> Self {
+        Self { chain, idle: Mutex::new(None) }
+    }
+
+    /// What the chain makes of the whole `document` that `write` is about; none when a plugin drops it.
+    ///
+    /// # Errors
+    /// `PluginFault`.
+    pub async fn take(&self, write: &Write, document: Bytes) -> Result<Option<Bytes>> {
+        let mut idle = self.idle.lock().await;
+        let mut worker = match idle.take() {
+            Some(worker) => worker,
+            None => Arc::clone(&self.chain).worker()?,
+        };
+        let change = Change {
+            operation: Operation::Replace,
+            source: write.source,
+            target: write.source,
+            key: write.key.clone(),
+            body: document,
+            time: write.time,
+            wall_ms: i64::from(write.time.secs) * 1000,
+            collection: write.collection,
+            origin: write.origin,
+            not_before_ms: 0,
+            ddl: None,
+        };
+        let last = Position::Oplog(write.time);
+        let permit = Arc::new(Permit::none());
+        let mut batch = ChangeBatch { seq: 0, changes: vec![change], last, atomic: false, permit };
+        let (report, mut batch, worker) = off_thread("plugin chain", move || {
+            let report = worker.process(&mut batch);
+            (report, batch, worker)
+        })
+        .await?;
+        *idle = Some(worker);
+        report?;
+        Ok(batch.changes.pop().map(|change| change.body))
     }
 }
 

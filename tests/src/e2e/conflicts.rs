@@ -136,7 +136,7 @@ async fn a_position_never_passes_a_conflict_that_is_not_recorded() -> Result<()>
     let (source, target) = (people(&rig.source.client()), people(&rig.target.client()));
     // No code of a member that steps down: the driver would wait for the member to say so, up to 10 s.
     let failing = doc! {
-        "failCommands": ["update"], "namespace": "mongoshake__conflict.conflicts", "errorCode": 89,
+        "failCommands": ["insert"], "namespace": "mongoshake__conflict.conflicts", "errorCode": 89,
     };
     rig.target.fail_command("alwaysOn", failing).await?;
     target.insert_one(doc! { "_id": "theirs", "email": "taken@x" }).await?;

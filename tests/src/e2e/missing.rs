@@ -8,6 +8,7 @@ use bson::{Document, doc};
 use mongodb::Collection;
 use mongodb::options::{Acknowledgment, WriteConcern};
 use oplogue_tests::collector::Collector;
+use oplogue_tests::example::MaskField;
 
 use super::rig::{PATIENCE, Rig};
 
@@ -92,4 +93,26 @@ async fn a_missing_document_is_ignored_read_invented_or_stops_the_run() -> Resul
         collector.assert_no_unexpected_warnings(&[])?;
     }
     Ok(())
+}
+
+/// What is read whole from the source passes the plugins like everything else.
+#[tokio::test]
+async fn a_document_that_is_read_again_is_masked_too() -> Result<()> {
+    let rig = Rig::start().await?;
+    let things = Things::of(&rig);
+    let document = doc! { "_id": "a", "x": 0, "email": "somebody@example.test" };
+    things.source.insert_one(document).write_concern(majority()).await?;
+    let plugin = MaskField::install(rig.source.dir())?;
+    let mut collector = Collector::start(&plugin.join(rig.config()?))?;
+    collector.wait_log(MARK, PATIENCE).await?;
+    things.update_a_missing("a").await?;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let expected = Some(doc! { "_id": "a", "x": 1, "email": "***" });
+    while counter(&collector, REFETCHED).await? == 0 || things.target.find_one(doc! {}).await? != expected {
+        let found = things.target.find_one(doc! {}).await?;
+        anyhow::ensure!(std::time::Instant::now() < deadline, "{found:?}\n{}", collector.log_end());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    anyhow::ensure!(collector.terminate(PATIENCE).await?.success(), "{}", collector.log_end());
+    collector.assert_no_unexpected_warnings(&[])
 }

@@ -9,3 +9,4 @@ mod load;
 mod rig;
 mod stops;
 mod target;
+mod transactions;

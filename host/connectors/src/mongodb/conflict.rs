@@ -16,7 +16,7 @@ use oplogue_engine::model::raw::kind;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use super::classify;
-use super::command::{self, Concern, StatementError};
+use super::command::{self, Concern, DUPLICATE_KEY, StatementError};
 use super::patience::answered;
 use super::writer::RawWriter;
 
@@ -67,14 +67,9 @@ impl ConflictLog {
             return Err(Error::new(Side::Sink, Kind::CannotApply, text));
         }
         let mut w = RawWriter::with_capacity(record.len() + 256);
-        w.string("update", self.place.collection());
-        w.array("updates", |w| {
-            w.document("", |w| {
-                w.document("q", |w| w.raw_document("_id", &id));
-                w.raw_document("u", &record);
-                w.boolean("upsert", true);
-            });
-        });
+        // An insert and no upsert: from an update servers before 5.0 take no names that begin with a dollar.
+        w.string("insert", self.place.collection());
+        w.array("documents", |w| w.raw_document("", &record));
         command::write_concern(&mut w, Concern::Majority);
         let database = self.client.database(self.place.database());
         let asked = database.run_raw_command(command::raw(w.finish())?);
@@ -82,7 +77,9 @@ impl ConflictLog {
         let reply =
             reply.map_err(|e| classify::error(Side::Sink, &format!("record a conflict in {}", self.place), e))?;
         let outcome = command::read(&self.place, &reply)?;
-        let Some((_, error)) = outcome.errors.into_iter().next() else { return Ok(()) };
+        let error = outcome.errors.into_iter().map(|(_, error)| error).next();
+        // Taken: the same change was recorded before it was replayed.
+        let Some(error) = error.filter(|error| error.code != DUPLICATE_KEY) else { return Ok(()) };
         let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
         let text = format!("record a conflict in {}: {} (code {})", self.place, error.message, error.code);
         Err(Error::new(Side::Sink, kind, text))

@@ -15,6 +15,7 @@ use mongodb::Client;
 use oplogue_engine::checkpoint::CheckpointStore;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime, Origin};
+use oplogue_engine::plugin::{EmptyChain, Passage, PluginChain};
 use oplogue_engine::sink::{DdlOutcome, Durability, FlushReport, Refusal, Sink, WholeReport, Write, newest_write};
 use tokio::sync::OnceCell;
 
@@ -109,6 +110,8 @@ pub struct MongoSink {
     conflicts: Option<ConflictLog>,
     /// What else may become of them.
     pub(super) rules: Rules,
+    /// What documents pass that are read whole from the source.
+    passage: Passage,
     ready: OnceCell<Target>,
 }
 
@@ -158,6 +161,7 @@ impl MongoSink {
             marks: None,
             conflicts: None,
             rules: Rules::default(),
+            passage: Passage::new(Arc::new(EmptyChain)),
             ready: OnceCell::new(),
         }
     }
@@ -166,6 +170,13 @@ impl MongoSink {
     #[must_use]
     pub fn reading(mut self, originals: Originals) -> Self {
         self.source = Some(originals);
+        self
+    }
+
+    /// Takes what it reads whole from the source through `chain`, as the stream and the copy do.
+    #[must_use]
+    pub fn passing(mut self, chain: Arc<dyn PluginChain>) -> Self {
+        self.passage = Passage::new(chain);
         self
     }
 

@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use bson::{Document, Timestamp, doc};
+use bson::{Document, doc};
 use oplogue_tests::load::seed;
 use oplogue_tests::servers::cluster::{Cluster, Router};
-use oplogue_tests::servers::wire::{check, fault, session};
+use oplogue_tests::servers::wire::fault;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
 use super::rig::{Rig, USERS};
+use super::transactions::Transactions;
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -43,11 +44,10 @@ impl Load {
             let writer = Writer {
                 rng: StdRng::seed_from_u64(seed + writer as u64),
                 router: rig.cluster.router(&rig.gossip),
+                transactions: Transactions::new(rig),
                 known: Vec::new(),
                 next_id: writer as i64,
                 step: writers as i64,
-                session: session(),
-                transaction: 0,
                 counts: Arc::clone(&counts),
             };
             tasks.spawn(writer.run(Arc::clone(&stop)));
@@ -90,12 +90,11 @@ impl Load {
 struct Writer {
     rng: StdRng,
     router: Router,
+    transactions: Transactions,
     /// `_id` and shard key of documents that are there.
     known: Vec<(i64, i64)>,
     next_id: i64,
     step: i64,
-    session: Document,
-    transaction: i64,
     counts: Arc<Counts>,
 }
 
@@ -190,85 +189,20 @@ impl Writer {
         let document = self.document(id, to);
         let (old, old_version) = self.router.route(USERS, from as f64).await?;
         let (new, new_version) = self.router.route(USERS, to as f64).await?;
-        self.transaction += 1;
         let delete = doc! { "delete": "users", "deletes": [{ "q": { "_id": id, "k": from }, "limit": 1 }], "shardVersion": old_version };
         let insert = doc! { "insert": "users", "documents": [document], "shardVersion": new_version };
-        let begin = |mut command: Document| {
-            command.insert("startTransaction", true);
-            command
-        };
-        // On one shard the insert comes second; on two it is a beginning of its own.
-        let second = if old == new { insert } else { begin(insert) };
-        let deleted = self.in_transaction(old, "shop", begin(delete)).await?;
-        let done = deleted && self.in_transaction(new, "shop", second).await?;
-        if !done {
-            for shard in if old == new { vec![old] } else { vec![old, new] } {
-                self.in_transaction(shard, "admin", doc! { "abortTransaction": 1 }).await?;
-            }
+        self.transactions.begin();
+        let deleted = self.transactions.step(old, "shop", delete).await?;
+        if !deleted || !self.transactions.step(new, "shop", insert).await? {
+            self.transactions.abort().await?;
             self.router.forget(USERS);
             return Ok(false);
         }
-        if old == new {
-            self.commit(old, doc! { "commitTransaction": 1 }).await?;
-        } else {
-            self.commit_both(old, new).await?;
-            self.counts.across.fetch_add(1, Ordering::Relaxed);
-        }
+        // Whoever commits first: the delete must not win because it was logged last.
+        self.transactions.commit(self.rng.random_bool(0.5)).await?;
+        self.counts.across.fetch_add(u64::from(old != new), Ordering::Relaxed);
         self.known[at] = (id, to);
         Ok(true)
-    }
-
-    async fn commit_both(&mut self, old: usize, new: usize) -> Result<()> {
-        let mut newest = Timestamp { time: 0, increment: 0 };
-        for shard in [old, new] {
-            let prepare = doc! { "prepareTransaction": 1, "writeConcern": { "w": "majority" } };
-            match self.commit(shard, prepare).await {
-                Ok(prepared) => newest = prepared.get_timestamp("prepareTimestamp")?.max(newest),
-                Err(why) => {
-                    // What is prepared outlives everything; the other part went with its primary.
-                    for shard in [old, new] {
-                        self.commit(shard, doc! { "abortTransaction": 1 }).await.ok();
-                    }
-                    return Err(why);
-                }
-            }
-        }
-        // Whoever commits first: the delete must not win because it was logged last.
-        let order = if self.rng.random_bool(0.5) { [old, new] } else { [new, old] };
-        for shard in order {
-            self.commit(shard, doc! { "commitTransaction": 1, "commitTimestamp": newest }).await?;
-        }
-        Ok(())
-    }
-
-    /// A step that must be done, however often it takes: a prepared transaction outlives its primary.
-    async fn commit(&mut self, shard: usize, command: Document) -> Result<Document> {
-        let started = Instant::now();
-        loop {
-            let sent = self.of_transaction(command.clone());
-            let why = match self.router.run(shard, "admin", sent).await.map(check) {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(why)) | Err(why) => why,
-            };
-            anyhow::ensure!(started.elapsed() < Duration::from_secs(60), "{why}");
-            let aborted = ["error 251:", "error 225:"].iter().any(|code| why.to_string().starts_with(code));
-            anyhow::ensure!(!aborted, "{why}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn in_transaction(&mut self, shard: usize, database: &str, command: Document) -> Result<bool> {
-        let command = self.of_transaction(command);
-        let answer = self.router.run(shard, database, command).await?;
-        let changed = answer.get_i32("n").is_ok_and(|n| n == 1);
-        Ok(fault(&answer).is_none() && changed)
-    }
-
-    fn of_transaction(&self, mut command: Document) -> Document {
-        command.insert("lsid", self.session.clone());
-        command.insert("txnNumber", self.transaction);
-        command.insert("autocommit", false);
-        command
     }
 }
 

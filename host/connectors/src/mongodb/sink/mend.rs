@@ -257,7 +257,8 @@ impl MongoSink {
         Ok(Ok(time))
     }
 
-    /// Reads a document from the source, majority-committed and not older than the write, to put it on the target.
+    /// Reads a document from the source, majority-committed and not older than the write, and takes it through the plugins
+    /// to put it on the target.
     pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
         let (document, read_at) = self.read_original(write).await?;
         self.counters.one_refetched();
@@ -291,7 +292,11 @@ impl MongoSink {
                 }
             }
         }
-        Ok((document, read_at))
+        let passed = match document {
+            Some(document) => self.passage.take(write, document).await?,
+            None => None,
+        };
+        Ok((passed, read_at))
     }
 
     /// A write that needs more than one statement, or the whole document.
