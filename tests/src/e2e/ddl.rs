@@ -139,7 +139,11 @@ async fn killed_among_ddl() -> Result<()> {
 
 #[tokio::test]
 async fn killed_among_ddl_by_change_stream() -> Result<()> {
-    killed(rig().await?.by_change_stream()).await
+    let rig = rig().await?;
+    if !rig.source.has("DDL in change streams", (6, 0)) {
+        return Ok(());
+    }
+    killed(rig.by_change_stream()).await
 }
 
 async fn killed(rig: Rig) -> Result<()> {

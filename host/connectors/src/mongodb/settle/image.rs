@@ -10,6 +10,7 @@ use oplogue_engine::model::DocumentKey;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use crate::mongodb::command::Statement;
+use crate::mongodb::literal::needs_literal;
 use crate::mongodb::patch::modifiers;
 
 /// Where a document's final state starts from.
@@ -168,14 +169,17 @@ impl<'a> Image<'a> {
     pub(super) fn statement<'b>(&'b self, computed: &'b Computed) -> Result<Option<Statement<'b>>> {
         let key = self.key();
         Ok(match (computed, self.base) {
-            (Computed::Document(document), _) => Some(Statement::replace(key, document)?),
+            (Computed::Document(document), _) => Some(whole(key, document)?),
             (Computed::Stages(stages), _) => Some(Statement::Pipeline { key, stages: stages.clone(), upsert: true }),
-            (Computed::Nothing, Base::Document(base)) if self.patches.is_empty() => {
-                Some(Statement::replace(key, base)?)
-            }
+            (Computed::Nothing, Base::Document(base)) if self.patches.is_empty() => Some(whole(key, base)?),
             (Computed::Nothing, _) => None,
         })
     }
+}
+
+/// Puts a document where none stands. An insert is judged less strictly than an update by servers before 5.0.
+fn whole<'b>(key: &'b [u8], document: &'b [u8]) -> Result<Statement<'b>> {
+    Ok(if needs_literal(document)? { Statement::replace(key, document)? } else { Statement::Insert(document) })
 }
 
 #[cfg(test)]
