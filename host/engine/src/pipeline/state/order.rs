@@ -78,3 +78,36 @@ fn one_that_is_created_or_copied_now_keeps_its_order_wherever_it_goes() {
     assert!(!spreads(&mut core, 0, namespaces.intern("a.x"), Some(CAPPED)));
     assert!(!core.passed_mark());
 }
+
+/// The ids of all writes until nothing is left to write, in the order in which they are sent.
+fn sent(core: &mut Core) -> Vec<i32> {
+    let id = |write: &Write| bson::RawDocument::from_bytes(&write.key).unwrap().get_i32("_id").unwrap();
+    let mut sent = Vec::new();
+    loop {
+        let commands = core.take_commands();
+        if commands.is_empty() {
+            return sent;
+        }
+        for command in commands {
+            let Command::Flush { lane, writes } = command else { continue };
+            sent.extend(writes.iter().map(id));
+            core.flushed(lane, writes, &FlushReport::default()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_comes_back_stands_behind_what_came_meanwhile() {
+    let namespaces = Namespaces::shared();
+    let target = namespaces.intern("a.ring");
+    let mut core = core(&namespaces, &[CAPPED]);
+    let of = |id, inc| insert(id, inc, target, Some(CAPPED));
+    let key = bytes::Bytes::from(bson::rawdoc! { "_id": 1 }.into_bytes());
+    let delete = Change { operation: Operation::Delete, key, body: bytes::Bytes::new(), ..of(1, 4) };
+    // The first is on its way while the others come, so that those wait together.
+    for (seq, changes) in [vec![of(0, 1)], vec![of(1, 2), of(2, 3), delete, of(1, 5)]].into_iter().enumerate() {
+        let (seq, last) = (seq as u64, Position::Oplog(changes.last().unwrap().time));
+        core.batch(ChangeBatch { seq, changes, last, atomic: false, permit: Arc::new(Permit::none()) }).unwrap();
+    }
+    assert_eq!(sent(&mut core), [0, 1, 2, 1], "the delete and the insert are one write, behind that of 2");
+}
