@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::child::Guarded;
 use crate::paths::{self, Scratch};
+use crate::patience;
 
 mod config;
 mod http;
@@ -123,7 +124,10 @@ impl Collector {
     /// When it does not run, or still runs at the deadline; it is killed then.
     pub async fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let mut process = self.process.take().context("the collector does not run")?;
-        process.wait(timeout).await.with_context(|| format!("its log ends with:\n{}", self.log_end()))
+        process
+            .wait(patience::at_most(timeout))
+            .await
+            .with_context(|| format!("its log ends with:\n{}", self.log_end()))
     }
 
     /// Sends a signal by name, such as `HUP`.
@@ -164,7 +168,7 @@ impl Collector {
     /// # Errors
     /// As [`Self::wait_log`].
     pub async fn wait_log_times(&mut self, text: &str, times: usize, timeout: Duration) -> Result<()> {
-        let started = Instant::now();
+        let (started, timeout) = (Instant::now(), patience::at_most(timeout));
         while self.log().matches(text).count() < times {
             let running = self.is_running()?;
             // One more look: the line may have been the last one before the end.

@@ -12,6 +12,8 @@ use bson::raw::{RawDocument, RawDocumentBuf};
 use bson::{Document, doc, oid::ObjectId};
 use mongodb::Client;
 
+use crate::patience;
+
 mod catalog;
 mod difference;
 mod documents;
@@ -135,7 +137,7 @@ impl Comparison {
     /// # Errors
     /// When the deadline passes: the message carries the differences that remain.
     pub async fn wait(&self, sentinel: &str, timeout: Duration) -> Result<()> {
-        let started = Instant::now();
+        let (started, timeout) = (Instant::now(), patience::at_most(timeout));
         self.pass(sentinel, timeout).await?;
         loop {
             let found = self.run().await?;
@@ -154,7 +156,7 @@ impl Comparison {
     /// # Errors
     /// When the deadline passes.
     pub async fn pass(&self, namespace: &str, timeout: Duration) -> Result<()> {
-        let started = Instant::now();
+        let (started, timeout) = (Instant::now(), patience::at_most(timeout));
         let marker = doc! { "_id": ObjectId::new(), "sentinel": true };
         let filter = doc! { "_id": marker.get_object_id("_id")? };
         let source = collection(&self.source, namespace)?;

@@ -8,6 +8,8 @@ pub mod paths;
 
 pub mod seed;
 
+pub mod patience;
+
 pub mod child;
 
 pub mod proxy;

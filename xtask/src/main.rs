@@ -20,6 +20,8 @@ mod tidy;
 
 mod test;
 
+mod guards;
+
 mod demo;
 
 mod bench;
@@ -41,6 +43,8 @@ enum Command {
     },
     /// Runs every check and test; `--long` adds the slow ones
     Test(test::Options),
+    /// Takes each guard against silent loss out of a copy and demands that its tests fail (tests/guards.toml)
+    Guards(guards::Options),
     /// Shows a whole run: two replica sets, load, a plugin swapped mid-stream, comparison
     Demo(demo::Options),
     /// Measures copy, catch-up and latency against a bare loader and a native secondary
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Servers { versions } => servers::run(&versions),
         Command::Test(options) => test::run(&options),
+        Command::Guards(options) => guards::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::WasmStd => wasm_std::run(),

@@ -15,6 +15,7 @@ use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::checkpoint::CheckpointStore as _;
 use oplogue_engine::error::Side;
 use oplogue_tests::collector::{Collector, HAND_OVER};
+use oplogue_tests::patience;
 use oplogue_tests::servers::{Options, ReplicaSet};
 
 use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
@@ -36,9 +37,9 @@ async fn slow_reads(rig: &Rig, millis: i32) -> Result<()> {
 }
 
 async fn until<F: Future<Output = Result<bool>>>(what: &str, mut reached: impl FnMut() -> F) -> Result<()> {
-    let started = Instant::now();
+    let (started, patience) = (Instant::now(), patience::at_most(PATIENCE));
     while !reached().await? {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "not reached: {what}");
+        anyhow::ensure!(started.elapsed() < patience, "not reached: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

@@ -277,6 +277,19 @@ async fn names_that_change_hands_end_where_they_should() {
     .await;
 }
 
+/// By its UUID alone a rename that was undone again looks as if it was still to be done.
+#[tokio::test]
+async fn a_rename_there_and_back_is_not_done_again() {
+    replayed_from_everywhere(&[
+        insert("x", 0..3),
+        rename("x", "z", false),
+        rename("z", "x", false),
+        doc! { "create": "z", "viewOn": "x", "pipeline": [] },
+        insert("x", 20..22),
+    ])
+    .await;
+}
+
 #[tokio::test]
 async fn options_and_indexes_follow() {
     replayed_from_everywhere(&[

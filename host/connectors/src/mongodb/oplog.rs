@@ -310,6 +310,9 @@ fn is_entry(found: OpTime, expected: OpTime) -> bool {
     found.ts() == expected.ts() && (expected.term < 0 || found.term == expected.term)
 }
 
+/// How often the oldest entry of an oplog may be removed while it is read.
+const OLDEST_TRIES: u32 = 10;
+
 /// The oldest entry of one member's oplog.
 pub(super) async fn oldest(client: &Client, member: &SelectionCriteria) -> Result<OpTime> {
     let command = rawdoc! {
@@ -319,7 +322,14 @@ pub(super) async fn oldest(client: &Client, member: &SelectionCriteria) -> Resul
         "singleBatch": true,
         "projection": { "ts": 1, "t": 1 },
     };
-    let oldest = first_time(client, member, command).await?;
+    let mut tries = OLDEST_TRIES;
+    let oldest = loop {
+        match first_time(client, member, command.clone()).await {
+            // It was removed while it was read.
+            Err(fault) if fault.kind() == Kind::HistoryLost && tries > 0 => tries -= 1,
+            found => break found?,
+        }
+    };
     oldest.ok_or_else(|| Error::new(Side::Source, Kind::Unsupported, "the server has an empty oplog"))
 }
 

@@ -9,10 +9,10 @@ mod cursor;
 mod split;
 
 use async_trait::async_trait;
-use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use bson::{Document, RawDocumentBuf, Timestamp, cstr, doc, rawdoc};
 use bytes::Bytes;
 use mongodb::Client;
-use mongodb::options::SelectionCriteria;
+use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatchCursor;
 use oplogue_engine::budget::Budget;
 use oplogue_engine::error::{Result, Side};
@@ -85,6 +85,18 @@ impl SnapshotSource {
         self.options.mode.criteria()
     }
 
+    /// What the majority has now: the `afterClusterTime` of questions about the catalogue. A collection that a secondary
+    /// does not know yet would be missed by the copy and by the stream behind it. None where the primary answers, or
+    /// nobody but the one server can be asked.
+    async fn majority_now(&self) -> Result<Option<Timestamp>> {
+        if matches!(self.options.mode, ConnectMode::Primary | ConnectMode::Standalone) {
+            return Ok(None);
+        }
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let now = topology::last_write(Side::Source, &self.client, &primary).await?.majority;
+        Ok(Some(Timestamp { time: now.secs, increment: now.inc }))
+    }
+
     async fn run(&self, database: &str, doing: &str, command: Document) -> Result<Document> {
         let database = self.client.database(database);
         let asked = database.run_command(command).selection_criteria(self.criteria());
@@ -127,7 +139,10 @@ impl SnapshotReader for SnapshotSource {
     /// None for a view, and for a collection that was dropped meanwhile.
     async fn indexes(&self, namespace: &Namespace) -> Result<Vec<Bytes>> {
         let doing = format!("list the indexes of {namespace} (needs `listIndexes`)");
-        let command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {} };
+        let mut command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {} };
+        if let Some(time) = self.majority_now().await? {
+            command.append(cstr!("readConcern"), rawdoc! { "level": "local", "afterClusterTime": time });
+        }
         let cursor = match self.cursor(namespace.database(), command).await {
             Ok(cursor) => cursor,
             // NamespaceNotFound, CommandNotSupportedOnView.

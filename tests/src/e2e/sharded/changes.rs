@@ -4,9 +4,10 @@
 //! the target must equal what the shards own. Every test compares options and indexes too.
 
 use anyhow::Result;
-use bson::doc;
+use bson::{Document, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
 use oplogue_tests::servers::Options;
+use oplogue_tests::servers::cluster::ORPHANS_KEPT;
 use oplogue_tests::servers::wire::check;
 
 use super::load::{Load, Movers};
@@ -48,6 +49,24 @@ async fn everything_moves_under_load_and_the_collector_is_killed() -> Result<()>
     anyhow::ensure!(moved > 0, "nothing moved");
     rig.finish(&[USERS], collector, &["going back to the last durable position", "an earlier full sync did not finish"])
         .await
+}
+
+/// What a chunk left behind is older than the owner's document, and stands on the shard that is asked last.
+#[tokio::test]
+async fn a_document_that_is_read_for_one_change_is_its_owners() -> Result<()> {
+    let kept = Options { parameters: vec![(ORPHANS_KEPT.to_owned(), "3600".to_owned())], ..Options::default() };
+    let rig = Rig::start(kept).await?;
+    rig.insert_users((0..1000).step_by(50)).await?;
+    rig.move_users(700, 800.0, 0, false).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log("overlap is over", PATIENCE).await?;
+    // Gone from the target, it is read whole for its next change.
+    let there = rig.target.client().database("shop").collection::<Document>("users");
+    anyhow::ensure!(there.delete_one(doc! { "_id": 750_i64 }).await?.deleted_count == 1, "750 was not copied");
+    let update = doc! { "q": { "_id": 750_i64, "k": 750_i64 }, "u": { "$set": { "name": "moved" } } };
+    let update = doc! { "update": "users", "updates": [update], "writeConcern": { "w": "majority" } };
+    check(rig.cluster.router(&rig.gossip).write(USERS, 750.0, update).await?)?;
+    rig.finish(&[USERS], collector, &[]).await
 }
 
 #[tokio::test]

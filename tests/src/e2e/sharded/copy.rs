@@ -3,11 +3,13 @@
 //! Leftovers are made in both ways in which they come about: by chunks that moved and wait for their deletion, and by
 //! writes past the router. What moves while it is copied is slowed down at the target, not at the source.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use bson::{RawDocumentBuf, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::options::Hint;
-use oplogue_tests::collector::{Collector, HAND_OVER};
+use oplogue_tests::collector::Collector;
 use oplogue_tests::servers::Options;
 use oplogue_tests::servers::cluster::{Chunk, ORPHANS_KEPT};
 use oplogue_tests::servers::wire::check;
@@ -83,17 +85,29 @@ async fn hashed_with_leftovers(rig: &Rig) -> Result<Vec<RawDocumentBuf>> {
 async fn ranges_that_move_while_they_are_copied_are_read_again() -> Result<()> {
     let rig = Rig::start(Options::default()).await?;
     rig.insert_users(0..1000).await?;
-    // A slow copy: the target holds each insert for a while.
-    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 400 };
+    // A slow copy: the target holds each insert for a while. One range is read after the other.
+    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 500 };
     rig.target.fail_command("alwaysOn", slow).await?;
-    let config = rig.config()?.set("full_sync.reader.collection_parallel", 1);
-    let mut collector = Collector::start(&config)?;
+    // Without incremental, which begins so early that it would bring these documents once more.
+    let config = rig.config()?.set("sync_mode", "full").set("full_sync.reader.collection_parallel", 1);
+    let mut collector = Collector::start(&config.set("full_sync.reader.document_batch_size", 20))?;
     collector.wait_log("full sync is planned", PATIENCE).await?;
+    // In the middle of the first range: the second one is not read yet.
+    let copied = async || anyhow::Ok(super::rig::documents(&rig.target.client(), USERS).await?.len());
+    while copied().await? == 0 {
+        anyhow::ensure!(collector.is_running()?, "{}", collector.log_end());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rig.move_users(700, f64::INFINITY, 0, true).await?;
+    anyhow::ensure!(copied().await? < 500, "the second range was begun before the move was over");
     // There and back, so that an owner is the same before and after.
-    for (min, max, to) in [(0, 300.0, 1), (700, f64::INFINITY, 0), (0, 150.0, 0), (700, 900.0, 1)] {
+    for (min, max, to) in [(0, 300.0, 1), (0, 150.0, 0), (700, 900.0, 1)] {
         rig.move_users(min, max, to, true).await?;
     }
     rig.target.heal_commands().await?;
-    collector.wait_log(HAND_OVER, PATIENCE).await?;
-    rig.finish(&[USERS], collector, &[]).await
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(status.success(), "{status}:\n{}", collector.log_end());
+    let found = rig.differences(USERS).await?;
+    anyhow::ensure!(found.is_empty(), "{found:?}");
+    collector.assert_no_unexpected_warnings(&[])
 }

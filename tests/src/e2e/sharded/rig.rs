@@ -11,6 +11,7 @@ use bson::{Bson, Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use oplogue_tests::collector::{Collector, PipelineConfig};
+use oplogue_tests::patience;
 use oplogue_tests::servers::cluster::Cluster;
 use oplogue_tests::servers::wire::{Gossip, check};
 use oplogue_tests::servers::{Options, ReplicaSet};
@@ -133,7 +134,7 @@ impl Rig {
 
     /// Waits until the target equals the source in these namespaces.
     pub(super) async fn equal(&self, namespaces: &[&str], collector: &mut Collector) -> Result<()> {
-        let started = Instant::now();
+        let (started, patience) = (Instant::now(), patience::at_most(PATIENCE));
         loop {
             let mut found = Vec::new();
             for namespace in namespaces {
@@ -143,7 +144,7 @@ impl Rig {
                 return Ok(());
             }
             let log = || collector.log_end();
-            anyhow::ensure!(started.elapsed() < PATIENCE, "still different:\n{}\nlog:\n{}", found.join("\n"), log());
+            anyhow::ensure!(started.elapsed() < patience, "still different:\n{}\nlog:\n{}", found.join("\n"), log());
             anyhow::ensure!(collector.is_running()?, "the collector ended:\n{}", collector.log_end());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

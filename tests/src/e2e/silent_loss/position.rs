@@ -56,6 +56,32 @@ async fn a_filtered_stream_moves_the_position() -> Result<()> {
     collector.assert_no_unexpected_warnings(&[])
 }
 
+/// A drop that is repeated after a crash must not be met together with what came before it: that was in the collection.
+#[tokio::test]
+async fn the_position_before_a_drop_is_stored_before_the_drop() -> Result<()> {
+    let rig = Rig::start().await?;
+    for name in ["c00", "c01"] {
+        shop(&rig.source, name).insert_one(doc! { "_id": 1 }).await?;
+    }
+    // After the first one no checkpoint is due in this test.
+    let config = config(&rig)?.set("checkpoint.interval", 3_600_000).set("filter.ddl_enable", true);
+    let mut collector = Collector::start(&config)?;
+    collector.wait_log("overlap is over", PATIENCE).await?;
+    rig.comparison().pass(SENTINEL, PATIENCE).await?;
+    let saves = "oplogue_checkpoint_saves_total 1\n";
+    until("the first checkpoint", || async { Ok(collector.get("/metrics").await?.contains(saves)) }).await?;
+    let write = doc! { "insert": "c00", "documents": [{ "_id": "before the drop" }] };
+    let before = rig.source.client().database("shop").run_command(write).await?.get_timestamp("operationTime")?;
+    rig.comparison().pass(SENTINEL, PATIENCE).await?;
+    anyhow::ensure!(stored(&rig).await? < Some(before), "a position is stored without a drop");
+    shop(&rig.source, "c01").drop().await?;
+    let target = rig.target.client().database("shop");
+    until("the drop", || async { Ok(!target.list_collection_names().await?.contains(&"c01".to_owned())) }).await?;
+    let at = stored(&rig).await?;
+    anyhow::ensure!(at >= Some(before), "the drop was run while {at:?} was stored, and {before:?} stood before it");
+    rig.finish(rig.comparison(), collector, &[]).await
+}
+
 #[tokio::test]
 async fn a_collector_that_was_away_too_long_says_so() -> Result<()> {
     let source = Options { oplog_mb: Some(8), ..Options::guide_source() };

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, RawDocumentBuf, doc, rawdoc};
+use bson::{Bson, RawDocumentBuf, cstr, doc, rawdoc};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oplogue_engine::error::{Kind, Result, Side};
@@ -34,7 +34,11 @@ pub(super) async fn collections(source: &SnapshotSource) -> Result<Vec<Collectio
 
 async fn databases(source: &SnapshotSource) -> Result<Vec<String>> {
     let doing = "list the databases (needs `readAnyDatabase`)";
-    let answer = source.run("admin", doing, doc! { "listDatabases": 1, "nameOnly": true }).await?;
+    let mut command = doc! { "listDatabases": 1, "nameOnly": true };
+    if let Some(time) = source.majority_now().await? {
+        command.insert("readConcern", doc! { "level": "local", "afterClusterTime": time });
+    }
+    let answer = source.run("admin", doing, command).await?;
     let listed = answer.get_array("databases").into_iter().flatten().filter_map(Bson::as_document);
     let mut names: Vec<_> = listed.filter_map(|database| database.get_str("name").ok()).map(str::to_owned).collect();
     names.retain(|name| match name.as_str() {
@@ -84,7 +88,10 @@ pub(super) async fn place(source: &SnapshotSource, plan: &CollectionPlan) -> Res
 
 async fn list(source: &SnapshotSource, database: &str, filter: RawDocumentBuf) -> Result<Vec<Entry>> {
     let doing = format!("list the collections of {database} (needs `listCollections`)");
-    let command = rawdoc! { "listCollections": 1, "filter": filter, "cursor": {} };
+    let mut command = rawdoc! { "listCollections": 1, "filter": filter, "cursor": {} };
+    if let Some(time) = source.majority_now().await? {
+        command.append(cstr!("readConcern"), rawdoc! { "level": "local", "afterClusterTime": time });
+    }
     let cursor = source.cursor(database, command).await.map_err(|e| classify::error(Side::Source, &doing, e))?;
     let mut entries = Vec::new();
     reply::drain(Side::Source, &doing, cursor, |bytes| {
