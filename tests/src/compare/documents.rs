@@ -56,9 +56,9 @@ pub(super) async fn compare(
             }
             rest.add(left, right);
         }
-        let order = rest.order();
+        let order = sides.natural.then(|| rest.order());
         let mut found = rest.differences(&namespace, max);
-        if sides.natural && found.is_empty() {
+        if let Some(order) = order.filter(|_| found.is_empty()) {
             found.push(Difference::new(&namespace, DifferenceKind::Order, order));
         }
         return Ok(found);

@@ -2,8 +2,8 @@
 //!
 //! A record holds all that a person, or a program, needs to decide later: the change with its bytes, the error, and
 //! the document that stood in its way. It is majority-committed before the change counts as done, so no position is
-//! ever stored past a conflict that a fail-over could forget. A replay writes the same record again under the same
-//! `_id`. Nothing here decides what a conflict is.
+//! ever stored past a conflict that a fail-over could forget. A replay meets the record
+//! under the same `_id` and leaves it. Nothing here decides what a conflict is.
 
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
@@ -16,8 +16,9 @@ use oplogue_engine::model::raw::kind;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use super::classify;
-use super::command::{self, Concern, DUPLICATE_KEY, StatementError};
+use super::command::{self, Concern, StatementError};
 use super::patience::answered;
+use super::sink::is_own_id;
 use super::writer::RawWriter;
 
 /// The collection of records inside the conflict database.
@@ -79,7 +80,7 @@ impl ConflictLog {
         let outcome = command::read(&self.place, &reply)?;
         let error = outcome.errors.into_iter().map(|(_, error)| error).next();
         // Taken: the same change was recorded before it was replayed.
-        let Some(error) = error.filter(|error| error.code != DUPLICATE_KEY) else { return Ok(()) };
+        let Some(error) = error.filter(|error| !is_own_id(error)) else { return Ok(()) };
         let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
         let text = format!("record a conflict in {}: {} (code {})", self.place, error.message, error.code);
         Err(Error::new(Side::Sink, kind, text))

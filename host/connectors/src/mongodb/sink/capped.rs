@@ -7,7 +7,7 @@
 //! way), and what stands on the target already is moved as it stands. Sources before 5.0 delete nothing from a capped
 //! collection and change no sizes there; targets before 5.0 delete nothing either and never come here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bson::{Document, RawDocument, doc};
 use bytes::Bytes;
@@ -94,8 +94,8 @@ type Order = HashMap<DocumentKey, (usize, i64)>;
 
 /// Goes through repeated inserts as the server would, with the documents that it would evict first in `front`.
 fn fates(mut room: Room, front: &[Sized], repeated: &[Repeated], source: &Order) -> Vec<Fate> {
-    let moves = |key| repeated.iter().any(|one| one.standing.is_some() && one.key == key);
-    let mut front: VecDeque<&Sized> = front.iter().filter(|document| !moves(document.key)).collect();
+    let moved = moved(repeated);
+    let mut front: VecDeque<&Sized> = front.iter().filter(|document| !moved.contains(&document.key)).collect();
     let mut fates = Vec::with_capacity(repeated.len());
     for one in repeated {
         // What stands there and comes later keeps its room: it goes out before anything is inserted, and comes back.
@@ -113,6 +113,11 @@ fn fates(mut room: Room, front: &[Sized], repeated: &[Repeated], source: &Order)
         fates.push(fate);
     }
     fates
+}
+
+/// Those that stand on the target and go to its end.
+fn moved(repeated: &[Repeated]) -> HashSet<DocumentKey> {
+    repeated.iter().filter(|one| one.standing.is_some()).map(|one| one.key).collect()
 }
 
 fn fate(room: Room, first: Option<&Sized>, one: &Repeated, source: &Order) -> Fate {
@@ -205,12 +210,13 @@ impl MongoSink {
 
     /// The oldest documents of the target, at least as many as have to go where nothing is left out.
     async fn front(&self, place: &Place, after: Room, repeated: &[Repeated]) -> Result<Vec<Sized>> {
-        let moves = |key| repeated.iter().any(|one| one.standing.is_some() && one.key == key);
+        let moved = moved(repeated);
         let mut limit = 2 * repeated.len() + 16;
         loop {
             let number = i32::try_from(limit).unwrap_or(i32::MAX);
             let front = sizes(&self.client, &place.name, |w| w.int("$limit", number)).await?;
-            let left = front.iter().filter(|one| !moves(one.key)).fold(after, |room, one| room.without(one.bytes));
+            let left =
+                front.iter().filter(|one| !moved.contains(&one.key)).fold(after, |room, one| room.without(one.bytes));
             if front.len() < limit || !left.is_over() {
                 return Ok(front);
             }
