@@ -14,8 +14,8 @@ use oplogue_tests::seed::FILE_VARIABLE;
 
 use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
-/// Tests at once: each waits for its servers much of the time, so two cores carry three.
-const THREADS: &str = "3";
+/// Tests at once: each waits for its servers much of the time, so two cores carry four.
+const THREADS: &str = "4";
 
 /// Versions of source and target that the long run tries besides the default pair.
 const PAIRS: [(&str, &str); 6] = [

@@ -128,3 +128,31 @@ async fn updates_of_old_sources_are_settled_too() {
     assert_eq!(found(&bench).await, [one, two, doc! { "_id": 3, "u": 1 }]);
     assert_eq!(bench.sink.counts().refetched, 2);
 }
+
+#[tokio::test]
+async fn documents_of_different_moments_are_read_at_one() {
+    let start = [doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 9, "u": 9 }];
+    let (_set, bench) = unique(&start).await;
+    let source = bench.client.database("s").collection::<Document>("c");
+    let now = [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 3 }, doc! { "_id": 3, "u": 4 }];
+    source.insert_many(&now).write_concern(WriteConcern::majority()).await.unwrap();
+    let removal = |id: i32| {
+        let update = doc! { "$set": { "u": 5 }, "$unset": { "gone": true } };
+        let content = Content::Patch(vec![Patch::Modifiers(raw(&update))]);
+        bench.write("s.c", "t.c", &doc! { "_id": id }, content, true)
+    };
+    // A removal in overlap is read from the source, where 1 has taken over what 2 still has on the target.
+    assert_eq!(bench.sink.settle(&[removal(1)], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [now[0].clone(), now[1].clone(), start[2].clone()]);
+    // The other way round: 2 is ahead now, and has what 3 gave up since.
+    let insert = Content::Insert(raw(&doc! { "_id": 3, "u": 3 }));
+    let insert = bench.write("s.c", "t.c", &doc! { "_id": 3 }, insert, true);
+    assert_eq!(bench.sink.settle(&[insert], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [now[0].clone(), now[1].clone(), now[2].clone(), start[2].clone()]);
+    // What the source does not have is never moved: that is a conflict.
+    let nine = doc! { "$set": { "u": 9 } };
+    source.update_one(doc! { "_id": 1 }, nine).write_concern(WriteConcern::majority()).await.unwrap();
+    let report = bench.sink.settle(&[removal(1)], true).await.unwrap();
+    assert!(matches!(report.refused.as_slice(), [(0, Refusal::UniqueKey { .. })]), "{:?}", report.refused);
+    assert_eq!(found(&bench).await.last(), Some(&start[2]));
+}

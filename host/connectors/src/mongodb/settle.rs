@@ -26,6 +26,7 @@ use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
 
 mod image;
+mod moment;
 mod overrule;
 
 use image::{Computed, Image, Origin};
@@ -132,6 +133,7 @@ impl MongoSink {
                     open.report.operation_time = time.max(open.report.operation_time);
                     self.settled(name, &mut open)?;
                 }
+                Try::Collides(_, error) if self.to_one_moment(name, &mut open, &error).await? => {}
                 Try::Collides(at, error) => self.collided(name, &mut open, at, &error).await?,
                 Try::Uncomputed(at) => {
                     if let Some(image) = open.images.get_mut(at) {
@@ -222,17 +224,13 @@ impl MongoSink {
         &Group { name, images, obstacles }: &Group<'_, '_>,
         manner: Manner<'_>,
     ) -> Result<Option<(usize, StatementError)>, Unwritten> {
-        let mut computed: Vec<Computed> = Vec::with_capacity(images.len());
-        for (at, image) in images.iter().enumerate() {
-            let found = self.compute(open, name, image).await;
-            computed.push(found.map_err(|broken| match broken {
-                Broken::Driver(e) if is_about_the_document(&e) => Unwritten::Image(at),
-                broken @ (Broken::Driver(_) | Broken::Other(_)) => Unwritten::Broken(broken),
-            })?);
-        }
-        let deletes: Vec<Statement<'_>> = images.iter().map(|image| Statement::Delete { key: image.key() }).collect();
+        let computed = self.compute_all(open, name, images).await?;
+        let moving =
+            || images.iter().zip(&computed).enumerate().filter(|(_, (image, computed))| !image.stays(computed));
+        let deletes: Vec<Statement<'_>> =
+            moving().map(|(_, (image, _))| Statement::Delete { key: image.key() }).collect();
         if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
-            return Ok(Some((at, error)));
+            return Ok(Some((moving().nth(at).map_or(0, |(at, _)| at), error)));
         }
         let ways: Vec<Statement<'_>> =
             obstacles.iter().map(|(_, obstacle)| Statement::Delete { key: &obstacle.selector }).collect();
@@ -243,7 +241,7 @@ impl MongoSink {
         }
         let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
         let shard_key = self.catalogue.shard_key(name);
-        for (at, (image, computed)) in images.iter().zip(&computed).enumerate() {
+        for (at, (image, computed)) in moving() {
             let Some(statement) = image.statement(computed)? else { continue };
             match shard_key.as_deref().map(|key| upsert_at(key, statement.clone())) {
                 None => finals.push((at, statement)),
@@ -258,6 +256,30 @@ impl MongoSink {
             }
         }
         Ok(None)
+    }
+
+    /// What all these images come to. Those that only the source has are read there, before the others are computed.
+    async fn compute_all(
+        &self,
+        open: &mut Transaction<'_>,
+        name: &Namespace,
+        images: &[Image<'_>],
+    ) -> Result<Vec<Computed>, Unwritten> {
+        let of_source = images.iter().filter(|image| matches!(image.origin(), Origin::Source)).map(Image::last);
+        let mut read = self.fetch_all(&of_source.collect::<Vec<_>>()).await?.into_iter();
+        let mut all: Vec<Computed> = Vec::with_capacity(images.len());
+        for (at, image) in images.iter().enumerate() {
+            if matches!(image.origin(), Origin::Source) {
+                all.push(read.next().flatten().map_or(Computed::Absent, Computed::Document));
+                continue;
+            }
+            let found = self.compute(open, name, image).await;
+            all.push(found.map_err(|broken| match broken {
+                Broken::Driver(e) if is_about_the_document(&e) => Unwritten::Image(at),
+                broken @ (Broken::Driver(_) | Broken::Other(_)) => Unwritten::Broken(broken),
+            })?);
+        }
+        Ok(all)
     }
 
     /// The state of a document that is updated.
@@ -305,7 +327,7 @@ impl MongoSink {
     }
 
     async fn read_source(&self, image: &Image<'_>) -> Result<Computed, Broken> {
-        Ok(self.fetch(image.last()).await?.map_or(Computed::Nothing, Computed::Document))
+        Ok(self.fetch(image.last()).await?.map_or(Computed::Absent, Computed::Document))
     }
 
     /// One that the target does not have is read from the source: outside of overlap, where documents expire, and where

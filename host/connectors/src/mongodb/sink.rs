@@ -39,6 +39,7 @@ mod lose;
 mod mend;
 mod namespace;
 mod obstacle;
+mod original;
 mod plan;
 mod predecessor;
 pub(super) mod sharded;

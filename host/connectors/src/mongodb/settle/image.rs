@@ -2,6 +2,7 @@
 //!
 //! A whole document or a delete makes everything before it irrelevant; diffs line up behind it. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -25,12 +26,13 @@ enum Base<'a> {
 /// A document's final state.
 #[derive(Debug)]
 pub(super) struct Image<'a> {
-    /// The writes it stands for: (index in the group, write), in source order; at least one.
+    /// The writes it stands for: (index in the group, write), in source order; none when it was taken along.
     pub(super) writes: Vec<(usize, &'a Write)>,
-    first: &'a Write,
+    first: Cow<'a, Write>,
     base: Base<'a>,
     patches: Vec<&'a Patch>,
-    /// The target could not compute it.
+    /// It is taken from the source as that has it now: the target could not compute it, or it collided with a document
+    /// of another moment.
     pub(super) from_source: bool,
     /// It is written over what stands in its way: so it was ruled.
     pub(super) overrules: bool,
@@ -56,6 +58,8 @@ pub(super) enum Origin<'a> {
 pub(super) enum Computed {
     /// Nothing beside what the image holds.
     Nothing,
+    /// The source has no such document.
+    Absent,
     Document(Bytes),
     /// The pipeline that makes the document.
     Stages(Vec<u8>),
@@ -72,7 +76,7 @@ pub(super) fn images<'a>(writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>
         let key = DocumentKey::of_document(&write.key)?;
         let at = *places.entry(key).or_insert(images.len());
         if at == images.len() {
-            images.push(Image::new(write));
+            images.push(Image::new(Cow::Borrowed(write)));
         }
         if let Some(image) = images.get_mut(at) {
             image.add(*index, write);
@@ -82,7 +86,7 @@ pub(super) fn images<'a>(writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>
 }
 
 impl<'a> Image<'a> {
-    fn new(first: &'a Write) -> Self {
+    fn new(first: Cow<'a, Write>) -> Self {
         Self {
             writes: Vec::new(),
             first,
@@ -97,11 +101,25 @@ impl<'a> Image<'a> {
     /// The image of one write, which is to be written over what stands in its way. An update that the target refuses
     /// comes from the source: what it would be applied to is in the way.
     pub(super) fn overruling(index: usize, write: &'a Write) -> Self {
-        let mut image = Self::new(write);
+        let mut image = Self::new(Cow::Borrowed(write));
         image.add(index, write);
         image.overrules = true;
         image.from_source = !image.patches.is_empty();
         image
+    }
+
+    /// The document of `key`, which no write is about: it is taken along as the source has it, so that it and `beside`
+    /// are of one moment.
+    pub(super) fn taken_along(key: Bytes, beside: &Write) -> Self {
+        let write = Write { key, content: Content::Patch(Vec::new()), ..beside.clone() };
+        let mut image = Self::new(Cow::Owned(write));
+        image.from_source = true;
+        image
+    }
+
+    /// Whether it stays where it is: it was only taken along, and the source does not have it.
+    pub(super) fn stays(&self, computed: &Computed) -> bool {
+        self.writes.is_empty() && matches!(computed, Computed::Absent)
     }
 
     /// Whether the source has another answer to what it shall become.
@@ -128,17 +146,20 @@ impl<'a> Image<'a> {
     }
 
     /// The newest write.
-    pub(super) fn last(&self) -> &'a Write {
-        self.writes.last().map_or(self.first, |(_, write)| write)
+    pub(super) fn last(&self) -> &Write {
+        self.writes.last().map_or(self.first.as_ref(), |(_, write)| write)
     }
 
     /// The selector of the document.
-    pub(super) fn key(&self) -> &'a [u8] {
+    pub(super) fn key(&self) -> &[u8] {
         &self.last().key
     }
 
     /// Where its state comes from.
     pub(super) fn origin(&self) -> Origin<'a> {
+        if self.from_source {
+            return Origin::Source;
+        }
         let base = match self.base {
             Base::Gone => return Origin::Known,
             Base::Document(_) if self.patches.is_empty() => return Origin::Known,
@@ -156,7 +177,7 @@ impl<'a> Image<'a> {
         let mixed = !diffs.is_empty() && !modifiers.is_empty();
         let replayed = base.is_none() && self.writes.iter().any(|(_, write)| write.overlap);
         let moves = replayed && modifiers.iter().any(|update| modifiers::removes(update).unwrap_or(true));
-        if self.from_source || mixed || moves {
+        if mixed || moves {
             Origin::Source
         } else if modifiers.is_empty() {
             Origin::Diffs(base, diffs)
@@ -172,7 +193,7 @@ impl<'a> Image<'a> {
             (Computed::Document(document), _) => Some(whole(key, document)?),
             (Computed::Stages(stages), _) => Some(Statement::Pipeline { key, stages: stages.clone(), upsert: true }),
             (Computed::Nothing, Base::Document(base)) if self.patches.is_empty() => Some(whole(key, base)?),
-            (Computed::Nothing, _) => None,
+            (Computed::Nothing | Computed::Absent, _) => None,
         })
     }
 }

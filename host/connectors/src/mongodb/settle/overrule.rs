@@ -11,6 +11,7 @@ use oplogue_engine::model::{DocumentKey, Namespace};
 use oplogue_engine::sink::{Content, FlushReport, Write};
 
 use super::image::Image;
+use super::moment::READINGS;
 use crate::mongodb::command::StatementError;
 use crate::mongodb::sink::{Loss, MongoSink, Obstacle, Rules, is_unique, refusal};
 
@@ -28,6 +29,8 @@ pub(in crate::mongodb) struct Settlement<'a> {
     overruled: Vec<(DocumentKey, StatementError)>,
     /// The target stands where the source stood.
     pub(super) last_word: bool,
+    /// How often images may still be read again, because two that collide may be of different moments.
+    pub(super) readings: usize,
     pub(super) report: FlushReport,
 }
 
@@ -49,6 +52,7 @@ impl<'a> Settlement<'a> {
             waiting: Vec::new(),
             overruled: Vec::new(),
             last_word,
+            readings: READINGS,
             report: FlushReport::default(),
         }
     }
@@ -61,7 +65,7 @@ impl<'a> Settlement<'a> {
     }
 
     /// Whether a document is about to move by itself, or is deleted already.
-    fn moves(&self, id: &DocumentKey) -> bool {
+    pub(super) fn moves(&self, id: &DocumentKey) -> bool {
         let is_it = |image: &Image<'_>| DocumentKey::of_document(image.key()).is_ok_and(|key| key == *id);
         self.images.iter().chain(&self.waiting).any(is_it)
             || self.obstacles.iter().any(|(_, obstacle)| obstacle.id == *id)

@@ -33,6 +33,12 @@ impl FromFuture {
         self.count.store(until.len(), Ordering::Release);
     }
 
+    /// Whether a document was read from the source and the stream was not seen to pass it since.
+    pub(super) fn holds(&self, namespace: NamespaceId, key: &DocumentKey) -> bool {
+        let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.contains_key(&(namespace, *key))
+    }
+
     /// Whether the target's document may contain a change of `time` already.
     pub(super) fn covers(&self, namespace: NamespaceId, key: &[u8], time: OpTime) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {

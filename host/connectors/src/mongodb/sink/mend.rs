@@ -21,7 +21,6 @@ use super::plan::{Form, Plan, plan, whole};
 use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
-use crate::mongodb::originals::Originals;
 use crate::mongodb::writer::RawWriter;
 
 /// How often one statement is sent again, in whatever forms, before its error is final.
@@ -257,48 +256,6 @@ impl MongoSink {
         Ok(Ok(time))
     }
 
-    /// Reads a document from the source, majority-committed and not older than the write, and takes it through the plugins
-    /// to put it on the target.
-    pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
-        let (document, read_at) = self.read_original(write).await?;
-        self.counters.one_refetched();
-        self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
-        Ok(document)
-    }
-
-    /// The same only to look at it.
-    pub(super) async fn look_up(&self, write: &Write) -> Result<Option<Bytes>> {
-        Ok(self.read_original(write).await?.0)
-    }
-
-    async fn read_original(&self, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
-        let mut name = self.namespaces.name(write.source);
-        let Some(source) = &self.source else {
-            let text = format!("read a whole document of {name}: the sink was given no source to read from");
-            return Err(Error::new(Side::Internal, Kind::Bug, text));
-        };
-        let (mut document, mut read_at) = fetch(source, &name, write).await?;
-        // Its collection may have moved since, and something else may stand under its name.
-        while let Some(uuid) = write.collection {
-            match source.name_now(&name, uuid).await? {
-                Some(now) if now == name => break,
-                Some(now) => {
-                    name = now;
-                    (document, read_at) = fetch(source, &name, write).await?;
-                }
-                None => {
-                    document = None;
-                    break;
-                }
-            }
-        }
-        let passed = match document {
-            Some(document) => self.passage.take(write, document).await?,
-            None => None,
-        };
-        Ok((passed, read_at))
-    }
-
     /// A write that needs more than one statement, or the whole document.
     pub(super) async fn write_apart(
         &self,
@@ -371,44 +328,6 @@ pub(super) fn among<'k>(w: &mut RawWriter, keys: impl Iterator<Item = &'k [u8]>)
             }
         });
     });
-}
-
-/// The document and the time of the reading. Of a cluster the owner's is taken.
-async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
-    let (mut found, mut read_at) = (None, None);
-    for place in source.places(name).await?.iter() {
-        let (document, time) = fetch_from(place.client, name, write).await?;
-        read_at = time.max(read_at);
-        if let Some(document) = document
-            && place.owns(name, &document).await?
-        {
-            found = Some(document);
-        }
-    }
-    Ok((found, read_at))
-}
-
-async fn fetch_from(source: &Client, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
-    let mut w = RawWriter::with_capacity(write.key.len() + 256);
-    w.string("find", name.collection());
-    command::selector(&mut w, "filter", &write.key);
-    w.int("limit", 1);
-    w.boolean("singleBatch", true);
-    w.document("readConcern", |w| {
-        w.string("level", "majority");
-        if write.time.ts() > 0 {
-            w.value("afterClusterTime", raw::kind::TIMESTAMP, &write.time.ts().to_le_bytes());
-        }
-    });
-    let replies = batches(source, name, Side::Source, "read a whole document", w).await?;
-    let Some(reply) = replies.first() else {
-        return Ok((None, None));
-    };
-    let read_at = match raw::find(reply, "operationTime")? {
-        Some(time) => Some(OpTime::from_ts(raw::read_i64(time.value, 0)?.cast_unsigned())),
-        None => None,
-    };
-    Ok((documents(reply)?.first().map(|document| Bytes::copy_from_slice(document)), read_at))
 }
 
 /// Runs a cursor command to its end; whole raw replies.
