@@ -124,6 +124,7 @@ pub async fn enter_sharded(server: &mongodb::Client, namespace: &str, key: &Docu
     collections
         .update_one(doc! { "_id": namespace }, entry)
         .upsert(true)
+        .write_concern(mongodb::options::WriteConcern::majority())
         .await
         .context("enter a sharded collection")?;
     Ok(())

@@ -76,7 +76,8 @@ async fn after_the_mark_a_taken_id_is_kept_or_replaced_as_configured() {
 async fn a_missing_document_is_read_from_the_source_and_is_then_ahead() {
     let (_set, bench) = single(SinkOptions::default()).await;
     let source = bench.client.database("s").collection::<Document>("c");
-    source.insert_one(doc! { "_id": 1, "x": 1, "y": 2 }).await.unwrap();
+    let whole = doc! { "_id": 1, "x": 1, "y": 2 };
+    source.insert_one(&whole).write_concern(WriteConcern::majority()).await.unwrap();
     let target = bench.client.database("t").collection::<Document>("c");
     target.insert_one(doc! { "_id": 2, "x": 0 }).await.unwrap();
     let update = |key: i32| bench.write("s.c", "t.c", &id(key), patch(doc! { "u": { "x": 1 } }), false);

@@ -10,7 +10,7 @@ use mongodb::IndexModel;
 use mongodb::options::{Collation, IndexOptions, WriteConcern};
 use oplogue_connectors::mongodb::sink::{Rules, SinkOptions};
 use oplogue_engine::conflict::{Conflict, DuplicateKeys, Judge, Ruling, SkipRule};
-use oplogue_engine::error::Result;
+use oplogue_engine::error::{Kind, Result};
 use oplogue_engine::metrics::ConflictKind;
 use oplogue_engine::model::Operation;
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
@@ -251,5 +251,19 @@ async fn a_judge_may_stop_the_run_with_its_own_words() {
     let report = bench.sink.settle(&[insert(&bench, &doc! { "_id": 2, "u": 1 })], true).await.unwrap();
     let [(0, Refusal::UniqueKey { message, .. })] = report.refused.as_slice() else { panic!("{report:?}") };
     assert!(message.starts_with("ask the owner: "), "{message}");
+    assert_eq!(found(&bench).await, all);
+}
+
+#[tokio::test]
+async fn nothing_is_ruled_under_another_primary_than_in_the_beginning() {
+    let all = [doc! { "_id": 1, "u": 1 }];
+    let (set, bench) = bench(retry(), None, &[unique("u")], &all).await;
+    let term = bench.sink.durability().await.unwrap().term;
+    set.step_down().await.unwrap();
+    assert!(bench.sink.durability().await.unwrap().term > term);
+    // The new primary might lack the write that took the value away from 1.
+    let write = insert(&bench, &doc! { "_id": 2, "u": 1 });
+    let error = bench.sink.settle(&[write], true).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedOver);
     assert_eq!(found(&bench).await, all);
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use bson::doc;
@@ -113,6 +114,8 @@ pub struct MongoSink {
     pub(super) rules: Rules,
     /// What documents pass that are read whole from the source.
     passage: Passage,
+    /// The term of the primary that led the target when its durability was first asked for; 0 = not yet.
+    leader: AtomicI64,
     ready: OnceCell<Target>,
 }
 
@@ -163,6 +166,7 @@ impl MongoSink {
             conflicts: None,
             rules: Rules::default(),
             passage: Passage::new(Arc::new(EmptyChain)),
+            leader: AtomicI64::new(0),
             ready: OnceCell::new(),
         }
     }
@@ -367,7 +371,10 @@ impl Sink for MongoSink {
         // neither reports a time, and nothing of theirs can be rolled back.
         let settled = OpTime::new(u32::MAX, u32::MAX, 0);
         Ok(match (time("majorityOpTime"), time("opTime")) {
-            (Some(majority), Some(newest)) => Durability { majority, newest, term: newest.term },
+            (Some(majority), Some(newest)) => {
+                let _known = self.leader.compare_exchange(0, newest.term, Ordering::Relaxed, Ordering::Relaxed);
+                Durability { majority, newest, term: newest.term }
+            }
             _ => Durability { majority: settled, newest: OpTime::default(), term: 0 },
         })
     }

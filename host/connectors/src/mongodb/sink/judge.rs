@@ -5,13 +5,14 @@
 //! called on a thread where it may take its time. What a ruling leads to is carried out elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use oplogue_engine::conflict::{Conflict, DuplicateKeys, Judge, Ruling, ViolatedIndex};
-use oplogue_engine::error::Result;
+use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::metrics::ConflictKind;
 use oplogue_engine::model::{Namespace, Operation};
-use oplogue_engine::sink::{Content, Patch, Write};
+use oplogue_engine::sink::{Content, Patch, Sink as _, Write};
 use oplogue_engine::supervise::off_thread;
 
 use super::obstacle::pattern_bytes;
@@ -40,13 +41,15 @@ impl MongoSink {
     /// The ruling over a change that the target refuses for good.
     ///
     /// # Errors
-    /// Those of the servers; `PluginFault` when the plugin gives no ruling and its policy stops the run.
+    /// `FailedOver` when another primary leads the target than in the beginning: it may lack what was written since, so its
+    /// refusal says nothing. Those of the servers; `PluginFault` when the plugin gives no ruling and its policy stops the run.
     pub(in crate::mongodb) async fn judge(
         &self,
         name: &Namespace,
         write: &Write,
         error: &StatementError,
     ) -> Result<Ruling> {
+        self.prove_same_leader().await?;
         match &self.rules {
             Rules::Settings(duplicates) => {
                 let kind = kind_of(error);
@@ -63,6 +66,16 @@ impl MongoSink {
                 off_thread("conflict plugin", move || judge.rule(&conflict)).await?
             }
         }
+    }
+
+    async fn prove_same_leader(&self) -> Result<()> {
+        let term = self.durability().await?.term;
+        let first = self.leader.load(Ordering::Relaxed);
+        if first == term || first == 0 {
+            return Ok(());
+        }
+        let text = "rule over a change that the target refuses: its primary is another one by now";
+        Err(Error::new(Side::Sink, Kind::FailedOver, text))
     }
 
     async fn shown(&self, name: &Namespace, write: &Write, error: &StatementError) -> Result<Conflict> {
