@@ -226,11 +226,11 @@ async fn time_series() {
     }
 }
 
+/// The longest of all tests, so its versions go side by side.
 #[tokio::test]
 async fn every_rename_and_what_is_made_by_one() {
-    for version in VERSIONS {
-        script_replayed(version, scripts::renames("src", "src2")).await;
-    }
+    let replayed = VERSIONS.map(|version| script_replayed(version, scripts::renames("src", "src2")));
+    futures_util::future::join_all(replayed).await;
 }
 
 #[tokio::test]

@@ -235,7 +235,14 @@ async fn too_deep_an_update_is_replaced_by_the_whole_document() {
     }
     document.insert("_id", 1);
     bench.client.database("t").collection::<Document>("c").insert_one(&document).await.unwrap();
-    bench.client.database("s").collection::<Document>("c").insert_one(doc! { "_id": 1, "whole": true }).await.unwrap();
+    bench
+        .client
+        .database("s")
+        .collection::<Document>("c")
+        .insert_one(doc! { "_id": 1, "whole": true })
+        .write_concern(majority())
+        .await
+        .unwrap();
     let write = bench.write("s.c", "t.c", &id(1), patch(diff), true);
     assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "whole": true }]);
