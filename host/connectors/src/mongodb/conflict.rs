@@ -2,8 +2,8 @@
 //!
 //! A record holds all that a person, or a program, needs to decide later: the change with its bytes, the error, and
 //! the document that stood in its way. It is majority-committed before the change counts as done, so no position is
-//! ever stored past a conflict that a fail-over could forget. A replay meets the record
-//! under the same `_id` and leaves it. Nothing here decides what a conflict is.
+//! ever stored past a conflict that a fail-over could forget. A replay meets the record under the same `_id` and leaves
+//! it. Nothing here decides what a conflict is.
 
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
