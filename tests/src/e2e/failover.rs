@@ -5,11 +5,13 @@
 //! must go on by itself, and the target must be equal in the end, the rolled-back writes included. Each test makes sure
 //! that what it is about did happen.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result};
 use bson::{Document, doc};
 use mongodb::Collection;
 use mongodb::options::ReadPreference;
-use oplogue_tests::collector::Collector;
+use oplogue_tests::collector::{Collector, HAND_OVER};
 use oplogue_tests::servers::ReplicaSet;
 
 use super::rig::{PATIENCE, Rig, handed_over};
@@ -49,9 +51,9 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     collector.wait_log("overlap is over", PATIENCE).await?;
     // The secondaries stop copying: what the primary acknowledges from here on exists only there.
     let primary = rig.target.primary().await?;
-    let secondaries: Vec<usize> = (0..3).filter(|member| *member != primary).collect();
-    for member in &secondaries {
-        rig.target.fail_point(*member, "stopReplProducer", "alwaysOn", doc! {}).await?;
+    let secondaries = secondaries(primary);
+    for member in secondaries {
+        rig.target.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
     }
     // Written by the collector, acknowledged by the primary, and never to be had by anybody else.
     let probe = doc! { "_id": "only on the primary" };
@@ -59,14 +61,14 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     seen(&shop(&rig.target), &probe).await.with_context(|| collector.log_end())?;
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;
-    for member in &secondaries {
-        let copied = on_member(&rig.target, *member, &probe).await?;
+    for member in secondaries {
+        let copied = on_member(&rig.target, member, &probe).await?;
         anyhow::ensure!(!copied, "member {member} has the write that is to be lost");
     }
     anyhow::ensure!(!collector.log().contains(EXPECTED[0]), "a rewind before its cause:\n{}", collector.log_end());
     rig.target.kill(primary)?;
-    for member in &secondaries {
-        rig.target.fail_point(*member, "stopReplProducer", "off", doc! {}).await?;
+    for member in secondaries {
+        rig.target.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
     }
     rig.target.primary().await?;
     let done = load.totals().done;
@@ -75,6 +77,47 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     load.stop().await?;
     collector.wait_log(EXPECTED[0], PATIENCE).await.context("what was lost is not written again without a rewind")?;
     rig.finish(rig.comparison(), collector, &EXPECTED).await
+}
+
+/// The copy is over only when the majority of the target has it: the checkpoint is elsewhere, so nothing else would
+/// notice that it is gone.
+#[tokio::test]
+async fn a_w1_target_loses_its_primary_with_the_whole_copy() -> Result<()> {
+    let mut rig = Rig::with_members(1, 3).await?;
+    rig.fill(60).await?;
+    let primary = rig.target.primary().await?;
+    let secondaries = secondaries(primary);
+    for member in secondaries {
+        rig.target.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
+    }
+    let mut collector = Collector::start(&rig.config()?)?;
+    everything_copied(&rig).await.with_context(|| collector.log_end())?;
+    // Nothing is left to do but to wait for the majority.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    anyhow::ensure!(!collector.log().contains(HAND_OVER), "done before it is durable:\n{}", collector.log_end());
+    rig.target.kill(primary)?;
+    for member in secondaries {
+        rig.target.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
+    }
+    rig.target.primary().await?;
+    rig.target.restart(primary).await?;
+    handed_over(&mut collector).await?;
+    rig.finish(rig.comparison(), collector, &EXPECTED).await
+}
+
+/// Waits until the target's primary has as many documents of each collection as the source.
+async fn everything_copied(rig: &Rig) -> Result<()> {
+    let (source, target) = (rig.source.client().database("shop"), rig.target.client().database("shop"));
+    for name in source.list_collection_names().await? {
+        let [from, to] = [&source, &target].map(|database| database.collection::<Document>(&name));
+        let wanted = from.count_documents(doc! {}).await?;
+        let started = Instant::now();
+        while to.count_documents(doc! {}).await? != wanted {
+            anyhow::ensure!(started.elapsed() < PATIENCE, "the copy of {name} does not come to its end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(())
 }
 
 /// What the lost primary of the source had alone is taken back by the source, so it must never reach the target: only
@@ -92,21 +135,21 @@ async fn a_source_loses_its_primary_with_writes_that_only_it_had() -> Result<()>
     let done = load.totals().done;
     load.reach(done + 300, PATIENCE).await?;
     let primary = rig.source.primary().await?;
-    let secondaries: Vec<usize> = (0..3).filter(|member| *member != primary).collect();
-    for member in &secondaries {
-        rig.source.fail_point(*member, "stopReplProducer", "alwaysOn", doc! {}).await?;
+    let secondaries = secondaries(primary);
+    for member in secondaries {
+        rig.source.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
     }
     let probe = doc! { "_id": "taken back" };
     shop(&rig.source).insert_one(probe.clone()).await?;
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;
-    for member in &secondaries {
-        anyhow::ensure!(!on_member(&rig.source, *member, &probe).await?, "member {member} has the write too");
+    for member in secondaries {
+        anyhow::ensure!(!on_member(&rig.source, member, &probe).await?, "member {member} has the write too");
     }
     anyhow::ensure!(shop(&rig.target).find_one(probe.clone()).await?.is_none(), "it was read before it was safe");
     rig.source.kill(primary)?;
-    for member in &secondaries {
-        rig.source.fail_point(*member, "stopReplProducer", "off", doc! {}).await?;
+    for member in secondaries {
+        rig.source.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
     }
     rig.source.primary().await?;
     let done = load.totals().done;
@@ -117,6 +160,11 @@ async fn a_source_loses_its_primary_with_writes_that_only_it_had() -> Result<()>
     rig.finish(rig.comparison(), collector, &EXPECTED).await?;
     anyhow::ensure!(shop(&rig.target).find_one(probe).await?.is_none(), "the target has what the source took back");
     Ok(())
+}
+
+/// The other two of three members.
+fn secondaries(primary: usize) -> [usize; 2] {
+    [(primary + 1) % 3, (primary + 2) % 3]
 }
 
 fn shop(set: &ReplicaSet) -> Collection<Document> {
@@ -131,10 +179,10 @@ async fn on_member(set: &ReplicaSet, member: usize, document: &Document) -> Resu
 }
 
 async fn seen(things: &Collection<Document>, document: &Document) -> Result<()> {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while things.find_one(document.clone()).await?.is_none() {
         anyhow::ensure!(started.elapsed() < PATIENCE, "{document} never came");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
