@@ -138,9 +138,14 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let lease = patiently(&hooks.stop, || store.lease_identity()).await?;
 
     let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
+    // What this run has stored last, for its report.
+    let mut checkpoint = None;
     let mut at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
-            Some(position) if job.config.sync_mode != checked::SyncMode::Full => (position, Stage::CatchUp),
+            Some(position) if job.config.sync_mode != checked::SyncMode::Full => {
+                checkpoint = Some(position.clone());
+                (position, Stage::CatchUp)
+            }
             Some(position) => {
                 job.finish_indexes().await?;
                 return Ok(ExitReport { ended: Ended::Clean, checkpoint: Some(position) });
@@ -161,14 +166,13 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
             backoff.reset();
         }
         at.1 = stage;
+        checkpoint = stored.or(checkpoint);
         match why {
-            pipeline::Ended::Stopped => {
-                return Ok(ExitReport { ended: Ended::Clean, checkpoint: stored });
-            }
+            pipeline::Ended::Stopped => return Ok(ExitReport { ended: Ended::Clean, checkpoint }),
             pipeline::Ended::Fault(error) => return Err(error),
             pipeline::Ended::Rewind(error) => {
                 if job.pause(&error, &mut backoff).await.is_break() {
-                    return Ok(ExitReport { ended: Ended::Interrupted, checkpoint: stored });
+                    return Ok(ExitReport { ended: Ended::Interrupted, checkpoint });
                 }
             }
         }
@@ -245,7 +249,11 @@ impl Job {
             }
             None => source.now().await?,
         };
-        let sink = self.sink(Stage::FullSync).await?;
+        let sink = tokio::select! {
+            biased;
+            () = self.hooks.stop.cancelled() => return Ok(None),
+            sink = self.sink(Stage::FullSync) => sink?,
+        };
         let before = sink.durability().await?;
         self.hooks.status.recovered();
         self.save(Stage::FullSync, &position).await?;
@@ -338,7 +346,15 @@ impl Job {
 
     /// Incremental from `position` until its end.
     async fn follow(&self, position: &Position, stage: Stage) -> Finished {
-        match Box::pin(self.incremental(position, stage)).await {
+        // Before it is under way it has nothing to put in order.
+        let begun = tokio::select! {
+            biased;
+            () = self.hooks.stop.cancelled() => {
+                return Finished { why: pipeline::Ended::Stopped, durable: None, stored: None, stage };
+            }
+            begun = Box::pin(self.incremental(position, stage)) => begun,
+        };
+        match begun {
             Ok(incremental) => {
                 self.hooks.status.set_stage(SyncStage::Incremental);
                 self.hooks.status.recovered();
@@ -508,11 +524,7 @@ impl Job {
 
     /// A sink whose writes no write of an earlier run can overtake.
     async fn sink(&self, stage: Stage) -> Result<Arc<MongoSink>> {
-        let client = tokio::select! {
-            biased;
-            () = self.hooks.stop.cancelled() => return Err(Error::new(Side::Sink, Kind::Unavailable, "asked to stop")),
-            client = self.servers.writer(&self.lease) => client?,
-        };
+        let client = self.servers.writer(&self.lease).await?;
         if self.config.filter.ddl_enable && stage != Stage::FullSync {
             Servers::look_at_ddl(&client).await?;
         }

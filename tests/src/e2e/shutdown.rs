@@ -53,6 +53,44 @@ async fn a_stop_under_load_ends_with_everything_that_was_read() -> Result<()> {
     rig.finish(rig.comparison(), collector, &[]).await
 }
 
+/// Waits until the collector asks who else writes to the target.
+async fn asks_who_writes(rig: &Rig, collector: &Collector) -> Result<()> {
+    let admin = rig.target.client().database("admin");
+    let question = doc! { "currentOp": 1, "appName": "oplogue", "command.aggregate": 1 };
+    let started = Instant::now();
+    while admin.run_command(question.clone()).await?.get_array("inprog")?.is_empty() {
+        anyhow::ensure!(started.elapsed() < PATIENCE, "nothing is asked:\n{}", collector.log_end());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Before the copy, and before incremental: there is nothing to put in order yet, and nothing that went wrong.
+#[tokio::test]
+async fn a_stop_before_anything_is_under_way_is_clean() -> Result<()> {
+    let rig = Rig::start().await?;
+    rig.fill(10).await?;
+    let unanswered =
+        doc! { "failCommands": ["aggregate"], "blockConnection": true, "blockTimeMS": 6_000, "appName": "oplogue" };
+    rig.target.fail_command("alwaysOn", unanswered.clone()).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    for follows in [false, true] {
+        asks_who_writes(&rig, &collector).await?;
+        let status = collector.terminate(PATIENCE).await?;
+        anyhow::ensure!(status.code() == Some(0), "follows: {follows}, exit {status}:\n{}", collector.log_end());
+        rig.target.heal_commands().await?;
+        if !follows {
+            collector.run()?;
+            handed_over(&mut collector).await?;
+            rig.comparison().wait("shop.c00", PATIENCE).await?;
+            anyhow::ensure!(collector.terminate(PATIENCE).await?.success(), "{}", collector.log_end());
+            rig.target.fail_command("alwaysOn", unanswered.clone()).await?;
+        }
+        collector.run()?;
+    }
+    rig.finish(rig.comparison(), collector, &["an earlier run of this job"]).await
+}
+
 /// Makes every write of the collector stay without an answer for much longer than a shutdown may take here. The server
 /// keeps at it even when its client is gone, and the next run waits for that.
 async fn block_writes(rig: &Rig) -> Result<()> {
