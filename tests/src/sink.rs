@@ -3,6 +3,7 @@
 //! Source and target are two databases of one server where that is enough, which halves the time. What the server
 //! wrote to its oplog is applied through the sink's public contract and compared as bytes.
 
+mod border;
 mod copy;
 mod ddl;
 mod flush;

@@ -51,33 +51,30 @@ impl Border for BorderCopy {
                 self.indexes_wait.store(true, Ordering::SeqCst);
                 return Ok(copied);
             }
+            Arrival::Gone => return self.never_arrives(change, copied).await,
             Arrival::Refused => return Ok(CopiedIn { outcome: DdlOutcome::Refused, ..copied }),
         }
         let listed = self.reader.collections().await?;
         let found = listed.into_iter().find(|plan| plan.uuid.is_some() && plan.uuid == change.collection);
         let name = self.namespaces.name(namespace.target);
-        if let Some(plan) = found {
-            tracing::info!(namespace = %name, from = %plan.namespace, "copying a collection that came into the filter");
-            copied.ordered = keeps_order(&plan.options);
-            let plan = Plan::of_one(plan, namespace.source, namespace.target);
-            let summary = self.full_sync(change).run_plan(plan, stop).await?;
-            let Some(summary) = summary else {
-                return Err(Error::new(
-                    Side::Internal,
-                    Kind::Unavailable,
-                    "the run is stopping: the copy is done again",
-                ));
-            };
-            if let Some((_, key)) = self.target.take_deferred().await.first() {
-                let text = format!("a unique index on the target keeps {key:?} out of {name}, which is being copied");
-                return Err(Error::new(Side::Sink, Kind::Conflict, text));
-            }
-            self.indexes_wait.store(true, Ordering::SeqCst);
-            copied.outcome = DdlOutcome::Done(summary.target_time);
-            tracing::info!(namespace = %name, documents = summary.documents, "the collection is copied");
-        } else {
+        let Some(plan) = found else {
             tracing::info!(namespace = %name, "a collection that came into the filter is gone by now: its end follows");
+            return self.never_arrives(change, copied).await;
+        };
+        tracing::info!(namespace = %name, from = %plan.namespace, "copying a collection that came into the filter");
+        copied.ordered = keeps_order(&plan.options);
+        let plan = Plan::of_one(plan, namespace.source, namespace.target);
+        let Some(summary) = self.full_sync(change).run_plan(plan, stop).await? else {
+            let text = "the run is stopping: the copy is done again";
+            return Err(Error::new(Side::Internal, Kind::Unavailable, text));
+        };
+        if let Some((_, key)) = self.target.take_deferred().await.first() {
+            let text = format!("a unique index on the target keeps {key:?} out of {name}, which is being copied");
+            return Err(Error::new(Side::Sink, Kind::Conflict, text));
         }
+        self.indexes_wait.store(true, Ordering::SeqCst);
+        copied.outcome = DdlOutcome::Done(summary.target_time);
+        tracing::info!(namespace = %name, documents = summary.documents, "the collection is copied");
         self.sink.arrived(change).await?;
         copied.overlap_until = self.source.written().await?;
         Ok(copied)
@@ -85,6 +82,12 @@ impl Border for BorderCopy {
 }
 
 impl BorderCopy {
+    async fn never_arrives(&self, change: &Change, copied: CopiedIn) -> Result<CopiedIn> {
+        let overlap_until = self.source.written().await?;
+        self.sink.never_arrives(change, overlap_until).await?;
+        Ok(CopiedIn { overlap_until, ..copied })
+    }
+
     fn full_sync(&self, change: &Change) -> FullSync {
         FullSync {
             reader: Arc::clone(&self.reader),

@@ -75,7 +75,7 @@ impl MongoSink {
             skipped(ddl.name(), &self.namespaces.name(change.target));
             let executor =
                 Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::One) };
-            executor.bury(ddl).await?;
+            executor.bury(executor.ends(ddl)).await?;
             return Ok(DdlOutcome::Already);
         }
         // A mark that survived what it marks would lose it: nothing here may be rolled back.
@@ -168,10 +168,21 @@ impl Executor<'_> {
 
     /// Drops what a DDL before the mark dropped on the source, where it stands even so: a copy may have met changes of
     /// a collection that was gone before it was listed.
-    async fn bury(&self, ddl: &Ddl) -> Result<()> {
-        let gone = match ddl {
+    async fn bury(&self, gone: Option<CollectionUuid>) -> Result<()> {
+        if let Some(gone) = gone
+            && let Some(place) = self.sink.catalogue.place_of(gone)
+        {
+            self.drop_now(&place).await?;
+            self.sink.catalogue.retire(gone, self.time);
+        }
+        Ok(())
+    }
+
+    /// The collection whose end a DDL is.
+    fn ends(&self, ddl: &Ddl) -> Option<CollectionUuid> {
+        match ddl {
             Ddl::Drop { .. } => self.source,
-            Ddl::Rename { drop_target, .. } => *drop_target,
+            Ddl::Rename { drop_target, .. } | Ddl::CopyIn { drop_target, .. } => *drop_target,
             Ddl::Create { .. }
             | Ddl::DropDatabase { .. }
             | Ddl::CreateIndexes { .. }
@@ -181,16 +192,8 @@ impl Executor<'_> {
             | Ddl::EmptyCapped { .. }
             | Ddl::DropView { .. }
             | Ddl::DropViews { .. }
-            | Ddl::CopyIn { .. }
             | Ddl::Refused { .. } => None,
-        };
-        if let Some(gone) = gone
-            && let Some(place) = self.sink.catalogue.place_of(gone)
-        {
-            self.drop_now(&place).await?;
-            self.sink.catalogue.retire(gone, self.time);
         }
-        Ok(())
     }
 
     /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands.

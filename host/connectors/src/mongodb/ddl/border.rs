@@ -5,7 +5,7 @@
 //! itself is the assembly's affair; see `host/src/assemble/border.rs`.
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Change, CollectionUuid, Namespace};
+use oplogue_engine::model::{Change, CollectionUuid, Namespace, OpTime};
 
 use super::{DdlRefused, Executor, MongoSink};
 use crate::mongodb::command::Concern;
@@ -18,6 +18,8 @@ pub enum Arrival {
     Copy,
     /// It was copied before: a later command went on from there.
     Done,
+    /// A later command brought another collection there, so it had gone on before anybody copied it.
+    Gone,
     /// Something is in its place, and the settings let the command be left out.
     Refused,
 }
@@ -34,12 +36,13 @@ impl MongoSink {
         overlap: bool,
     ) -> Result<Arrival> {
         self.target().await?;
+        let executor =
+            Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::Majority) };
         if self.catalogue.is_before_mark(change.time) {
+            executor.bury(drop_target).await?;
             return Ok(Arrival::Done);
         }
         let name = self.namespaces.name(change.target);
-        let executor =
-            Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::Majority) };
         match executor.make_room(&name, drop_target).await {
             Ok(arrival) => Ok(arrival),
             Err(error) if self.options.ddl_refused == DdlRefused::Stop => {
@@ -63,6 +66,20 @@ impl MongoSink {
     pub async fn arrived(&self, change: &Change) -> Result<()> {
         self.executed(change.time).await
     }
+
+    /// The collection is gone before anybody copied it; its last change is not newer than `until`. Its changes are left
+    /// out from now on: one that made a collection of them would leave something there that nobody knows after a
+    /// restart.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn never_arrives(&self, change: &Change, until: OpTime) -> Result<()> {
+        if let Some(source) = change.collection {
+            self.catalogue.record(source, bson::Uuid::new().bytes()).await?;
+            self.catalogue.retire(source, until);
+        }
+        self.executed(change.time).await
+    }
 }
 
 impl Executor<'_> {
@@ -74,6 +91,7 @@ impl Executor<'_> {
         };
         // A copy under another name was moved there by a later command, which waited for it to be complete.
         if !own(self.source) && self.source.is_some_and(|source| catalogue.stands_anywhere(source)) {
+            self.remove_replaced(name, drop_target).await?;
             return Ok(Arrival::Done);
         }
         if present.is_none() {
@@ -88,6 +106,10 @@ impl Executor<'_> {
                 catalogue.retire(replaced, self.time);
             }
             return Ok(Arrival::Copy);
+        }
+        if self.overlap && self.holds_another(name) {
+            self.remove_replaced(name, drop_target).await?;
+            return Ok(Arrival::Gone);
         }
         let text = format!(
             "rename to {name}, into the filter: the target has a collection of that name that the source did not have \

@@ -80,7 +80,7 @@ impl Executor<'_> {
     }
 
     /// Whether `name` holds the copy of another source collection.
-    fn holds_another(&self, name: &Namespace) -> bool {
+    pub(super) fn holds_another(&self, name: &Namespace) -> bool {
         self.source.is_some_and(|source| self.sink.catalogue.standing(name, source) == Standing::Other)
             && self
                 .sink
@@ -92,7 +92,7 @@ impl Executor<'_> {
 
     /// What the source's rename replaced is gone after this entry and never comes back. Replayed entries may have made
     /// it again: under the name that it was replaced under, where nobody claims that, or under one that it had before.
-    async fn remove_replaced(&self, to: &Namespace, drop_target: Option<CollectionUuid>) -> Result<()> {
+    pub(super) async fn remove_replaced(&self, to: &Namespace, drop_target: Option<CollectionUuid>) -> Result<()> {
         let Some(replaced) = drop_target.filter(|replaced| self.overlap && Some(*replaced) != self.source) else {
             return Ok(());
         };
