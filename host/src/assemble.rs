@@ -140,7 +140,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
     // What this run has stored last, for its report.
     let mut checkpoint = None;
-    let mut at = match decide(&job.config, found)? {
+    let at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
             Some(position) if job.config.sync_mode != checked::SyncMode::Full => {
                 checkpoint = Some(position.clone());
@@ -157,26 +157,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
         Begin::Follow { position, stage } => (position, stage),
     };
 
-    // Incremental, again from the last durable position after every passing fault.
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
-    loop {
-        let Finished { why, durable, stored, stage } = job.follow(&at.0, at.1).await;
-        if let Some(position) = durable {
-            at.0 = position;
-            backoff.reset();
-        }
-        at.1 = stage;
-        checkpoint = stored.or(checkpoint);
-        match why {
-            pipeline::Ended::Stopped => return Ok(ExitReport { ended: Ended::Clean, checkpoint }),
-            pipeline::Ended::Fault(error) => return Err(error),
-            pipeline::Ended::Rewind(error) => {
-                if job.pause(&error, &mut backoff).await.is_break() {
-                    return Ok(ExitReport { ended: Ended::Interrupted, checkpoint });
-                }
-            }
-        }
-    }
+    job.follow_to_end(at, checkpoint).await
 }
 
 /// What is done before there is a position to go back to: a passing fault, such as an election just now, is waited
@@ -344,24 +325,53 @@ impl Job {
         }
     }
 
-    /// Incremental from `position` until its end.
-    async fn follow(&self, position: &Position, stage: Stage) -> Finished {
-        // Before it is under way it has nothing to put in order.
+    /// Incremental, again from the last durable position after every passing fault. `checkpoint` is what this run has
+    /// stored last.
+    async fn follow_to_end(&self, mut at: (Position, Stage), mut checkpoint: Option<Position>) -> Result<ExitReport> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        let mut rewound = false;
+        loop {
+            let Some(finished) = self.follow(&at.0, at.1).await else {
+                // What was read before the fault may not be durable.
+                let ended = if rewound { Ended::Interrupted } else { Ended::Clean };
+                return Ok(ExitReport { ended, checkpoint });
+            };
+            let Finished { why, durable, stored, stage } = finished;
+            if let Some(position) = durable {
+                at.0 = position;
+                backoff.reset();
+            }
+            at.1 = stage;
+            checkpoint = stored.or(checkpoint);
+            match why {
+                pipeline::Ended::Stopped => return Ok(ExitReport { ended: Ended::Clean, checkpoint }),
+                pipeline::Ended::Fault(error) => return Err(error),
+                pipeline::Ended::Rewind(error) => {
+                    rewound = true;
+                    if self.pause(&error, &mut backoff).await.is_break() {
+                        return Ok(ExitReport { ended: Ended::Interrupted, checkpoint });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Incremental from `position` until its end; `None` when the run was asked to stop before it was under way: then
+    /// there is nothing to put in order.
+    async fn follow(&self, position: &Position, stage: Stage) -> Option<Finished> {
         let begun = tokio::select! {
             biased;
-            () = self.hooks.stop.cancelled() => {
-                return Finished { why: pipeline::Ended::Stopped, durable: None, stored: None, stage };
-            }
+            () = self.hooks.stop.cancelled() => return None,
             begun = Box::pin(self.incremental(position, stage)) => begun,
         };
-        match begun {
+        Some(match begun {
             Ok(incremental) => {
                 self.hooks.status.set_stage(SyncStage::Incremental);
                 self.hooks.status.recovered();
                 Box::pin(incremental.run(self.hooks.stop.clone())).await
             }
             Err(error) => Finished { why: pipeline::Ended::of(error), durable: None, stored: None, stage },
-        }
+        })
     }
 
     /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
