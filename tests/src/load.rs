@@ -53,6 +53,8 @@ pub struct LoadOptions {
     pub coll_mod: bool,
     /// Series of the oldest server that takes part, the target included: DDL that it lacks is left out.
     pub series: (u32, u32),
+    /// Capped collections among what is created: every change of them that the source takes, the target takes too.
+    pub capped: bool,
     /// Field names with dots and dollars, which the server takes in inserts and replacements.
     pub odd_names: bool,
 }
@@ -70,6 +72,7 @@ impl Default for LoadOptions {
             ddl: false,
             coll_mod: false,
             series: (6, 0),
+            capped: true,
             odd_names: false,
         }
     }

@@ -39,7 +39,9 @@ impl Rig {
         let (source, target) = (source?, target?);
         let series = source.series().min(target.series());
         // Enough writers to overlap, few enough to leave the collector a core.
-        let load = LoadOptions { workers: 3, rate: Some(1_500.0), series, ..LoadOptions::default() };
+        // Before 6.0 a document of a capped collection keeps its size.
+        let capped = source.series() < (6, 0) || target.series() >= (6, 0);
+        let load = LoadOptions { workers: 3, rate: Some(1_500.0), series, capped, ..LoadOptions::default() };
         Ok(Self { source, target, load, by_change_stream: false })
     }
 

@@ -119,7 +119,7 @@ impl Chaos {
         let at = self.some(rng);
         let (db, name) = self.parts(at);
         match rng.random_range(0..100) {
-            0..20 => self.run(&db, create(&name, rng, self.load.series)).await,
+            0..20 => self.run(&db, create(&name, rng, &self.load)).await,
             20..24 if self.options.views => self.run(&db, create_view(&name)).await,
             24..34 => {
                 self.run(&db, doc! { "drop": &name }).await?;
@@ -204,14 +204,15 @@ impl Chaos {
     }
 }
 
-fn create(name: &str, rng: &mut StdRng, series: (u32, u32)) -> Document {
+fn create(name: &str, rng: &mut StdRng, load: &LoadOptions) -> Document {
     match rng.random_range(0..6) {
         0 => doc! { "create": name },
         1 => doc! { "create": name, "validator": { "n": { "$exists": true } }, "validationLevel": "moderate" },
         2 => doc! { "create": name, "collation": { "locale": "en", "strength": 2 } },
-        3 | 4 if series < (6, 0) => doc! { "create": name },
+        3 | 4 if load.series < (6, 0) => doc! { "create": name },
         3 => doc! { "create": name, "changeStreamPreAndPostImages": { "enabled": true } },
         4 => doc! { "create": name, "clusteredIndex": { "key": { "_id": 1 }, "unique": true } },
+        _ if !load.capped => doc! { "create": name },
         _ => doc! { "create": name, "capped": true, "size": 1_048_576, "max": 500 },
     }
 }
