@@ -7,7 +7,7 @@ use bson::{Document, doc};
 use mongodb::Client;
 use oplogue_connectors::mongodb::client::{ConnectOptions, connect};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions, StoredKind};
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Identity, Stage};
 use oplogue_engine::error::{Kind, Side};
 use oplogue_engine::model::{OpTime, Position};
 use oplogue_tests::servers::{Options, ReplicaSet};
@@ -56,10 +56,14 @@ async fn only_the_holder_of_the_lease_writes_and_only_forwards() {
     let late = first.save(&at(SECS, 9)).await.unwrap_err();
     assert_eq!(late.kind(), Kind::Fenced, "{late}");
     assert!(late.to_string().contains("host-b:2"), "{late}");
-    assert_eq!(first.record_identity([1; 16], [2; 16]).await.unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(first.record_identity(pair(1, 2)).await.unwrap_err().kind(), Kind::Fenced);
     assert_eq!(first.forget_identity([1; 16]).await.unwrap_err().kind(), Kind::Fenced);
     second.save(&at(SECS + 1, 1)).await.unwrap();
     assert_eq!(store(&client, "c").acquire().await.unwrap(), Found::Ours(at(SECS + 1, 1)));
+}
+
+fn pair(source: u8, target: u8) -> Identity {
+    Identity { source: [source; 16], target: [target; 16], copied: None }
 }
 
 #[tokio::test]
@@ -68,16 +72,18 @@ async fn identities_are_kept_by_job() {
     let client = guides_client(&set).await;
     let held = store(&client, "a");
     held.acquire().await.unwrap();
-    held.record_identity([1; 16], [2; 16]).await.unwrap();
-    held.record_identity([3; 16], [4; 16]).await.unwrap();
-    held.record_identity([1; 16], [5; 16]).await.unwrap();
+    held.record_identity(pair(1, 2)).await.unwrap();
+    held.record_identity(pair(3, 4)).await.unwrap();
+    let copied = Some(OpTime::new(SECS, 7, -1));
+    held.record_identity(Identity { copied, ..pair(1, 2) }).await.unwrap();
+    held.record_identity(pair(1, 5)).await.unwrap();
     held.forget_identity([3; 16]).await.unwrap();
     held.forget_identity([9; 16]).await.unwrap();
-    assert_eq!(held.identities().await.unwrap(), [([1; 16], [5; 16])]);
+    assert_eq!(held.identities().await.unwrap(), [Identity { copied, ..pair(1, 5) }], "the time of a copy stays");
     let next = store(&client, "b");
     next.acquire().await.unwrap();
-    next.record_identity([1; 16], [6; 16]).await.unwrap();
-    assert_eq!(next.identities().await.unwrap(), [([1; 16], [6; 16])]);
+    next.record_identity(pair(1, 6)).await.unwrap();
+    assert_eq!(next.identities().await.unwrap(), [Identity { copied, ..pair(1, 6) }]);
 }
 
 #[tokio::test]
@@ -120,7 +126,7 @@ async fn an_operators_word_fences_a_running_instance() {
     let running = store(&client, "running");
     running.acquire().await.unwrap();
     running.save(&at(SECS, 50)).await.unwrap();
-    running.record_identity([1; 16], [2; 16]).await.unwrap();
+    running.record_identity(pair(1, 2)).await.unwrap();
 
     let operator = store(&client, "operator");
     operator.set(&Position::Oplog(OpTime::new(SECS, 3, -1))).await.unwrap();

@@ -57,7 +57,7 @@ impl CheckpointStore for NoStore {
         Ok(Vec::new())
     }
 
-    async fn record_identity(&self, _: CollectionUuid, _: CollectionUuid) -> Result<()> {
+    async fn record_identity(&self, _: Identity) -> Result<()> {
         Ok(())
     }
 

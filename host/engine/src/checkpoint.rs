@@ -7,7 +7,7 @@
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::model::{CollectionUuid, Position};
+use crate::model::{CollectionUuid, OpTime, Position};
 use crate::plugin::GenerationInfo;
 
 /// The stage a job is in.
@@ -46,7 +46,16 @@ pub enum Found {
 }
 
 /// Pairs a source collection's identity with the target's (correctness.md §6).
-pub type Identity = (CollectionUuid, CollectionUuid);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The source collection.
+    pub source: CollectionUuid,
+    /// What it became on the target.
+    pub target: CollectionUuid,
+    /// Set where that is a copy: of the source collection as it was at this time of the source, or later. Whatever
+    /// happened to it earlier is in the copy. To record `None` leaves what was recorded before.
+    pub copied: Option<OpTime>,
+}
 
 /// Keeps checkpoints. One store object = one holder of the lease.
 #[async_trait]
@@ -71,7 +80,7 @@ pub trait CheckpointStore: Send + Sync {
     async fn identities(&self) -> Result<Vec<Identity>>;
 
     /// Records or replaces the target identity of a source collection, with majority concern.
-    async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()>;
+    async fn record_identity(&self, identity: Identity) -> Result<()>;
 
     /// Forgets a source collection that was dropped.
     async fn forget_identity(&self, source: CollectionUuid) -> Result<()>;

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use oplogue_connectors::mongodb::copy::MongoCopyTarget;
@@ -20,8 +21,11 @@ use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::pipeline::{Border, CopiedIn};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::{CopyTarget, DdlOutcome};
-use oplogue_engine::source::{SnapshotReader, Source};
+use oplogue_engine::source::{CollectionPlan, SnapshotReader, Source};
 use tokio_util::sync::CancellationToken;
+
+/// How often the source is asked whether its majority has what the primary has.
+const MAJORITY_POLL: Duration = Duration::from_millis(20);
 
 /// What the copy is made of.
 pub(super) struct BorderCopy {
@@ -54,10 +58,8 @@ impl Border for BorderCopy {
             Arrival::Gone => return self.never_arrives(change, copied).await,
             Arrival::Refused => return Ok(CopiedIn { outcome: DdlOutcome::Refused, ..copied }),
         }
-        let listed = self.reader.collections().await?;
-        let found = listed.into_iter().find(|plan| plan.uuid.is_some() && plan.uuid == change.collection);
         let name = self.namespaces.name(namespace.target);
-        let Some(plan) = found else {
+        let Some(plan) = self.find(change, stop).await? else {
             tracing::info!(namespace = %name, "a collection that came into the filter is gone by now: its end follows");
             return self.never_arrives(change, copied).await;
         };
@@ -65,8 +67,7 @@ impl Border for BorderCopy {
         copied.ordered = keeps_order(&plan.options);
         let plan = Plan::of_one(plan, namespace.source, namespace.target);
         let Some(summary) = self.full_sync(change).run_plan(plan, stop).await? else {
-            let text = "the run is stopping: the copy is done again";
-            return Err(Error::new(Side::Internal, Kind::Unavailable, text));
+            return Err(stopping());
         };
         if let Some((_, key)) = self.target.take_deferred().await.first() {
             let text = format!("a unique index on the target keeps {key:?} out of {name}, which is being copied");
@@ -82,6 +83,26 @@ impl Border for BorderCopy {
 }
 
 impl BorderCopy {
+    /// The collection as the source lists it, `None` when it is gone for good: a drop that only the source's primary
+    /// has can be taken back.
+    async fn find(&self, change: &Change, stop: &CancellationToken) -> Result<Option<CollectionPlan>> {
+        let listed = async || {
+            let all = self.reader.collections().await?;
+            Ok::<_, Error>(all.into_iter().find(|plan| plan.uuid.is_some() && plan.uuid == change.collection))
+        };
+        if let Some(found) = listed().await? {
+            return Ok(Some(found));
+        }
+        let written = self.source.written().await?;
+        while self.source.newest().await?.ts() < written.ts() {
+            tokio::select! {
+                () = stop.cancelled() => return Err(stopping()),
+                () = tokio::time::sleep(MAJORITY_POLL) => {}
+            }
+        }
+        listed().await
+    }
+
     async fn never_arrives(&self, change: &Change, copied: CopiedIn) -> Result<CopiedIn> {
         let overlap_until = self.source.written().await?;
         self.sink.never_arrives(change, overlap_until).await?;
@@ -100,4 +121,8 @@ impl BorderCopy {
             after: change.time,
         }
     }
+}
+
+fn stopping() -> Error {
+    Error::new(Side::Internal, Kind::Unavailable, "the run is stopping: the copy is done again")
 }

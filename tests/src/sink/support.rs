@@ -21,7 +21,7 @@ use oplogue_engine::sink::{Content, Patch, Write};
 /// Identity pairs in memory.
 #[derive(Default)]
 pub(super) struct MemoryStore {
-    pub(super) pairs: Mutex<HashMap<CollectionUuid, CollectionUuid>>,
+    pub(super) pairs: Mutex<HashMap<CollectionUuid, Identity>>,
 }
 
 impl MemoryStore {
@@ -46,11 +46,13 @@ impl CheckpointStore for MemoryStore {
     }
 
     async fn identities(&self) -> Result<Vec<Identity>> {
-        Ok(self.pairs.lock().unwrap().iter().map(|(a, b)| (*a, *b)).collect())
+        Ok(self.pairs.lock().unwrap().values().copied().collect())
     }
 
-    async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
-        self.pairs.lock().unwrap().insert(source, target);
+    async fn record_identity(&self, identity: Identity) -> Result<()> {
+        let mut pairs = self.pairs.lock().unwrap();
+        let copied = identity.copied.or_else(|| pairs.get(&identity.source).and_then(|known| known.copied));
+        pairs.insert(identity.source, Identity { copied, ..identity });
         Ok(())
     }
 

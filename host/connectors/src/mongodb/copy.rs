@@ -52,6 +52,9 @@ enum Occupant {
     Foreign,
 }
 
+/// Older than every entry of a source.
+const BEFORE_EVERYTHING: OpTime = OpTime { secs: 0, inc: 1, term: -1 };
+
 /// Writes the full copy through a sink's connection and identity map.
 pub struct MongoCopyTarget {
     sink: Arc<MongoSink>,
@@ -137,9 +140,18 @@ impl MongoCopyTarget {
         let time = executor.run(name.database(), "create", name, command, &[]).await?;
         // Before the pair is recorded: a collection that a crash leaves unsharded is made anew.
         self.shard_like_source(&executor, plan, name).await?;
-        executor.adopt(&stored_in(name, plan)).await?;
+        self.adopt(&executor, plan, &stored_in(name, plan)).await?;
         self.sink.catalogue.refresh(name).await?;
         Ok(time)
+    }
+
+    /// Records what stands under `name` as a copy. How new it is at least is known where it came over the filter's
+    /// border; everything else that is copied was in the stream all the time.
+    async fn adopt(&self, executor: &Executor<'_>, plan: &CollectionPlan, name: &Namespace) -> Result<()> {
+        if let Some(source) = plan.uuid {
+            self.sink.catalogue.copying(source, BEFORE_EVERYTHING);
+        }
+        executor.adopt(name).await
     }
 
     /// A time not before anything that the target has done so far.
@@ -255,7 +267,7 @@ impl CopyTarget for MongoCopyTarget {
             }
             Occupant::Sharded => {
                 self.compare_key(plan, &name).await?;
-                self.executor(plan).await?.adopt(&name).await?;
+                self.adopt(&self.executor(plan).await?, plan, &name).await?;
                 return self.now(plan).await;
             }
             Occupant::Remade => drop(self.executor(plan).await?.drop_now(&name).await?),

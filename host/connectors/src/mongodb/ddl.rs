@@ -71,16 +71,15 @@ impl MongoSink {
         let Some(ddl) = &change.ddl else {
             return Err(Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"));
         };
+        let executor = Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::One) };
         if self.catalogue.is_before_mark(change.time) && !is_repeated(ddl) {
             skipped(ddl.name(), &self.namespaces.name(change.target));
-            let executor =
-                Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::One) };
             executor.bury(executor.ends(ddl)).await?;
             return Ok(DdlOutcome::Already);
         }
         // A mark that survived what it marks would lose it: nothing here may be rolled back.
         let concern = if target.is_replicated { Concern::Majority } else { self.concern(target) };
-        let executor = Executor { time: change.time, ..Executor::new(self, change.collection, overlap, concern) };
+        let executor = Executor { concern, ..executor };
         let time = match executor.execute(ddl).await {
             Ok(time) => time,
             Err(error) => {
@@ -149,6 +148,11 @@ impl Executor<'_> {
         self.sink.namespaces.name(id)
     }
 
+    /// Whether the entry is in the copy of its collection.
+    fn is_in_copy(&self) -> bool {
+        self.source.is_some_and(|source| self.sink.catalogue.is_in_copy(source, self.time))
+    }
+
     /// Whether `name` still holds what the entry means, looked up on the server now. An unknown source collection
     /// adopts a target collection that nobody else claims.
     pub(super) async fn turn(&self, name: &Namespace) -> Result<Turn> {
@@ -156,6 +160,9 @@ impl Executor<'_> {
         let Some(source) = self.source else {
             return Ok(if standing.is_some() { Turn::Run } else { Turn::Done });
         };
+        if self.is_in_copy() {
+            return Ok(Turn::Done);
+        }
         Ok(match self.sink.catalogue.standing(name, source) {
             Standing::Own(_) | Standing::Nameless => Turn::Run,
             Standing::Unclaimed(uuid) => {
@@ -167,9 +174,9 @@ impl Executor<'_> {
     }
 
     /// Drops what a DDL before the mark dropped on the source, where it stands even so: a copy may have met changes of
-    /// a collection that was gone before it was listed.
+    /// a collection that was gone before it was listed. One that was copied itself was there again.
     async fn bury(&self, gone: Option<CollectionUuid>) -> Result<()> {
-        if let Some(gone) = gone
+        if let Some(gone) = gone.filter(|gone| !self.sink.catalogue.is_copy(*gone))
             && let Some(place) = self.sink.catalogue.place_of(gone)
         {
             self.drop_now(&place).await?;
@@ -196,10 +203,14 @@ impl Executor<'_> {
         }
     }
 
-    /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands.
+    /// A collection that the source dropped never comes back, so its copy goes under whatever name it stands. One that
+    /// was renamed out of the filter may come back, by a copy that is newer than this entry ([`Self::is_in_copy`]).
     async fn drop(&self, namespace: Routed) -> Result<Option<OpTime>> {
         let name = &self.name(namespace);
         let standing = self.sink.catalogue.refresh(name).await?;
+        if self.is_in_copy() {
+            return Ok(skipped("drop", name));
+        }
         if self.source.is_none() && standing.is_some_and(|info| self.is_claimed(name, info)) {
             // A part of a `dropDatabase`: the source logged the drop of each collection before it.
             return Ok(skipped("drop", name));

@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
-use oplogue_engine::checkpoint::CheckpointStore;
+use oplogue_engine::checkpoint::{CheckpointStore, Identity};
 use oplogue_engine::error::{Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
@@ -58,7 +58,7 @@ pub(crate) enum Whereabouts {
     Here,
     /// A rename that is done already moved the collection.
     At(Namespace),
-    /// The collection is dropped already.
+    /// The collection is dropped already, or the change is in its copy: nothing is to be done.
     Gone,
 }
 
@@ -90,6 +90,8 @@ struct State {
     expiring: HashMap<Namespace, bool>,
     /// Source collections that were dropped, and when.
     retired: HashMap<CollectionUuid, OpTime>,
+    /// Source collections whose pair is a copy, and what time of the source it is not older than.
+    copied: HashMap<CollectionUuid, OpTime>,
     /// Unknown source collections that were looked at once.
     met: HashSet<CollectionUuid>,
     /// The newest executed DDL.
@@ -106,6 +108,11 @@ impl State {
         }
         self.source_of.insert(target, source);
         self.retired.remove(&source);
+    }
+
+    /// A collection that left the filter and came back was copied as it was then.
+    fn is_in_copy(&self, source: CollectionUuid, time: OpTime) -> bool {
+        self.copied.get(&source).is_some_and(|copied| time.ts() < copied.ts())
     }
 }
 
@@ -134,11 +141,12 @@ impl Catalogue {
         let identities = self.store.identities().await?;
         {
             let mut state = self.write();
-            for (source, target) in identities {
+            for Identity { source, target, copied } in identities {
                 if source == MARK_KEY {
                     state.mark = unpack(target);
                 } else {
                     state.pair(source, target);
+                    state.copied.extend(copied.map(|time| (source, time)));
                 }
             }
         }
@@ -254,9 +262,34 @@ impl Catalogue {
 
     /// Stores the pair of a source collection and what became of it.
     pub(crate) async fn record(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
-        self.store.record_identity(source, target).await?;
+        let copied = self.read().copied.get(&source).copied();
+        self.store.record_identity(Identity { source, target, copied }).await?;
         self.write().pair(source, target);
         Ok(())
+    }
+
+    /// Notes that a copy of a source collection is about to be made and recorded: of its state at `time` or later.
+    pub(crate) fn copying(&self, source: CollectionUuid, time: OpTime) {
+        let mut state = self.write();
+        let known = state.copied.entry(source).or_insert(time);
+        if known.ts() < time.ts() {
+            *known = time;
+        }
+    }
+
+    /// Whether what a source collection became is a copy, and did not grow out of its changes.
+    pub(crate) fn is_copy(&self, source: CollectionUuid) -> bool {
+        self.read().copied.contains_key(&source)
+    }
+
+    /// Whether the copy of a source collection was made for an entry of `time`, or a later one.
+    pub(crate) fn is_copy_of(&self, source: CollectionUuid, time: OpTime) -> bool {
+        self.read().copied.get(&source).is_some_and(|copied| copied.ts() >= time.ts())
+    }
+
+    /// Whether what happened to a source collection at `time` is in its copy.
+    pub(crate) fn is_in_copy(&self, source: CollectionUuid, time: OpTime) -> bool {
+        self.read().is_in_copy(source, time)
     }
 
     /// Notes that a source collection is gone since `time`. Its pair stays until [`Self::prune`], so that replayed
@@ -275,6 +308,7 @@ impl Catalogue {
             self.store.forget_identity(source).await?;
             let mut state = self.write();
             state.retired.remove(&source);
+            state.copied.remove(&source);
             if let Some(target) = state.target_of.remove(&source) {
                 state.source_of.remove(&target);
             }
@@ -292,7 +326,7 @@ impl Catalogue {
         if time.ts() <= self.read().mark.ts() {
             return Ok(());
         }
-        self.store.record_identity(MARK_KEY, pack(time)).await?;
+        self.store.record_identity(Identity { source: MARK_KEY, target: pack(time), copied: None }).await?;
         self.write().mark = time;
         Ok(())
     }
@@ -327,6 +361,9 @@ impl Catalogue {
     /// present one were repeated, a deleted document could come back.
     pub(crate) fn whereabouts(&self, name: &Namespace, source: CollectionUuid, time: OpTime) -> Whereabouts {
         let state = self.read();
+        if state.is_in_copy(source, time) {
+            return Whereabouts::Gone;
+        }
         let Some(target) = state.target_of.get(&source) else {
             // Nothing introduced it, and no DDL touched it, or it would be known. When another collection's copy has
             // the name by now, it went before anybody looked.

@@ -262,10 +262,11 @@ impl CheckpointStore for MongoStore {
         found.iter().map(document::identity).collect()
     }
 
-    async fn record_identity(&self, source: CollectionUuid, target: CollectionUuid) -> Result<()> {
+    async fn record_identity(&self, identity: Identity) -> Result<()> {
         self.check_lease().await?;
-        let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
-        let update = doc! { "$set": document::write_identity(source, target, self.epoch()?) };
+        let id = document::identity_id(&self.id(), identity.source);
+        let filter = doc! { "_id": id, "epoch": { "$lte": self.epoch()? } };
+        let update = doc! { "$set": document::write_identity(&identity, self.epoch()?) };
         let doing = "record the identity of a collection";
         match answered(Side::Store, doing, self.documents.update_one(filter, update).upsert(true)).await? {
             Ok(_) => Ok(()),

@@ -28,7 +28,8 @@ impl MongoSink {
     /// Makes room for the collection of a `CopyIn`, whose new name replaced `drop_target` on the source.
     ///
     /// # Errors
-    /// `CannotApply` when a collection stands there that the source did not have.
+    /// `CannotApply` when a collection stands there that the source did not have, and when the full copy was made
+    /// after the collection came back, from a position before it left.
     pub async fn arrives(
         &self,
         change: &Change,
@@ -40,11 +41,17 @@ impl MongoSink {
             Executor { time: change.time, ..Executor::new(self, change.collection, overlap, Concern::Majority) };
         if self.catalogue.is_before_mark(change.time) {
             executor.bury(drop_target).await?;
+            executor.refuse_older_copy(&self.namespaces.name(change.source))?;
             return Ok(Arrival::Done);
         }
         let name = self.namespaces.name(change.target);
         match executor.make_room(&name, drop_target).await {
-            Ok(arrival) => Ok(arrival),
+            Ok(arrival) => {
+                if let (Arrival::Copy, Some(source)) = (arrival, change.collection) {
+                    self.catalogue.copying(source, change.time);
+                }
+                Ok(arrival)
+            }
             Err(error) if self.options.ddl_refused == DdlRefused::Stop => {
                 Err(error.context(format!("entry at {}", change.time)))
             }
@@ -75,6 +82,7 @@ impl MongoSink {
     /// Those of the store.
     pub async fn never_arrives(&self, change: &Change, until: OpTime) -> Result<()> {
         if let Some(source) = change.collection {
+            self.catalogue.copying(source, change.time);
             self.catalogue.record(source, bson::Uuid::new().bytes()).await?;
             self.catalogue.retire(source, until);
         }
@@ -83,6 +91,22 @@ impl MongoSink {
 }
 
 impl Executor<'_> {
+    /// A collection that left the filter and came back before the full copy listed it: what was deleted meanwhile is
+    /// not in the stream, and what the stream had before may have been applied to the copy.
+    fn refuse_older_copy(&self, source_name: &Namespace) -> Result<()> {
+        let catalogue = &self.sink.catalogue;
+        let older = |source| catalogue.is_copy(source) && !catalogue.is_copy_of(source, self.time);
+        if !self.source.is_some_and(|source| catalogue.stands_anywhere(source) && older(source)) {
+            return Ok(());
+        }
+        let text = format!(
+            "entry at {}: {source_name} was renamed out of the filter and back while its full copy began; copy again \
+             after `oplogue checkpoint reset`",
+            self.time
+        );
+        Err(Error::new(Side::Sink, Kind::CannotApply, text))
+    }
+
     async fn make_room(&self, name: &Namespace, drop_target: Option<CollectionUuid>) -> Result<Arrival> {
         let catalogue = &self.sink.catalogue;
         let present = catalogue.refresh(name).await?;

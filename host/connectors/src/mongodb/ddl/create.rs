@@ -26,6 +26,9 @@ impl Executor<'_> {
             return self.create_view(name, options).await;
         }
         let present = self.sink.catalogue.refresh(name).await?;
+        if self.is_in_copy() {
+            return Ok(skipped("create", name));
+        }
         if let Some(source) = self.source {
             match self.sink.catalogue.standing(name, source) {
                 Standing::Own(_) | Standing::Other => return Ok(skipped("create", name)),

@@ -27,6 +27,9 @@ impl Executor<'_> {
     pub(super) async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
         let name = self.name_of(target);
         let present = self.sink.catalogue.refresh(&name).await?;
+        if self.is_in_copy() {
+            return Ok(skipped("createIndexes", &name));
+        }
         if let Some(source) = self.source {
             match self.sink.catalogue.standing(&name, source) {
                 Standing::Own(_) | Standing::Nameless | Standing::Absent => {}

@@ -179,8 +179,13 @@ pub(super) fn identities_of(job: &str) -> Document {
     doc! { "_id": { "$gte": format!("{job}/ui/"), "$lt": format!("{job}/ui0") } }
 }
 
-pub(super) fn write_identity(source: CollectionUuid, target: CollectionUuid, epoch: i64) -> Document {
-    doc! { "format": FORMAT, "source": uuid(source), "target": uuid(target), "epoch": epoch }
+pub(super) fn write_identity(identity: &Identity, epoch: i64) -> Document {
+    let Identity { source, target, copied } = *identity;
+    let mut written = doc! { "format": FORMAT, "source": uuid(source), "target": uuid(target), "epoch": epoch };
+    if let Some(copied) = copied {
+        written.insert("copied", Timestamp { time: copied.secs, increment: copied.inc });
+    }
+    written
 }
 
 pub(super) fn identity(document: &Document) -> Result<Identity> {
@@ -188,10 +193,12 @@ pub(super) fn identity(document: &Document) -> Result<Identity> {
         Some(Bson::Binary(binary)) => CollectionUuid::try_from(binary.bytes.as_slice()).ok(),
         _ => None,
     };
-    side("source").zip(side("target")).ok_or_else(|| {
+    let (source, target) = side("source").zip(side("target")).ok_or_else(|| {
         let text = format!("read the identity {}: it holds no pair", super::id_text(document));
         Error::new(Side::Store, Kind::Malformed, text)
-    })
+    })?;
+    let copied = document.get_timestamp("copied").ok().map(|at| OpTime::new(at.time, at.increment, -1));
+    Ok(Identity { source, target, copied })
 }
 
 fn uuid(bytes: CollectionUuid) -> Binary {
