@@ -25,9 +25,6 @@ const EXPECTED: [&str; 4] = [
 /// Said while a run waits for the connections of an earlier one.
 const WAITS: &str = "waiting for the end of an earlier run's connections";
 
-/// Longer than a driver's patience with a silent server (ten seconds and a heartbeat's ten).
-const STALL: Duration = Duration::from_secs(32);
-
 #[tokio::test]
 async fn a_stalled_source_is_noticed_and_read_on() -> Result<()> {
     let rig = Rig::of(Options::guide_source().behind_proxies(), Options::guide_target()).await?;
@@ -54,7 +51,8 @@ async fn stalls(rig: &Rig, side: &ReplicaSet) -> Result<()> {
         load.reach(load.totals().done + 300, PATIENCE).await?;
     }
     proxy.weather(Weather::Stalled);
-    collector.wait_log("going back to the last durable position", STALL * 4).await?;
+    // At the latest when a request is given up that was on its way when the network stalled (`limits.answer_time`).
+    collector.wait_log("going back to the last durable position", PATIENCE).await?;
     proxy.weather(Weather::Fair);
     load.reach(load.totals().done + 300, PATIENCE).await?;
     proxy.cut();
