@@ -127,7 +127,7 @@ impl Chaos {
                 Ok(())
             }
             34..50 => self.rename(at, rng).await,
-            50..74 => self.run(&db, create_index(&name, rng)).await,
+            50..74 => self.run(&db, create_index(&name, rng, self.load.series)).await,
             74..86 => self.run(&db, doc! { "dropIndexes": &name, "index": index_name(rng) }).await,
             86..98 => self.run(&db, coll_mod(&name, rng, self.load.series)).await,
             98..100 if self.options.drop_database && one_in(rng, 3) => {
@@ -225,12 +225,18 @@ fn create_view(name: &str) -> Document {
     doc! { "create": view(name), "viewOn": name, "pipeline": [{ "$match": { "n": 1 } }] }
 }
 
-fn create_index(name: &str, rng: &mut StdRng) -> Document {
+fn create_index(name: &str, rng: &mut StdRng, series: (u32, u32)) -> Document {
+    // Before 6.0 a member that was elected may list another form of a projection than the one before it did.
+    let projection = if series < (6, 0) {
+        doc! { "obj": true, "_id": false }
+    } else {
+        doc! { "obj": 1 }
+    };
     let index = match rng.random_range(0..7) {
         0 => doc! { "key": { "email": 1 }, "name": "by_email", "unique": true },
         1 => doc! { "key": { "obj.a.b": -1, "n": 1 }, "name": "by_b", "sparse": true },
         2 => doc! { "key": { "status": "hashed" }, "name": "by_status" },
-        3 => doc! { "key": { "$**": 1 }, "name": "all", "wildcardProjection": { "obj": 1 } },
+        3 => doc! { "key": { "$**": 1 }, "name": "all", "wildcardProjection": projection },
         4 => doc! { "key": { "pad": "text" }, "name": "words" },
         5 => doc! { "key": { "n": 1 }, "name": "by_n", "collation": { "locale": "fr" }, "hidden": true },
         _ => {

@@ -37,9 +37,9 @@ impl Pair {
         self.target.as_ref().unwrap_or(&self.source)
     }
 
-    /// Whether the source's own applier can be asked what its diffs do.
+    /// Whether the applier of the server that is written to can be asked what diffs do.
     pub(super) fn has_applier(&self) -> bool {
-        self.source.has("the applier of diffs", (5, 0))
+        self.target().has("the applier of diffs", (5, 0))
     }
 
     pub(super) fn bench(&self, options: SinkOptions) -> Bench {

@@ -148,9 +148,10 @@ impl Executor<'_> {
         self.sink.namespaces.name(id)
     }
 
-    /// Whether the entry is in the copy of its collection.
+    /// Whether the entry is in the copy of its collection. What no entry asked for has no time and is in none.
     fn is_in_copy(&self) -> bool {
-        self.source.is_some_and(|source| self.sink.catalogue.is_in_copy(source, self.time))
+        self.time != OpTime::default()
+            && self.source.is_some_and(|source| self.sink.catalogue.is_in_copy(source, self.time))
     }
 
     /// Whether `name` still holds what the entry means, looked up on the server now. An unknown source collection
