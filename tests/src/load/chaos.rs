@@ -226,7 +226,7 @@ fn create_view(name: &str) -> Document {
 }
 
 fn create_index(name: &str, rng: &mut StdRng, series: (u32, u32)) -> Document {
-    // Before 6.0 a member that was elected may list another form of a projection than the one before it did.
+    // 5.0.4 lists a projection in this form, whatever it was given; 6.0.27 lists what it was given.
     let projection = if series < (6, 0) {
         doc! { "obj": true, "_id": false }
     } else {
