@@ -3,7 +3,7 @@
 //! What such a collection holds was never in the stream, so it is read from the source as it is now, by the parts of
 //! the full copy, while everything else waits. Its later changes then meet documents that contain them: the caller is
 //! told up to which source time. The collection is found by its identity, since a rename further on may have moved it
-//! by now; one that is gone leaves nothing to do, because its drop is still to come. Nothing here decides what may be
+//! by now; of one that is gone nothing is applied any more. Nothing here decides what may be
 //! removed from the target; the sink does.
 
 use std::sync::Arc;

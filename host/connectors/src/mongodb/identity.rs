@@ -5,6 +5,9 @@
 //! source UUID → target UUID, which the checkpoint store makes durable, and a cached catalogue of the target. It runs
 //! no DDL; it only answers whether a name still holds what an entry means.
 //!
+//! A pair that is a copy has the time of that copy: what happened to the collection before it is in the copy. So a
+//! collection that was renamed out of the filter and came back survives the replay of that rename, which is a drop.
+//!
 //! UUIDs alone are not enough: after `a → b`, `b → a` the collection has its old name again, and a replayed `a → b`
 //! looks undone. So the time of the newest executed DDL is kept beside the pairs, under a key that is no UUID: every
 //! earlier DDL is done.

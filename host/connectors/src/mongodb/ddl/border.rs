@@ -1,8 +1,9 @@
 //! What stands where a collection is to come in over the filter's border.
 //!
 //! Such a collection is copied whole, so its place must be free: what the source's rename replaced is dropped, and
-//! so is what an interrupted copy left. Anything else there was not on the source, and is never touched. The copy
-//! itself is the assembly's affair; see `host/src/assemble/border.rs`.
+//! so is what an interrupted copy left. In a replay the copy of a collection that came there later may stand there,
+//! which stays. Anything else there was not on the source, and is never touched. The copy itself is the assembly's
+//! affair; see `host/src/assemble/border.rs`.
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, CollectionUuid, Namespace, OpTime};
