@@ -151,11 +151,9 @@ impl Comparison {
         }
     }
 
-    /// Waits until a sentinel written to `namespace` of the source has reached the target: everything before it has.
-    ///
-    /// # Errors
-    /// When the deadline passes.
-    pub async fn pass(&self, namespace: &str, timeout: Duration) -> Result<()> {
+    /// Waits until a sentinel written to `namespace` of the source has reached the target. Other namespaces and other
+    /// documents may still be on their way.
+    async fn pass(&self, namespace: &str, timeout: Duration) -> Result<()> {
         let (started, timeout) = (Instant::now(), patience::at_most(timeout));
         let marker = doc! { "_id": ObjectId::new(), "sentinel": true };
         let filter = doc! { "_id": marker.get_object_id("_id")? };

@@ -14,7 +14,7 @@ use mongodb::options::{IndexOptions, WriteConcern};
 use mongodb::{Client, Collection, IndexModel};
 use oplogue_tests::collector::{Collector, program};
 
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, passed};
 
 const CONFLICT: &str = "conflict: the target refuses a change for good";
 
@@ -40,19 +40,6 @@ fn people(client: &Client) -> Collection<Document> {
 async fn records(rig: &Rig) -> Result<Vec<Document>> {
     let records = rig.target.client().database("mongoshake__conflict").collection::<Document>("conflicts");
     Ok(records.find(doc! {}).sort(doc! { "kind": 1 }).await?.try_collect().await?)
-}
-
-/// Waits until a later write has arrived: whatever stands before it was dealt with.
-async fn passed(rig: &Rig, collector: &Collector) -> Result<()> {
-    let of = |client: Client| client.database("shop").collection::<Document>("c00");
-    let last = doc! { "_id": bson::oid::ObjectId::new() };
-    of(rig.source.client()).insert_one(last.clone()).await?;
-    let started = std::time::Instant::now();
-    while of(rig.target.client()).find_one(last.clone()).await?.is_none() {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "a later write does not arrive:\n{}", collector.log_end());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    Ok(())
 }
 
 #[tokio::test]

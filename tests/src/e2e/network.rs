@@ -12,7 +12,7 @@ use oplogue_tests::collector::Collector;
 use oplogue_tests::proxy::Weather;
 use oplogue_tests::servers::{Options, ReplicaSet};
 
-use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
+use super::rig::{PATIENCE, Rig, SENTINEL, handed_over, until};
 
 /// What a collector may warn of here.
 const EXPECTED: [&str; 4] = [
@@ -145,12 +145,9 @@ async fn a_single_silent_connection_is_given_up() -> Result<()> {
         let index = mongodb::IndexModel::builder().keys(doc! { format!("x{round}"): 1 }).build();
         bulk.create_index(index).await?;
         side.proxy(0)?.caught(PATIENCE).await?;
-        let started = Instant::now();
         let given_up = |log: &str| log.lines().any(|line| line.contains(doing) && line.contains("no answer for"));
-        while !given_up(collector.log().get(log..).unwrap_or_default()) {
-            anyhow::ensure!(started.elapsed() < PATIENCE, "{doing} is not given up:\n{}", collector.log_end());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let said = async || Ok(given_up(collector.log().get(log..).unwrap_or_default()));
+        until(&collector, &format!("{doing} is given up"), said).await?;
         side.proxy(0)?.release();
         load.reach(load.totals().done + 300, PATIENCE).await?;
     }

@@ -3,12 +3,15 @@
 //! It keeps the tests to what is particular about them. Its deadlines are generous, because the machine is
 //! shared and nothing here measures speed. It is not in the harness library because only tests use it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use bson::doc;
+use bson::oid::ObjectId;
 use oplogue_tests::collector::{Collector, HAND_OVER, PipelineConfig};
 use oplogue_tests::compare::Comparison;
 use oplogue_tests::load::{Load, LoadOptions};
+use oplogue_tests::patience;
 use oplogue_tests::servers::{Options, ReplicaSet};
 
 /// Nothing in these tests may take longer.
@@ -90,6 +93,35 @@ impl Rig {
         anyhow::ensure!(status.success(), "seed {seed}; exit {status}:\n{}", collector.log_end());
         collector.assert_no_unexpected_warnings(allowed).with_context(|| format!("seed {seed}"))
     }
+}
+
+/// Waits until everything that stands in the source is accepted by the target or dropped on purpose. That a later
+/// document arrived says less: it may go by another lane and overtake.
+pub(super) async fn passed(rig: &Rig, collector: &Collector) -> Result<()> {
+    let (db, name) = SENTINEL.split_once('.').context("the sentinel has a database and a collection")?;
+    let write = doc! { "insert": name, "documents": [{ "_id": ObjectId::new(), "sentinel": true }] };
+    let written = rig.source.client().database(db).run_command(write).await?.get_timestamp("operationTime")?;
+    let written = u64::from(written.time) << 32 | u64::from(written.increment);
+    until(collector, "the acknowledgement of the last document", async || {
+        let page: serde_json::Value = serde_json::from_str(&collector.get("/repl").await?)?;
+        let accepted = page["lsn_ack"]["ts"].as_str().context("no lsn_ack")?.parse::<u64>()?;
+        Ok(accepted >= written)
+    })
+    .await
+}
+
+/// Waits until something is so.
+pub(super) async fn until(
+    collector: &Collector,
+    what: &str,
+    mut is_so: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
+    let (started, patience) = (Instant::now(), patience::at_most(PATIENCE));
+    while !is_so().await? {
+        anyhow::ensure!(started.elapsed() < patience, "not so in time: {what}; the log:\n{}", collector.log_end());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// Waits for the line that says that the copy is over.

@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bson::{Document, doc};
@@ -19,7 +18,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::crash;
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, passed, until};
 
 const CONFLICT: &str = "conflict: the target refuses a change for good";
 const AGAIN: &str = "an earlier run of this job";
@@ -44,29 +43,6 @@ fn people(client: &Client) -> Collection<Document> {
 
 async fn at(target: &Collection<Document>, id: i32) -> Result<Option<Document>> {
     Ok(target.find_one(doc! { "_id": id }).await?)
-}
-
-/// Waits until a later write has arrived: whatever stands before it was dealt with.
-async fn passed(rig: &Rig, collector: &Collector) -> Result<()> {
-    let of = |client: Client| client.database("shop").collection::<Document>("c00");
-    let last = doc! { "_id": bson::oid::ObjectId::new() };
-    of(rig.source.client()).insert_one(last.clone()).await?;
-    let started = std::time::Instant::now();
-    while of(rig.target.client()).find_one(last.clone()).await?.is_none() {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "a later write does not arrive:\n{}", collector.log_end());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
-/// Waits for what a settlement or another lane brings about: a later write may overtake it.
-async fn until(collector: &Collector, what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let started = std::time::Instant::now();
-    while !is_so().await? {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "{what} never happens:\n{}", collector.log_end());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
 }
 
 async fn recorded(rig: &Rig) -> Result<Vec<i32>> {

@@ -9,7 +9,7 @@ use futures_util::TryStreamExt as _;
 use oplogue_tests::collector::{Collector, http_get};
 use oplogue_tests::servers::ReplicaSet;
 
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, passed};
 
 /// Documents of a collection, more than one batch of the copy.
 const DOCUMENTS: i32 = 100;
@@ -55,7 +55,7 @@ async fn batches_concerns_indexes_and_black_lists() -> Result<()> {
     let passes = |name: &str| name.starts_with("shop.") && name != "shop.hidden";
     // What passes in overlap is an upsert, which the profiler shows without its command.
     collector.wait_log("overlap is over", PATIENCE).await?;
-    rig.comparison().only(passes).pass("shop.c00", PATIENCE).await?;
+    passed(&rig, &collector).await?;
 
     let inserts = profiled(&rig.target, doc! { "op": "insert", "ns": "shop.c00", "ninserted": { "$gt": 1 } }).await?;
     let sizes: Vec<i32> = inserts.iter().filter_map(|insert| insert.get_i32("ninserted").ok()).collect();
@@ -99,7 +99,7 @@ async fn no_index_is_made_where_none_is_wanted() -> Result<()> {
     fill(&rig.source, ("shop", "c00")).await?;
     let mut collector = Collector::start(&rig.config()?.set("full_sync.create_index", "none"))?;
     handed_over(&mut collector).await?;
-    rig.comparison().pass("shop.c00", PATIENCE).await?;
+    passed(&rig, &collector).await?;
     // Still none when overlap is over, which is when unique ones would come.
     let names = rig.target.client().database("shop").collection::<Document>("c00").list_index_names().await?;
     anyhow::ensure!(names == ["_id_"], "{names:?}");

@@ -4,13 +4,11 @@
 //! the target gone. Its exit code, its last line and the stored position must tell the same story, and a restart must
 //! end in equality. Nothing here is measured with a stop-watch.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result};
 use bson::{Document, Timestamp, doc};
 use oplogue_tests::collector::Collector;
 
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, until};
 
 /// The fields of the last line of a clean end.
 fn ended_at(collector: &Collector) -> Result<(String, String)> {
@@ -57,12 +55,8 @@ async fn a_stop_under_load_ends_with_everything_that_was_read() -> Result<()> {
 async fn asks_who_writes(rig: &Rig, collector: &Collector) -> Result<()> {
     let admin = rig.target.client().database("admin");
     let question = doc! { "currentOp": 1, "appName": "oplogue", "command.aggregate": 1 };
-    let started = Instant::now();
-    while admin.run_command(question.clone()).await?.get_array("inprog")?.is_empty() {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "nothing is asked:\n{}", collector.log_end());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    let asked = async || Ok(!admin.run_command(question.clone()).await?.get_array("inprog")?.is_empty());
+    until(collector, "the question is on its way", asked).await
 }
 
 /// Before the copy, and before incremental: there is nothing to put in order yet, and nothing that went wrong.
@@ -103,16 +97,12 @@ async fn block_writes(rig: &Rig) -> Result<()> {
 
 /// Waits until a flush is on its way.
 async fn busy(collector: &Collector) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    until(collector, "a lane writes", async || {
         let page = collector.get("/metrics").await?;
         let lanes = page.lines().find_map(|line| line.strip_prefix("oplogue_schedule_busy_lanes "));
-        if lanes.is_some_and(|lanes| lanes.trim() != "0") {
-            return Ok(());
-        }
-        anyhow::ensure!(started.elapsed() < PATIENCE, "no lane writes:\n{}", collector.log_end());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        Ok(lanes.is_some_and(|lanes| lanes.trim() != "0"))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -170,11 +160,8 @@ async fn a_shutdown_does_not_wait_for_a_delay() -> Result<()> {
     handed_over(&mut collector).await?;
     let shop = rig.source.client().database("shop").collection("c00");
     shop.insert_one(doc! { "_id": "early" }).await?;
-    let started = Instant::now();
-    while !collector.get("/metrics").await?.contains("oplogue_plugin_delayed_changes_total 1") {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "nothing is delayed:\n{}", collector.log_end());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let delayed = "oplogue_plugin_delayed_changes_total 1";
+    until(&collector, "a delay", async || Ok(collector.get("/metrics").await?.contains(delayed))).await?;
     let status = collector.terminate(PATIENCE).await?;
     anyhow::ensure!(status.code() == Some(0), "exit {status}:\n{}", collector.log_end());
     anyhow::ensure!(collector.log().contains("left to the next start"), "{}", collector.log_end());

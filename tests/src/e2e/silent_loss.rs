@@ -5,7 +5,7 @@
 //! tried with sharded sources; NaN in JSON and the acknowledgements of Kafka, files and TCP belong to sinks that are
 //! not built. Every test here ends with equality, or with a fault that says what is wrong.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bson::{Bson, Document, Timestamp, doc};
@@ -15,10 +15,9 @@ use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::checkpoint::CheckpointStore as _;
 use oplogue_engine::error::Side;
 use oplogue_tests::collector::{Collector, HAND_OVER};
-use oplogue_tests::patience;
 use oplogue_tests::servers::{Options, ReplicaSet};
 
-use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
+use super::rig::{PATIENCE, Rig, SENTINEL, handed_over, passed, until};
 
 mod copy;
 mod position;
@@ -34,15 +33,6 @@ async fn slow_reads(rig: &Rig, millis: i32) -> Result<()> {
         "failCommands": ["find", "getMore"], "blockConnection": true, "blockTimeMS": millis, "appName": "oplogue",
     };
     rig.source.fail_command("alwaysOn", data).await
-}
-
-async fn until<F: Future<Output = Result<bool>>>(what: &str, mut reached: impl FnMut() -> F) -> Result<()> {
-    let (started, patience) = (Instant::now(), patience::at_most(PATIENCE));
-    while !reached().await? {
-        anyhow::ensure!(started.elapsed() < patience, "not reached: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
 }
 
 /// A namespace that does not pass leaks in a transaction neither by its writes nor by its creation, and an aborted
@@ -140,7 +130,7 @@ async fn a_paused_instance_that_wakes_up_writes_nothing() -> Result<()> {
     anyhow::ensure!(leaked.is_none(), "a fenced instance wrote {leaked:?}");
     // The same with a real successor, which must not write before the paused one has ended.
     old.run()?;
-    until("the first one follows", || async { Ok(old.log().matches("incremental starts").count() == 2) }).await?;
+    until(&old, "the first one follows", async || Ok(old.log().matches("incremental starts").count() == 2)).await?;
     rig.comparison().wait(SENTINEL, PATIENCE).await?;
     old.signal("STOP")?;
     let mut new = Collector::start(&rig.config()?)?;

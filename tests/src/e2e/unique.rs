@@ -19,7 +19,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
 use super::crash::{kills, pause};
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, until};
 
 /// Documents of a collection; few, so that they meet often.
 const DOCUMENTS: i32 = 24;
@@ -176,12 +176,8 @@ async fn others_go_on(rig: &Rig, collector: &Collector) -> Result<()> {
     let of = |client: Client| client.database("shop").collection::<Document>("beside");
     let marker = doc! { "_id": bson::oid::ObjectId::new() };
     of(rig.source.client()).insert_one(marker.clone()).await?;
-    let started = std::time::Instant::now();
-    while of(rig.target.client()).find_one(marker.clone()).await?.is_none() {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "other collections wait:\n{}", collector.log_end());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    Ok(())
+    let target = of(rig.target.client());
+    until(collector, "others go on", async || Ok(target.find_one(marker.clone()).await?.is_some())).await
 }
 
 #[tokio::test]

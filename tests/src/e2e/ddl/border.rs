@@ -131,7 +131,7 @@ async fn a_dropped_database_takes_only_what_passes() -> Result<()> {
         names.sort();
         anyhow::Ok(names)
     };
-    comparison.pass(super::super::rig::SENTINEL, super::super::rig::PATIENCE).await?;
+    super::super::rig::passed(&rig, &collector).await?;
     assert_eq!(left.await?, ["foreign", "system.views", "view"]);
     target.database("lists").drop().await?;
     rig.finish(comparison, collector, &[]).await

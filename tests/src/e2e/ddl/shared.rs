@@ -7,7 +7,7 @@ use anyhow::Result;
 use bson::{Document, doc};
 use oplogue_tests::collector::Collector;
 
-use super::super::rig::{PATIENCE, SENTINEL};
+use super::super::rig::{PATIENCE, passed, until};
 use super::{rig_of, with_ddl};
 
 const RULES: &str = "one.c:all.c;two.c:all.c";
@@ -38,11 +38,7 @@ async fn a_drop_of_one_never_drops_the_other() -> Result<()> {
         source.database(db).collection("c").insert_one(doc! { "_id": db }).await?;
     }
     let merged = rig.target.client().database("all").collection::<Document>("c");
-    let started = std::time::Instant::now();
-    while merged.count_documents(doc! {}).await? < 2 {
-        anyhow::ensure!(started.elapsed() < PATIENCE, "not merged:\n{}", collector.log_end());
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    until(&collector, "both are merged", async || Ok(merged.count_documents(doc! {}).await? == 2)).await?;
     source.database("one").collection::<Document>("c").drop().await?;
     assert_eq!(collector.wait(PATIENCE).await?.code(), Some(1), "{}", collector.log_end());
     let text = "drop of one.c: two.c is written to the same collection of the target";
@@ -51,7 +47,7 @@ async fn a_drop_of_one_never_drops_the_other() -> Result<()> {
     let mut collector = Collector::start(&config.set("incr_sync.ddl_refused", "skip"))?;
     collector.wait_log("a DDL that the target refuses is skipped", PATIENCE).await?;
     source.database("two").collection("c").insert_one(doc! { "_id": "later" }).await?;
-    rig.comparison().pass(SENTINEL, PATIENCE).await?;
+    passed(&rig, &collector).await?;
     assert_eq!(merged.count_documents(doc! {}).await?, 3);
     let status = collector.terminate(PATIENCE).await?;
     assert!(status.success(), "{}", collector.log_end());

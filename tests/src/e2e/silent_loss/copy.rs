@@ -20,7 +20,7 @@ async fn in_the_middle(rig: &Rig, config: &oplogue_tests::collector::PipelineCon
     slow_reads(rig, 1_500).await?;
     let collector = Collector::start(config)?;
     let copied = shop(&rig.target, name);
-    until("a part of the copy", || async { Ok(copied.estimated_document_count().await? > 0) }).await?;
+    until(&collector, "a part of the copy", async || Ok(copied.estimated_document_count().await? > 0)).await?;
     let now = copied.estimated_document_count().await?;
     anyhow::ensure!(now < u64::try_from(DOCUMENTS)?, "the copy was over before the test could act");
     Ok(collector)

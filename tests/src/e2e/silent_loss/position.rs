@@ -31,7 +31,7 @@ async fn an_idle_source_moves_the_position() -> Result<()> {
     rig.comparison().wait(SENTINEL, PATIENCE).await?;
     for _ in 0..3 {
         let before = stored(&rig).await?.context("nothing is stored")?;
-        until("the position moves", || async { Ok(stored(&rig).await? > Some(before)) }).await?;
+        until(&collector, "the position moves", async || Ok(stored(&rig).await? > Some(before))).await?;
     }
     rig.finish(rig.comparison(), collector, &[]).await
 }
@@ -47,7 +47,8 @@ async fn a_filtered_stream_moves_the_position() -> Result<()> {
             doc! { "insert": "c00", "documents": (0..200).map(|id| doc! { "r": round, "n": id }).collect::<Vec<_>>() };
         let reply = rig.source.client().database("shop").run_command(write).await?;
         let written = reply.get_timestamp("operationTime")?;
-        until("the position passes what is filtered", || async { Ok(stored(&rig).await? >= Some(written)) }).await?;
+        until(&collector, "the position passes what is filtered", async || Ok(stored(&rig).await? >= Some(written)))
+            .await?;
     }
     let status = collector.terminate(PATIENCE).await?;
     anyhow::ensure!(status.success(), "exit {status}:\n{}", collector.log_end());
@@ -67,16 +68,17 @@ async fn the_position_before_a_drop_is_stored_before_the_drop() -> Result<()> {
     let config = config(&rig)?.set("checkpoint.interval", 3_600_000).set("filter.ddl_enable", true);
     let mut collector = Collector::start(&config)?;
     collector.wait_log("overlap is over", PATIENCE).await?;
-    rig.comparison().pass(SENTINEL, PATIENCE).await?;
+    passed(&rig, &collector).await?;
     let saves = "oplogue_checkpoint_saves_total 1\n";
-    until("the first checkpoint", || async { Ok(collector.get("/metrics").await?.contains(saves)) }).await?;
+    until(&collector, "the first checkpoint", async || Ok(collector.get("/metrics").await?.contains(saves))).await?;
     let write = doc! { "insert": "c00", "documents": [{ "_id": "before the drop" }] };
     let before = rig.source.client().database("shop").run_command(write).await?.get_timestamp("operationTime")?;
-    rig.comparison().pass(SENTINEL, PATIENCE).await?;
+    passed(&rig, &collector).await?;
     anyhow::ensure!(stored(&rig).await? < Some(before), "a position is stored without a drop");
     shop(&rig.source, "c01").drop().await?;
     let target = rig.target.client().database("shop");
-    until("the drop", || async { Ok(!target.list_collection_names().await?.contains(&"c01".to_owned())) }).await?;
+    until(&collector, "the drop", async || Ok(!target.list_collection_names().await?.contains(&"c01".to_owned())))
+        .await?;
     let at = stored(&rig).await?;
     anyhow::ensure!(at >= Some(before), "the drop was run while {at:?} was stored, and {before:?} stood before it");
     rig.finish(rig.comparison(), collector, &[]).await
@@ -95,7 +97,7 @@ async fn a_collector_that_was_away_too_long_says_so() -> Result<()> {
     let left = stored(&rig).await?.context("nothing is stored")?;
     let pad = "p".repeat(200_000);
     let oplog = rig.source.client().database("local").collection::<Document>("oplog.rs");
-    until("the position leaves the oplog", || async {
+    until(&collector, "the position leaves the oplog", async || {
         shop(&rig.source, "c01").insert_many((0..40).map(|_| doc! { "pad": &pad })).await?;
         shop(&rig.source, "c01").delete_many(doc! {}).await?;
         let oldest = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await?.context("an empty oplog")?;

@@ -71,8 +71,8 @@ async fn prepared_before_the_position_and_ended_long_after() -> Result<()> {
     let (mut session, _) = next()?;
     session.abort_transaction().await?;
     shop(&rig.source, "c01").insert_one(doc! { "_id": "between" }).await?;
-    let passed = || async { Ok(shop(&rig.target, "c01").find_one(doc! { "_id": "between" }).await?.is_some()) };
-    until("what came after the first two", passed).await?;
+    let passed = async || Ok(shop(&rig.target, "c01").find_one(doc! { "_id": "between" }).await?.is_some());
+    until(&collector, "what came after the first two", passed).await?;
     collector.kill9();
     collector.run()?;
     commit(&rig, next()?).await?;
