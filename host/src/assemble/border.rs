@@ -94,7 +94,15 @@ impl BorderCopy {
             return Ok(Some(found));
         }
         let written = self.source.written().await?;
+        let mut said = false;
         while self.source.newest().await?.ts() < written.ts() {
+            if !std::mem::replace(&mut said, true) {
+                let name = self.namespaces.name(change.source);
+                tracing::info!(
+                    namespace = %name, until = %written,
+                    "a collection that came into the filter is gone on the source: waiting until its majority agrees"
+                );
+            }
             tokio::select! {
                 () = stop.cancelled() => return Err(stopping()),
                 () = tokio::time::sleep(MAJORITY_POLL) => {}

@@ -33,7 +33,11 @@ fn target_admin() -> User {
 
 /// A source of some version, and a target whose user may do everything that DDL needs.
 async fn rig_of(version: &str) -> Result<Rig> {
-    let source = Options { version: version.to_owned(), ..Options::guide_source() };
+    rig_with_members(version, 1).await
+}
+
+async fn rig_with_members(version: &str, members: usize) -> Result<Rig> {
+    let source = Options { version: version.to_owned(), members, ..Options::guide_source() };
     let rig = Rig::of(source, Options { users: vec![target_admin()], ..Options::guide_target() }).await?;
     // The sentinel's collection, before the copy.
     rig.source.client().database("shop").collection("c00").insert_one(doc! { "_id": "first" }).await?;

@@ -11,8 +11,8 @@ use mongodb::options::WriteConcern;
 use oplogue_tests::collector::{Collector, PipelineConfig};
 
 use super::super::crash::kills;
-use super::super::rig::{Rig, handed_over};
-use super::{kill_now_and_then, rig_of, with_ddl};
+use super::super::rig::{PATIENCE, Rig, handed_over, passed};
+use super::{kill_now_and_then, rig_of, rig_with_members, with_ddl};
 
 /// What the collector may say when a collection that comes in is renamed once more while it is read.
 const EXPECTED: [&str; 1] = ["what is to be copied is listed again"];
@@ -111,6 +111,39 @@ async fn killed_at_the_border() -> Result<()> {
     rig.finish(rig.comparison().only(passes).rename("lists.keep", "lists.kept"), collector, &EXPECTED).await
 }
 
+/// A drop that only the source's primary has is not the end of what comes in: a fail-over takes it back.
+#[tokio::test]
+async fn what_comes_in_is_not_gone_while_only_the_primary_knows_of_its_drop() -> Result<()> {
+    let mut rig = rig_with_members("6.0.27", 3).await?;
+    let client = rig.source.client();
+    fill(&client, "hidden", 0..200).await?;
+    // The checkpoint before a DDL waits for the majority of where it is kept.
+    let config = config(&rig)?.set("checkpoint.storage.url", rig.target.uri_as_user());
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    collector.signal("STOP")?;
+    rename(&client, "hidden", "keep", false).await?;
+    fill(&client, "keep", 200..201).await?;
+    let primary = rig.source.primary().await?;
+    let secondaries = [(primary + 1) % 3, (primary + 2) % 3];
+    for member in secondaries {
+        rig.source.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
+    }
+    client.database("lists").run_command(doc! { "drop": "keep", "writeConcern": { "w": 1 } }).await?;
+    collector.signal("CONT")?;
+    collector.wait_log("waiting until its majority agrees", PATIENCE).await?;
+    rig.source.kill(primary)?;
+    for member in secondaries {
+        rig.source.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
+    }
+    rig.source.primary().await?;
+    rig.source.restart(primary).await?;
+    let there = client.database("lists").collection::<Document>("keep").count_documents(doc! {}).await?;
+    anyhow::ensure!(there == 201, "the source did not take the drop back: {there} documents");
+    let comparison = rig.comparison().only(passes).rename("lists.keep", "lists.kept");
+    rig.finish(comparison, collector, &["going back to the last durable position"]).await
+}
+
 /// `dropDatabase` under a white list and a rename: what passes goes, and nothing else does.
 #[tokio::test]
 async fn a_dropped_database_takes_only_what_passes() -> Result<()> {
@@ -131,7 +164,7 @@ async fn a_dropped_database_takes_only_what_passes() -> Result<()> {
         names.sort();
         anyhow::Ok(names)
     };
-    super::super::rig::passed(&rig, &collector).await?;
+    passed(&rig, &collector).await?;
     assert_eq!(left.await?, ["foreign", "system.views", "view"]);
     target.database("lists").drop().await?;
     rig.finish(comparison, collector, &[]).await
