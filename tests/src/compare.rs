@@ -135,16 +135,18 @@ impl Comparison {
     /// reached the target, and then until both sides are equal. Writing must have stopped before.
     ///
     /// # Errors
-    /// When the deadline passes: the message carries the differences that remain.
+    /// When the deadline passes: the message carries the differences that remain, or why they are not known.
     pub async fn wait(&self, sentinel: &str, timeout: Duration) -> Result<()> {
         let (started, timeout) = (Instant::now(), patience::at_most(timeout));
         self.pass(sentinel, timeout).await?;
         loop {
-            let found = self.run().await?;
-            if found.is_empty() {
+            // DDL that the collector still runs may break a read off.
+            let outcome = self.run().await;
+            if matches!(&outcome, Ok(found) if found.is_empty()) {
                 return Ok(());
             }
             if started.elapsed() > timeout {
+                let found = outcome?;
                 anyhow::bail!("source and target still differ after {timeout:?}:\n{}", report(&found));
             }
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -104,15 +104,26 @@ fn metric(page: &str, name: &str) -> Option<u64> {
 
 /// Takes the cursors on the oplog away, as the server does with a cursor that nobody asks for ten minutes.
 async fn kill_oplog_cursors(source: &Client) -> Result<()> {
-    let idle = doc! { "$match": { "type": "idleCursor", "ns": "local.oplog.rs" } };
-    let stages = [doc! { "$currentOp": { "allUsers": true, "idleCursors": true } }, idle];
-    let found: Vec<Document> = source.database("admin").aggregate(stages).await?.try_collect().await?;
-    let ids: Vec<Bson> =
-        found.iter().filter_map(|op| op.get_document("cursor").ok()?.get("cursorId").cloned()).collect();
-    anyhow::ensure!(!ids.is_empty(), "the source has no idle cursor on its oplog");
+    let deadline = Instant::now() + PATIENCE;
+    // The one that reads may just be at work, and idle in a moment.
+    let ids = loop {
+        let ids = idle_oplog_cursors(source).await?;
+        if !ids.is_empty() {
+            break ids;
+        }
+        anyhow::ensure!(Instant::now() < deadline, "the source has no idle cursor on its oplog");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     let reply = source.database("local").run_command(doc! { "killCursors": "oplog.rs", "cursors": &ids }).await?;
     anyhow::ensure!(reply.get_array("cursorsKilled")?.len() == ids.len(), "{reply}");
     Ok(())
+}
+
+async fn idle_oplog_cursors(source: &Client) -> Result<Vec<Bson>> {
+    let idle = doc! { "$match": { "type": "idleCursor", "ns": "local.oplog.rs" } };
+    let stages = [doc! { "$currentOp": { "allUsers": true, "idleCursors": true } }, idle];
+    let found: Vec<Document> = source.database("admin").aggregate(stages).await?.try_collect().await?;
+    Ok(found.iter().filter_map(|op| op.get_document("cursor").ok()?.get("cursorId").cloned()).collect())
 }
 
 /// The most memory that the process had so far.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use bson::{DateTime, doc};
 use oplogue_tests::collector::Collector;
 
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, passed};
 
 const DELAY_S: i64 = 3;
 
@@ -48,10 +48,10 @@ async fn the_checkpoints_database_passes_by_copy_and_by_stream() -> Result<()> {
     let mut collector = Collector::start(&rig.config()?.set("filter.pass.special.db", "mongoshake"))?;
     handed_over(&mut collector).await?;
     notes.insert_one(doc! { "_id": "followed" }).await?;
-    rig.comparison().wait("shop.c00", PATIENCE).await?;
-    let passed = rig.target.client().database("mongoshake");
-    assert_eq!(passed.collection::<bson::Document>("notes").count_documents(doc! {}).await?, 2);
-    assert_eq!(passed.list_collection_names().await?, ["notes"], "the checkpoints stay where they are");
+    passed(&rig, &collector).await?;
+    let copy = rig.target.client().database("mongoshake");
+    assert_eq!(copy.collection::<bson::Document>("notes").count_documents(doc! {}).await?, 2);
+    assert_eq!(copy.list_collection_names().await?, ["notes"], "the checkpoints stay where they are");
     rig.finish(rig.comparison(), collector, &[]).await
 }
 

@@ -4,6 +4,8 @@
 //! which may be newer than the data on the target. The source here drops its unique index, breaks it, mends it and
 //! makes it again with other options, over and over, from before the copy until after the mark.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Result;
 use bson::doc;
 use mongodb::Database;
@@ -19,24 +21,28 @@ async fn indexes_turn_while_the_copy_is_caught_up_with() -> Result<()> {
     shop.collection("turn").insert_many((0..300).map(|number| doc! { "_id": number, "u": number })).await?;
     make(&shop, 0).await?;
     let mut collector = Collector::start(&rig.config()?.set("filter.ddl_enable", true))?;
-    let followed = async {
-        handed_over(&mut collector).await?;
-        collector.wait_log("indexes that waited are built", PATIENCE).await
-    };
-    tokio::select! {
-        turned = turn(&shop) => turned?,
-        built = followed => built?,
-    }
-    // What was broken off in the middle may have left a document that breaks the index.
-    shop.collection::<bson::Document>("turn").delete_one(doc! { "_id": "twice" }).await?;
+    let stop = AtomicBool::new(false);
+    let (turned, built) = tokio::join!(turn(&shop, &stop), async {
+        let built = indexes_built(&mut collector).await;
+        stop.store(true, Ordering::Relaxed);
+        built
+    });
+    turned?;
+    built?;
     for _ in 0..3 {
         one_turn(&shop, 1).await?;
     }
     rig.finish(rig.comparison(), collector, &[]).await
 }
 
-async fn turn(shop: &Database) -> Result<()> {
-    for number in 0.. {
+async fn indexes_built(collector: &mut Collector) -> Result<()> {
+    handed_over(collector).await?;
+    collector.wait_log("indexes that waited are built", PATIENCE).await
+}
+
+/// Turns to the end of the turn in which it is told to stop: the server would go on with a command that is given up.
+async fn turn(shop: &Database, stop: &AtomicBool) -> Result<()> {
+    for number in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         one_turn(shop, number).await?;
     }
     Ok(())
@@ -45,7 +51,6 @@ async fn turn(shop: &Database) -> Result<()> {
 /// Drops the indexes, breaks the unique one, mends the data and makes both again with other options.
 async fn one_turn(shop: &Database, number: i32) -> Result<()> {
     let turn = shop.collection::<bson::Document>("turn");
-    // Broken off in the middle, one may be gone already.
     turn.drop_indexes().await?;
     turn.insert_one(doc! { "_id": "twice", "u": number % 300 }).await?;
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;

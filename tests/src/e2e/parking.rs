@@ -13,7 +13,7 @@ use mongodb::options::IndexOptions;
 use oplogue_tests::collector::Collector;
 use oplogue_tests::servers::Options;
 
-use super::rig::{PATIENCE, Rig, handed_over};
+use super::rig::{PATIENCE, Rig, handed_over, until};
 
 const PAIRS: i32 = 300;
 const DOCUMENT_BYTES: usize = 64 << 10;
@@ -35,11 +35,13 @@ async fn more_is_parked_than_the_budget_holds() -> Result<()> {
             ])
             .await?;
     }
-    // No checkpoint between the hand-over and the crash.
+    // After the first one no checkpoint is due before the crash.
     let config = rig.config()?.set("limits.memory_bytes", "16MB").set("checkpoint.interval", 3_600_000);
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
     collector.wait_log(OVERLAP_OVER, PATIENCE).await?;
+    let saves = "oplogue_checkpoint_saves_total 1\n";
+    until(&collector, "the first checkpoint", async || Ok(collector.get("/metrics").await?.contains(saves))).await?;
     // Each a takes a value, gives it up again, and its b takes it.
     for pair in 0..PAIRS {
         set(&source, "a", pair, pair + 1).await?;

@@ -103,7 +103,9 @@ pub(super) async fn passed(rig: &Rig, collector: &Collector) -> Result<()> {
     let written = rig.source.client().database(db).run_command(write).await?.get_timestamp("operationTime")?;
     let written = u64::from(written.time) << 32 | u64::from(written.increment);
     until(collector, "the acknowledgement of the last document", async || {
-        let page: serde_json::Value = serde_json::from_str(&collector.get("/repl").await?)?;
+        // A process that was just started may not listen yet.
+        let Ok(page) = collector.get("/repl").await else { return Ok(false) };
+        let page: serde_json::Value = serde_json::from_str(&page)?;
         let accepted = page["lsn_ack"]["ts"].as_str().context("no lsn_ack")?.parse::<u64>()?;
         Ok(accepted >= written)
     })

@@ -4,7 +4,7 @@
 //! target user where privileges matter. What the statements themselves mean is tested in `flush`.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use mongodb::IndexModel;
@@ -142,7 +142,13 @@ async fn a_conflict_with_somebody_elses_transaction_is_waited_out() {
         .map(|(name, id)| patch(&bench, name, id))
         .collect();
     let (report, ()) = tokio::join!(bench.sink.write(&writes), async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while bench.sink.counts().rolled_back == 0 {
+            assert!(Instant::now() < deadline, "no transaction met the conflict");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Time for the statements to wait alone too; they need not.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         session.commit_transaction().await.unwrap();
     });
     assert_eq!(report.unwrap().refused, []);

@@ -86,7 +86,7 @@ async fn ranges_that_move_while_they_are_copied_are_read_again() -> Result<()> {
     let rig = Rig::start(Options::default()).await?;
     rig.insert_users(0..1000).await?;
     // A slow copy: the target holds each insert for a while. One range is read after the other.
-    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 500 };
+    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 5_000 };
     rig.target.fail_command("alwaysOn", slow).await?;
     // Without incremental, which begins so early that it would bring these documents once more.
     let config = rig.config()?.set("sync_mode", "full").set("full_sync.reader.collection_parallel", 1);

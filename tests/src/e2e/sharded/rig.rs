@@ -125,6 +125,14 @@ impl Rig {
         Ok(found)
     }
 
+    async fn all_differences(&self, namespaces: &[&str]) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for namespace in namespaces {
+            found.extend(self.differences(namespace).await?.into_iter().map(|text| format!("{namespace}: {text}")));
+        }
+        Ok(found)
+    }
+
     async fn home_of_catalogue(&self, namespace: &str) -> Result<usize> {
         if self.cluster.sharded(namespace).await?.is_some() {
             return Ok(self.cluster.chunks(namespace).await?.first().context("no chunk")?.shard);
@@ -136,15 +144,15 @@ impl Rig {
     pub(super) async fn equal(&self, namespaces: &[&str], collector: &mut Collector) -> Result<()> {
         let (started, patience) = (Instant::now(), patience::at_most(PATIENCE));
         loop {
-            let mut found = Vec::new();
-            for namespace in namespaces {
-                found.extend(self.differences(namespace).await?.into_iter().map(|text| format!("{namespace}: {text}")));
-            }
-            if found.is_empty() {
+            // DDL that the collector still runs may break a read off.
+            let outcome = self.all_differences(namespaces).await;
+            if matches!(&outcome, Ok(found) if found.is_empty()) {
                 return Ok(());
             }
-            let log = || collector.log_end();
-            anyhow::ensure!(started.elapsed() < patience, "still different:\n{}\nlog:\n{}", found.join("\n"), log());
+            if started.elapsed() > patience {
+                let found = outcome.with_context(|| collector.log_end())?.join("\n");
+                anyhow::bail!("still different:\n{found}\nlog:\n{}", collector.log_end());
+            }
             anyhow::ensure!(collector.is_running()?, "the collector ended:\n{}", collector.log_end());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

@@ -21,6 +21,8 @@ async fn in_the_middle(rig: &Rig, config: &oplogue_tests::collector::PipelineCon
     let collector = Collector::start(config)?;
     let copied = shop(&rig.target, name);
     until(&collector, "a part of the copy", async || Ok(copied.estimated_document_count().await? > 0)).await?;
+    // The middle lasts until the test is done with it, on a busy machine too.
+    slow_reads(rig, 8_000).await?;
     let now = copied.estimated_document_count().await?;
     anyhow::ensure!(now < u64::try_from(DOCUMENTS)?, "the copy was over before the test could act");
     Ok(collector)
@@ -118,6 +120,8 @@ async fn killed_in_the_copy_of_ids_of_every_type() -> Result<()> {
     let ring = shop(&rig.source, "ring");
     ring.insert_many((0..400).rev().map(|id| doc! { "_id": id, "pad": &pad[..1_000] })).await?;
     let mut collector = in_the_middle(&rig, &rig.config()?, "c00").await?;
+    // Each start reads several times before it says what the test waits for.
+    slow_reads(&rig, 1_500).await?;
     for round in 0..3 {
         shop(&rig.source, "c00").delete_one(doc! { "_id": round.to_string() }).await?;
         shop(&rig.source, "c00").update_one(doc! { "_id": 400 + round }, doc! { "$set": { "n": "new" } }).await?;

@@ -100,7 +100,8 @@ async fn a_collector_that_was_away_too_long_says_so() -> Result<()> {
     until(&collector, "the position leaves the oplog", async || {
         shop(&rig.source, "c01").insert_many((0..40).map(|_| doc! { "pad": &pad })).await?;
         shop(&rig.source, "c01").delete_many(doc! {}).await?;
-        let oldest = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await?.context("an empty oplog")?;
+        // The server may cut off the very entry that is read.
+        let Ok(Some(oldest)) = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await else { return Ok(false) };
         Ok(oldest.get_timestamp("ts")? > left)
     })
     .await?;
