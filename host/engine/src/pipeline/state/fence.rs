@@ -225,6 +225,7 @@ impl Core {
             Purpose::Ddl { change, .. } => {
                 let change = change.take().ok_or_else(|| bug("a DDL was fired twice".into()))?;
                 let overlap = change.time.ts() <= until;
+                self.rename_parked(&change);
                 self.commands.push(Command::Ddl { fence: id, change, overlap });
             }
             Purpose::Mark => self.commands.push(Command::Mark { fence: id }),

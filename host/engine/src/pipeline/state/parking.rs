@@ -9,9 +9,10 @@ use std::collections::{HashMap, VecDeque};
 use super::fence::{FenceId, Phase, Purpose};
 use super::{Core, bug};
 use crate::error::{Error, Kind, Result, Side};
+use crate::model::{Change, CollectionUuid, Ddl, NamespaceId};
 use crate::schedule::lane::Address;
 use crate::schedule::{Pending, Scope};
-use crate::sink::{Content, FlushReport, Refusal};
+use crate::sink::{Content, FlushReport, Refusal, Write};
 
 /// Bytes that parked writes may own.
 const PARKED_BYTES_MAX: usize = 64 << 20;
@@ -41,8 +42,9 @@ impl Parked {
         // What was merged can be smaller than either: a delete needs nothing of what was before.
         self.bytes = self.bytes.saturating_sub(last);
         let apart = match waiting.back_mut() {
-            Some(last) => last.absorb(pending),
-            None => Some(pending),
+            // Under a name that a rename gave away, another collection's document of that `_id` may wait.
+            Some(last) if last.write.collection == pending.write.collection => last.absorb(pending),
+            Some(_) | None => Some(pending),
         };
         self.bytes += waiting.back().map(Pending::bytes).unwrap_or_default();
         if let Some(apart) = apart {
@@ -55,6 +57,29 @@ impl Parked {
     fn put_back(&mut self, pending: Pending) {
         self.bytes += pending.bytes();
         self.documents.entry(pending.address).or_default().push_back(pending);
+    }
+
+    /// A collection has another name: what waits of it is found under that from now on.
+    fn rename(&mut self, from: NamespaceId, to: NamespaceId, collection: CollectionUuid) {
+        let of_it = |(address, waiting): (&Address, &VecDeque<Pending>)| {
+            let moves = waiting.iter().any(|pending| pending.write.collection == Some(collection));
+            (address.0 == from && moves).then_some(*address)
+        };
+        let addresses: Vec<Address> = self.documents.iter().filter_map(of_it).collect();
+        for address in addresses {
+            let waiting = self.documents.remove(&address).unwrap_or_default();
+            let (moving, staying): (VecDeque<_>, VecDeque<_>) =
+                waiting.into_iter().partition(|pending| pending.write.collection == Some(collection));
+            if !staying.is_empty() {
+                self.documents.insert(address, staying);
+            }
+            let there = (to, address.1);
+            self.documents.entry(there).or_default().extend(moving.into_iter().map(|pending| Pending {
+                address: there,
+                write: Write { target: to, ..pending.write },
+                ..pending
+            }));
+        }
     }
 
     /// Takes out all writes of one document.
@@ -110,6 +135,13 @@ impl Core {
         self.parked.add(pending);
         self.after_parking(address)?;
         Ok(None)
+    }
+
+    /// A rename is about to be executed, and everything before it is written or parked.
+    pub(super) fn rename_parked(&mut self, change: &Change) {
+        if let (Some(Ddl::Rename { from, to, .. }), Some(collection)) = (change.ddl.as_deref(), change.collection) {
+            self.parked.rename(from.target, to.target, collection);
+        }
     }
 
     /// What is parked holds no memory of the source's replies any more, so it has a bound of its own; and a parked

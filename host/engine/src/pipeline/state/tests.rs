@@ -176,6 +176,61 @@ fn a_change_held_while_parked_writes_are_settled_passes_the_mark() {
     assert_eq!(bench.core.take_watermark(), Some(Position::Oplog(OpTime::new(1, 3, 1))));
 }
 
+/// A write of collection `uuid`.
+fn of_collection(bench: &mut Bench, inc: u32, namespace: NamespaceId, id: i32, uuid: u8) -> Vec<Command> {
+    let body = Bytes::from(rawdoc! { "_id": id, "at": inc as i32 }.into_bytes());
+    let change = Change { collection: Some([uuid; 16]), ..change(inc, namespace, body) };
+    bench.feed(change, Permit::none())
+}
+
+/// The renaming of collection `uuid`, up to where it is executed. What is parked then collides once more.
+fn rename(bench: &mut Bench, inc: u32, uuid: u8) {
+    let mut ddl = Change { collection: Some([uuid; 16]), ..change(inc, bench.namespace, Bytes::new()) };
+    ddl.operation = Operation::Ddl;
+    let (from, to) = (Routed::same(bench.namespace), Routed::same(bench.other));
+    ddl.ddl = Some(Box::new(Ddl::Rename { from, to, drop_target: None }));
+    let commands = bench.feed(ddl, Permit::none());
+    let [Command::Settle { fence, writes, .. }] = commands.as_slice() else { panic!("{commands:?}") };
+    let refused = (0..writes.len()).map(|at| (at, collision())).collect();
+    bench.core.settled(*fence, &FlushReport { refused, operation_time: None }).unwrap();
+    let commands = bench.core.take_commands();
+    let [Command::Ddl { fence, .. }] = commands.as_slice() else { panic!("{commands:?}") };
+    bench.core.fence_done(*fence).unwrap();
+    assert!(bench.core.take_commands().is_empty());
+}
+
+#[test]
+fn a_parked_document_is_found_under_the_new_name_of_its_collection() {
+    let mut bench = Bench::new();
+    let (namespace, other) = (bench.namespace, bench.other);
+    let commands = of_collection(&mut bench, 1, namespace, 1, 7);
+    assert!(bench.answer(commands, &[1]).is_empty(), "parked");
+    rename(&mut bench, 2, 7);
+    // It waits behind the older one, for the mark, which has come.
+    let commands = of_collection(&mut bench, 3, other, 1, 7);
+    let [Command::Settle { writes, .. }] = commands.as_slice() else { panic!("{commands:?}") };
+    assert_eq!(
+        (writes.len(), writes[0].target, writes[0].time.inc),
+        (1, other, 3),
+        "the newer one, under the new name"
+    );
+}
+
+#[test]
+fn documents_of_two_collections_of_one_name_are_never_joined() {
+    let mut bench = Bench::new();
+    let (namespace, other) = (bench.namespace, bench.other);
+    let commands = of_collection(&mut bench, 1, other, 1, 8);
+    assert!(bench.answer(commands, &[1]).is_empty(), "parked");
+    let commands = of_collection(&mut bench, 1, namespace, 1, 7);
+    assert!(bench.answer(commands, &[1]).is_empty(), "parked");
+    rename(&mut bench, 2, 7);
+    let commands = of_collection(&mut bench, 3, other, 1, 7);
+    let [Command::Settle { writes, .. }] = commands.as_slice() else { panic!("{commands:?}") };
+    let collections: Vec<_> = writes.iter().map(|write| (write.collection.unwrap()[0], write.time.inc)).collect();
+    assert_eq!(collections, [(8, 1), (7, 3)]);
+}
+
 /// A reply of the source that says when its memory is given back.
 struct Reply {
     bytes: Vec<u8>,
