@@ -89,7 +89,7 @@ impl Shown {
     }
 }
 
-/// The changes of one replica set or sharded cluster as a [`Source`].
+/// The changes of one replica set as a [`Source`].
 pub struct ChangeStreamSource {
     client: Client,
     options: StreamOptions,
@@ -143,8 +143,8 @@ impl ChangeStreamSource {
 
     /// A time that the source has not come to is another source's: what a majority had is never taken back.
     async fn prove_not_ahead(&self, time: OpTime) -> Result<()> {
-        let newest = topology::newest(Side::Source, &self.client, &tail::primary(self.options.mode)).await?;
-        if newest.is_primary && newest.written.ts() < time.ts() {
+        let member = topology::last_write(Side::Source, &self.client, &tail::primary(self.options.mode)).await?;
+        if member.writable_primary && member.newest.ts() < time.ts() {
             return Err(self.lost(time, "the source has not come that far: it is another source").await);
         }
         Ok(())
@@ -163,7 +163,7 @@ impl ChangeStreamSource {
 
     /// Opens a cursor at a position. While the server cuts its oplog off, which takes it seconds, what looks like the
     /// oldest entry is none any more: it is asked for again.
-    async fn find(&self, from: &Position, shown: Shown, is_mongos: bool) -> Result<RawBatchCursor> {
+    async fn find(&self, from: &Position, shown: Shown) -> Result<RawBatchCursor> {
         const TRIES: usize = 20;
         let mut tries = if is_oldest(from) { TRIES } else { 1 };
         loop {
@@ -175,7 +175,7 @@ impl ChangeStreamSource {
                 Position::Oplog(time) => RawStart::Time(*time),
                 Position::Shards(cut) => RawStart::Time(cut.time),
             };
-            let asked = self.aggregate(stage(start, shown, is_mongos)?, shown);
+            let asked = self.aggregate(stage(start, shown)?, shown);
             let opened = answered(Side::Source, "open the change stream", asked).await?;
             tries -= 1;
             match opened.map_err(|e| failed(from.time(), e)) {
@@ -187,6 +187,22 @@ impl ChangeStreamSource {
             }
         }
     }
+}
+
+/// The stream of a whole cluster cannot be applied exactly. A document whose shard key changes is inserted by one shard and
+/// deleted by another, each event with its own shard's time of the commit: the delete may come last, and it names the
+/// `_id` that must stay.
+///
+/// # Errors
+/// `Unsupported` behind a `mongos`.
+pub fn refuse_cluster(found: &topology::Cluster) -> Result<()> {
+    if !found.is_mongos {
+        return Ok(());
+    }
+    let text = "mongo_urls names a mongos, and incr_sync.mongo_fetch_method = change_stream: the stream of a cluster does \
+                not tell in which order a document has left one shard and come to another; read the oplogs instead \
+                (incr_sync.mongo_fetch_method = oplog, one mongo_urls entry for each shard, mongo_cs_url)";
+    Err(Error::new(Side::Source, Kind::Unsupported, text))
 }
 
 /// MongoShake's 1970: the oldest entry there is.
@@ -201,7 +217,7 @@ enum RawStart {
 }
 
 /// The `$changeStream` stage.
-fn stage(start: RawStart, shown: Shown, is_mongos: bool) -> Result<RawDocumentBuf> {
+fn stage(start: RawStart, shown: Shown) -> Result<RawDocumentBuf> {
     let malformed = |e| Error::new(Side::Source, Kind::Malformed, "write the start of a change stream").caused_by(e);
     let mut stream = rawdoc! { "allChangesForCluster": true };
     match start {
@@ -217,8 +233,8 @@ fn stage(start: RawStart, shown: Shown, is_mongos: bool) -> Result<RawDocumentBu
         stream.append(bson::cstr!("showExpandedEvents"), true);
         // The buckets of time-series collections.
         stream.append(bson::cstr!("showSystemEvents"), true);
-        // On a replica set, what `convertToCapped` and its like have copied; on a cluster, chunks that move.
-        stream.append(bson::cstr!("showMigrationEvents"), !is_mongos);
+        // What `convertToCapped` and its like have copied.
+        stream.append(bson::cstr!("showMigrationEvents"), true);
     }
     match shown.updates {
         Updates::Diffs => stream.append(bson::cstr!("showRawUpdateDescription"), true),
@@ -247,14 +263,11 @@ impl Source for ChangeStreamSource {
         self.ready = None;
         self.at = from.time();
         let cluster = topology::cluster(Side::Source, &self.client, &self.options.mode.criteria()).await?;
-        self.member = if cluster.is_mongos {
-            self.options.mode.criteria()
-        } else {
-            tail::pick_member(&self.client, self.options.mode).await?
-        };
+        refuse_cluster(&cluster)?;
+        self.member = tail::pick_member(&self.client, self.options.mode).await?;
         self.prove_not_ahead(from.time()).await?;
         let shown = Shown::by(cluster.version);
-        let cursor = self.find(from, shown, cluster.is_mongos).await?;
+        let cursor = self.find(from, shown).await?;
         self.tail.put(Some(cursor));
         self.ready = Some(self.read().await?);
         Ok(())
@@ -268,25 +281,21 @@ impl Source for ChangeStreamSource {
     }
 
     async fn newest(&self) -> Result<OpTime> {
-        let newest = topology::newest(Side::Source, &self.client, &tail::primary(self.options.mode)).await?;
-        Ok(newest.majority)
+        Ok(topology::last_write(Side::Source, &self.client, &tail::primary(self.options.mode)).await?.majority)
     }
 
     async fn written(&self) -> Result<OpTime> {
-        Ok(topology::newest(Side::Source, &self.client, &tail::primary(self.options.mode)).await?.written)
+        Ok(topology::last_write(Side::Source, &self.client, &tail::primary(self.options.mode)).await?.newest)
     }
 
-    /// The oldest entry is that of the oplog, where the user may read it: time 0 otherwise, and through a `mongos`.
+    /// The oldest entry is that of the oplog, where the user may read it: time 0 otherwise.
     async fn window(&self) -> Result<Window> {
-        let newest = topology::newest(Side::Source, &self.client, &self.member).await?;
-        if newest.is_mongos {
-            return Ok(Window { oldest: OpTime::default(), newest: newest.majority });
-        }
+        let newest = topology::last_write(Side::Source, &self.client, &self.member).await?.majority;
         let oldest = match oldest(&self.client, &self.member).await {
             Err(error) if error.kind() == Kind::Unauthorized => OpTime::default(),
             found => found?,
         };
-        Ok(Window { oldest, newest: newest.majority })
+        Ok(Window { oldest, newest })
     }
 }
 
@@ -308,10 +317,10 @@ mod tests {
     fn a_start_is_a_token_or_a_time() {
         let shown = Shown::by([6, 0, 27]);
         let token = rawdoc! { "_data": "82" };
-        let stream = stage(RawStart::Token(token.as_bytes().to_vec()), shown, false).unwrap();
+        let stream = stage(RawStart::Token(token.as_bytes().to_vec()), shown).unwrap();
         assert_eq!(stream.get_document("startAfter").unwrap(), &*token);
-        let stream = stage(RawStart::Time(OpTime::new(7, 1, 3)), shown, true).unwrap();
+        let stream = stage(RawStart::Time(OpTime::new(7, 1, 3)), shown).unwrap();
         assert_eq!(stream.get_timestamp("startAtOperationTime").unwrap(), Timestamp { time: 7, increment: 1 });
-        assert!(!stream.get_bool("showMigrationEvents").unwrap(), "chunks that move are no changes");
+        assert!(stream.get_bool("showMigrationEvents").unwrap(), "what `convertToCapped` copies");
     }
 }

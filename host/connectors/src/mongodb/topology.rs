@@ -46,7 +46,7 @@ pub struct Member {
     pub newest: OpTime,
 }
 
-/// What a change stream can be opened on: a replica set, or a sharded cluster behind a `mongos`.
+/// A replica set, or a sharded cluster behind a `mongos`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
     /// Name of the replica set; [`SHARDED`] behind a `mongos`.
@@ -57,18 +57,6 @@ pub struct Cluster {
 
 /// What a sharded cluster is called where a replica set has a name; MongoShake's word.
 pub const SHARDED: &str = "mongos";
-
-/// How far the writes of a replica set or sharded cluster have come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Newest {
-    /// What a majority holds. Behind a `mongos`, the cluster time: nothing that happened is later.
-    pub majority: OpTime,
-    /// What the server asked has itself.
-    pub written: OpTime,
-    /// Whether the server asked leads: another one may be behind.
-    pub is_primary: bool,
-    pub is_mongos: bool,
-}
 
 impl Topology {
     /// Whether the server is at least of this version.
@@ -124,7 +112,7 @@ pub async fn last_write(side: Side, client: &Client, criteria: &SelectionCriteri
     member(side, &hello)
 }
 
-/// Asks what a change stream would be opened on.
+/// Asks whether this is a replica set or a cluster.
 ///
 /// # Errors
 /// As [`inspect`], but for a `mongos`.
@@ -134,24 +122,6 @@ pub async fn cluster(side: Side, client: &Client, criteria: &SelectionCriteria) 
     let name = if is_mongos { SHARDED.to_owned() } else { replica_set(side, &hello)? };
     let build = run(side, client, criteria, doc! { "buildInfo": 1 }).await?;
     Ok(Cluster { name, is_mongos, version: version(&build) })
-}
-
-/// Asks how far the writes have come, of a replica set or through a `mongos`. One round trip.
-///
-/// # Errors
-/// As [`inspect`], but for a `mongos`.
-pub async fn newest(side: Side, client: &Client, criteria: &SelectionCriteria) -> Result<Newest> {
-    let hello = hello(side, client, criteria).await?;
-    if is_mongos(&hello) {
-        let time = hello.get_document("$clusterTime").ok().and_then(|time| time.get_timestamp("clusterTime").ok());
-        let missing =
-            || Error::new(side, Kind::Unavailable, "ask the server what it is: it reports no cluster time yet");
-        let time = time.map(|ts| OpTime::new(ts.time, ts.increment, -1)).ok_or_else(missing)?;
-        return Ok(Newest { majority: time, written: time, is_primary: true, is_mongos: true });
-    }
-    replica_set(side, &hello)?;
-    let Member { writable_primary, majority, newest, .. } = member(side, &hello)?;
-    Ok(Newest { majority, written: newest, is_primary: writable_primary, is_mongos: false })
 }
 
 /// The replica sets behind a `mongos`, by name and members (`config.shards`).

@@ -131,10 +131,7 @@ impl Builder<'_> {
         let has_mongos = self.settings.uri(MONGOS).is_some();
         if is_sharded && self.settings.text(FETCH_METHOD) == "change_stream" {
             let fault = Fault::new("reads one stream, and mongo_cs_url says that the shards are read one by one");
-            self.fault(
-                FETCH_METHOD,
-                fault.suggest("name a mongos in mongo_urls and delete mongo_cs_url, or use oplog"),
-            );
+            self.fault(FETCH_METHOD, fault.suggest("use oplog"));
         }
         if has_mongos && !is_sharded {
             let fault = Fault::new("is of a sharded source, whose config servers mongo_cs_url must name");

@@ -18,7 +18,7 @@ const COUNT_MAX: i64 = 1 << 30;
 #[rustfmt::skip]
 pub(super) const KEYS: &[KeySpec] = &[
     key("incr_sync.mongo_fetch_method", OneOf(&["oplog", "change_stream"]), "oplog", Conf(4), Supported,
-        "Where changes are read from. A change stream needs no right to read the oplog and passes a mongos; docs/OPERATIONS.md says what it lacks, by version of the source."),
+        "Where changes are read from. A change stream of a replica set needs no right to read the oplog; docs/OPERATIONS.md says what it lacks, by version of the source."),
     key("incr_sync.change_stream.watch_full_document", Bool, "false", Conf(4), Hint(CHANGE_STREAM),
         "Ask for whole documents."),
     key("incr_sync.oplog.gids", Texts, "", Conf(4), Supported,
