@@ -82,6 +82,9 @@ pub struct DecodeOptions {
     /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
     /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
     pub is_shard: bool,
+    /// What was visible at the cut of a first start is on the target, and nowhere else: no copy was made that may have
+    /// read something of it, so nothing of it is applied again.
+    pub cut_is_exact: bool,
 }
 
 /// Entries seen, by what became of them.
@@ -366,6 +369,9 @@ impl Decoder {
             let first = self.changes.len();
             let before = self.safe_position();
             self.expand(&entry, stream).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
+            if self.is_behind(entry.time) {
+                self.changes.truncate(first);
+            }
             if self.ending.is_some() || self.across.is_some() {
                 // What stood before it goes first, with its memory.
                 self.part_from(reply, first, before);
@@ -378,6 +384,11 @@ impl Decoder {
             }
         }
         Ok(false)
+    }
+
+    /// Whether what became visible at `time` is on the target for certain.
+    fn is_behind(&self, time: OpTime) -> bool {
+        self.options.cut_is_exact && self.streams.is_behind_cut(time)
     }
 
     /// A DDL stands alone, so that the position before it can be stored before it is executed; and so does a
@@ -434,9 +445,8 @@ impl Decoder {
         let floor = self.transactions.floor();
         let ending = self.ending.as_ref().map(|ending| ending.before());
         let across = self.across.as_ref().map(|across| across.before());
-        let held = [floor, ending, across].into_iter().flatten().min_by_key(|position| position.time().ts());
-        let read = self.streams.position();
-        held.filter(|held| held.time().ts() < read.time().ts()).cloned().unwrap_or(read)
+        let held = [floor, ending, across].into_iter().flatten().min_by(|a, b| a.compare(b));
+        held.cloned().unwrap_or_else(|| self.streams.position())
     }
 
     fn expand(&mut self, entry: &Entry, stream: u32) -> Result<()> {
@@ -483,6 +493,9 @@ impl Decoder {
         match entry.command_name()? {
             b"applyOps" => self.apply_ops(entry, stream),
             b"commitTransaction" => {
+                if self.is_behind(entry.time) {
+                    return self.transactions.commit_behind(stream, entry, self.streams.position());
+                }
                 let chains = self.transactions.commit(stream, entry, self.streams.position())?;
                 self.commit(entry, stream, chains)
             }
@@ -528,6 +541,9 @@ impl Decoder {
     /// A prepared transaction was committed. Of a cluster, what began before everything that was read may have parts on
     /// other shards that nothing here knows of.
     fn commit(&mut self, entry: &Entry, stream: u32, mut chains: Vec<Chain>) -> Result<()> {
+        if chains.first().is_some_and(Chain::is_half_done) {
+            return Err(across_shards::cut_in_two());
+        }
         if chains.len() > 1 {
             let whole_max = self.options.atomic_bytes.max(INLINE_BYTES_MAX);
             self.across = Some(Box::new(Across::new(entry.clone(), stream, chains, whole_max)?));
@@ -542,6 +558,9 @@ impl Decoder {
 
     /// A small transaction that lies in memory is expanded in its place; any other one in steps.
     fn end(&mut self, entry: &Entry, stream: u32, chain: Chain) -> Result<()> {
+        if self.is_behind(entry.time) {
+            return Ok(());
+        }
         let ending = Ending::new(entry.clone(), stream, chain, self.options.atomic_bytes);
         match ending.inline(INLINE_BYTES_MAX) {
             Ok(parts) => parts.iter().try_for_each(|operations| self.expand_inner(entry, operations)),

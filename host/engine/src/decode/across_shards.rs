@@ -95,7 +95,7 @@ impl Across {
         if chains.iter().any(|chain| chain.head.is_some()) {
             return Err(unseen_start());
         }
-        let before = chains.iter().map(|chain| &chain.before).min_by_key(|before| before.time().ts());
+        let before = chains.iter().map(|chain| &chain.before).min_by(|a, b| a.compare(b));
         let before = before.cloned().unwrap_or(Position::Oplog(commit.time));
         let mut pieces = VecDeque::new();
         for (part, chain) in chains.into_iter().enumerate() {
@@ -227,6 +227,13 @@ impl Across {
 pub(super) fn unseen_start() -> Error {
     let text = "a prepared transaction ends here that had been open for long when reading began; its parts on the other \
                 shards are not known, nor is their order; copy again, or start from an earlier time";
+    Error::new(Side::Source, Kind::CannotApply, text)
+}
+
+/// A transaction that one shard had committed at the start and another had not.
+pub(super) fn cut_in_two() -> Error {
+    let text = "a transaction across shards was being committed at the time where reading starts: one shard's part of it is \
+                on the target, the other's is not, and their order counts; start from a time a few seconds away, or copy";
     Error::new(Side::Source, Kind::CannotApply, text)
 }
 

@@ -5,8 +5,9 @@
 //! and must not be applied again. Order is not made here: the source hands entries on in the order of cluster time.
 //!
 //! A first start reads from some time *before* the cut, so that transactions that were open at the cut are seen from
-//! their beginning on all shards. What is read of that time is applied once more, as after any restart, and the position
-//! stays where it is until the cut is passed.
+//! their beginning on all shards. Behind a copy, what is read of that time is applied once more, as after any restart;
+//! where somebody else brought the target to the cut it is left out. The position stays where it is until the cut is
+//! passed.
 
 use std::sync::Arc;
 

@@ -73,12 +73,19 @@ pub(super) struct Chain {
     /// It became visible with another shard's commit and stays open for the position's sake until its own is read: a
     /// restart must meet both commits, or none.
     committed: bool,
+    /// Another shard's part of it was visible at the cut of a first start, and was left out for that.
+    half_done: bool,
 }
 
 impl Chain {
     fn new(entry: &Entry, before: Position) -> Self {
         let session = entry.session.clone();
-        Self { before, head: entry.previous, parts: VecDeque::new(), session, committed: false }
+        Self { before, head: entry.previous, parts: VecDeque::new(), session, committed: false, half_done: false }
+    }
+
+    /// Whether the start stands between this commit and another shard's.
+    pub(super) fn is_half_done(&self) -> bool {
+        self.half_done
     }
 
     /// Bytes of all operations.
@@ -143,7 +150,7 @@ pub(super) struct Transactions {
 impl Transactions {
     /// The newest position that a checkpoint may take while transactions are open; `None` when none is.
     pub(super) fn floor(&self) -> Option<&Position> {
-        self.open.values().map(|chain| &chain.before).min_by_key(|before| before.time().ts())
+        self.open.values().map(|chain| &chain.before).min_by(|a, b| a.compare(b))
     }
 
     /// Takes an `applyOps` entry. `last` is the place before this one, `memory_max` what open transactions may hold.
@@ -197,11 +204,28 @@ impl Transactions {
                 }
                 chain.committed = true;
                 let (parts, before) = (std::mem::take(&mut chain.parts), chain.before.clone());
-                chains.push(Chain { before, head: chain.head, parts, session: None, committed: true });
+                chains.push(Chain {
+                    before,
+                    head: chain.head,
+                    parts,
+                    session: None,
+                    committed: true,
+                    half_done: false,
+                });
             }
         }
         chains.insert(0, own);
         Ok(chains)
+    }
+
+    /// The same for one that is on the target already. Other shards' parts stay open: theirs may be behind the cut too.
+    pub(super) fn commit_behind(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<()> {
+        let own = self.take(stream, entry, last)?;
+        let others = self.open.iter_mut().filter(|((other, _), _)| *other != stream);
+        for (_, chain) in others.filter(|(_, chain)| own.session.is_some() && chain.session == own.session) {
+            chain.half_done = true;
+        }
+        Ok(())
     }
 
     /// Takes an `abortTransaction`: what was kept never happened.

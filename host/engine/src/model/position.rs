@@ -4,6 +4,7 @@
 //! proves that the history is still the same (correctness.md §2). It never says what is durable: that is the ack
 //! tracker's word.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -110,6 +111,14 @@ impl Position {
         }
         let time = OpTime::new(digits(2, 10)?, digits(10, 18)?, -1);
         Ok(Self::Stream { token, time })
+    }
+
+    /// Which of two positions of one source was reached first. Entries of several shards can be of one time.
+    #[must_use]
+    pub fn compare(&self, other: &Self) -> Ordering {
+        let places = self.shards().iter().map(|shard| shard.at.ts());
+        let others = other.shards().iter().map(|shard| shard.at.ts());
+        self.time().ts().cmp(&other.time().ts()).then_with(|| places.cmp(others))
     }
 
     /// The same position with a token of its own, where it was a part of a reply that it would keep alive.

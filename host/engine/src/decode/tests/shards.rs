@@ -230,6 +230,48 @@ fn before_the_cut_the_position_stays_and_what_began_earlier_is_there_already() {
     assert!(error.to_string().contains("open for long"), "{error}");
 }
 
+/// As [`from`], with everything up to the cut on the target.
+fn exactly_from(start: &Position) -> Decoder {
+    let options =
+        DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, cut_is_exact: true, ..DecodeOptions::default() };
+    Decoder::starting_at(Namespaces::shared(), options, start)
+}
+
+#[test]
+fn what_the_target_has_at_an_exact_cut_is_left_out() {
+    let early = OpTime::new(100, 2, -1);
+    let mut decoder = exactly_from(&cut(at(8), [early, early]));
+    let dropped = with(entry(6, doc! { "op": "c", "ns": "a.$cmd", "o": { "drop": "b" } }), doc! {});
+    let parts = vec![(0, prepared(3, vec![delete_of(9)])), (1, prepared(4, vec![insert_of(9)])), (0, insert(5, 1))];
+    assert!(operations(&decoder.decode(of_streams(parts)).unwrap()).is_empty());
+    let ended = vec![(0, dropped), (1, committed(7, 4)), (0, committed(8, 3))];
+    assert!(operations(&decoder.decode(of_streams(ended)).unwrap()).is_empty());
+    let batches = decoder.decode(of_streams(vec![(1, insert(9, 2))])).unwrap();
+    assert_eq!((operations(&batches), &batches[0].last), (vec![Operation::Insert], &cut(at(9), [at(8), at(9)])));
+}
+
+#[test]
+fn what_is_open_at_an_exact_cut_is_applied_whole_or_not_at_all() {
+    let early = OpTime::new(100, 2, -1);
+    let parts = || vec![(0, prepared(3, vec![delete_of(9)])), (1, prepared(4, vec![insert_of(9)]))];
+    let mut decoder = exactly_from(&cut(at(8), [early, early]));
+    decoder.decode(of_streams(parts())).unwrap();
+    let batches = decoder.decode(of_streams(vec![(1, committed(9, 4)), (0, committed(10, 3))])).unwrap();
+    assert_eq!(operations(&batches), [Operation::Delete, Operation::Insert]);
+    let mut decoder = exactly_from(&cut(at(8), [early, early]));
+    decoder.decode(of_streams(parts())).unwrap();
+    assert!(operations(&decoder.decode(of_streams(vec![(1, committed(7, 4))])).unwrap()).is_empty());
+    let error = decoder.decode(of_streams(vec![(0, committed(10, 3))])).unwrap_err();
+    assert!(error.to_string().contains("was being committed"), "{error}");
+}
+
+#[test]
+fn a_part_that_is_open_holds_the_position_among_entries_of_one_time() {
+    let mut decoder = from(&cut(at(1), [at(1), at(1)]));
+    let batches = decoder.decode(of_streams(vec![(0, insert(10, 1)), (1, prepared(10, vec![insert_of(9)]))])).unwrap();
+    assert_eq!(batches[0].last, cut(at(10), [at(10), at(1)]), "before the part");
+}
+
 #[test]
 fn what_resharding_fills_is_no_change_and_its_end_stops_the_run() {
     let mut decoder = from(&cut(at(1), [at(1), at(1)]));
