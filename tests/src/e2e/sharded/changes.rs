@@ -3,6 +3,8 @@
 //! Chunks migrate, documents change their shard key in transactions across shards, primaries and the collector go, and
 //! the target must equal what the shards own. Every test compares options and indexes too.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use bson::{Document, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
@@ -66,6 +68,28 @@ async fn a_document_that_is_read_for_one_change_is_its_owners() -> Result<()> {
     let update = doc! { "q": { "_id": 750_i64, "k": 750_i64 }, "u": { "$set": { "name": "moved" } } };
     let update = doc! { "update": "users", "updates": [update], "writeConcern": { "w": "majority" } };
     check(rig.cluster.router(&rig.gossip).write(USERS, 750.0, update).await?)?;
+    rig.finish(&[USERS], collector, &[]).await
+}
+
+/// A document that moves from the shard that is asked last to the one that was asked first is on neither when asked.
+#[tokio::test]
+async fn a_document_that_moves_while_it_is_read_is_found() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    rig.insert_users((0..1000).step_by(50)).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log("overlap is over", PATIENCE).await?;
+    let there = rig.target.client().database("shop").collection::<Document>("users");
+    anyhow::ensure!(there.delete_one(doc! { "_id": 750_i64 }).await?.deleted_count == 1, "750 was not copied");
+    let slow = doc! {
+        "failCommands": ["find"], "namespace": USERS, "appName": "oplogue", "blockConnection": true, "blockTimeMS": 6_000,
+    };
+    rig.cluster.shards[1].fail_command("alwaysOn", slow).await?;
+    let update = doc! { "q": { "_id": 750_i64, "k": 750_i64 }, "u": { "$set": { "name": "moved" } } };
+    let update = doc! { "update": "users", "updates": [update], "writeConcern": { "w": "majority" } };
+    check(rig.cluster.router(&rig.gossip).write(USERS, 750.0, update).await?)?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    rig.move_users(700, 800.0, 0, false).await?;
+    rig.cluster.shards[1].heal_commands().await?;
     rig.finish(&[USERS], collector, &[]).await
 }
 

@@ -14,8 +14,8 @@ use crate::mongodb::classify;
 
 /// A moment of the cluster.
 #[derive(Debug, Clone)]
-pub(super) struct Moment {
-    pub(super) time: OpTime,
+pub(crate) struct Moment {
+    pub(crate) time: OpTime,
     /// The server's word for it; may be newer than `time`.
     proof: ClusterTime,
 }
@@ -25,7 +25,7 @@ impl Moment {
     ///
     /// # Errors
     /// `Unsupported` when the server is outside of a cluster; `Unavailable`.
-    pub(super) async fn of(client: &Client) -> Result<Self> {
+    pub(crate) async fn of(client: &Client) -> Result<Self> {
         let failed = |e| classify::error(Side::Source, "ask a server of the cluster for its time", e);
         let mut session = client.start_session().await.map_err(failed)?;
         let admin = client.database("admin");
@@ -44,7 +44,7 @@ impl Moment {
     }
 
     /// An earlier moment that the same server knows.
-    pub(super) fn not_before(self, time: OpTime) -> Self {
+    pub(crate) fn not_before(self, time: OpTime) -> Self {
         Self { time, ..self }
     }
 
@@ -54,7 +54,7 @@ impl Moment {
     ///
     /// # Errors
     /// `Unavailable`, `Unauthorized`.
-    pub(super) async fn pass_on(&self, client: &Client, database: &str, level: &str) -> Result<()> {
+    pub(crate) async fn pass_on(&self, client: &Client, database: &str, level: &str) -> Result<()> {
         let failed = |e| classify::error(Side::Source, "bring a shard to the cluster's time", e);
         let mut session = client.start_session().await.map_err(failed)?;
         session.advance_cluster_time(&self.proof);

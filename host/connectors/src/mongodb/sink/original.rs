@@ -18,6 +18,10 @@ use crate::mongodb::command;
 use crate::mongodb::originals::Originals;
 use crate::mongodb::writer::RawWriter;
 
+/// How often a document of a cluster is looked for while chunks of its collection move: each time takes milliseconds, and
+/// a chunk takes seconds.
+const READS_MAX: usize = 20;
+
 /// Documents by their `_id`, and the time of the reading.
 struct Together {
     documents: HashMap<DocumentKey, Bytes>,
@@ -115,23 +119,37 @@ impl MongoSink {
     }
 }
 
-/// The document and the time of the reading. Of a cluster the owner's is taken.
+/// The document and the time of the reading. Of a cluster the owner's is taken. A document that moves while the shards
+/// are asked one after the other may be met nowhere: they are asked again.
 async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
-    let (mut found, mut read_at) = (None, None);
-    for place in source.places(name).await?.iter() {
-        let (document, time) = fetch_from(place.client, name, write).await?;
-        read_at = time.max(read_at);
-        if let Some(document) = document
-            && place.owns(name, &document).await?
-        {
-            found = Some(document);
+    for _ in 0..READS_MAX {
+        let ownership = source.ownership(name).await?;
+        let since = source.all_at(name.database()).await?.max(Some(write.time)).unwrap_or_default();
+        let (mut found, mut read_at) = (None, None);
+        for place in source.places(name).await?.iter() {
+            let (document, time) = fetch_from(place.client, name, write, since).await?;
+            read_at = time.max(read_at);
+            if let Some(document) = document
+                && place.owns(name, &document).await?
+            {
+                found = Some(document);
+            }
+        }
+        if source.ownership(name).await? == ownership {
+            return Ok((found, read_at));
         }
     }
-    Ok((found, read_at))
+    let text = format!("chunks of {name} moved each time when a document was to be read from it");
+    Err(Error::new(Side::Source, Kind::Unavailable, text))
 }
 
-async fn fetch_from(source: &Client, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
-    let found = find_since(source, name, write.time, |w| {
+async fn fetch_from(
+    source: &Client,
+    name: &Namespace,
+    write: &Write,
+    since: OpTime,
+) -> Result<(Option<Bytes>, Option<OpTime>)> {
+    let found = find_since(source, name, since, |w| {
         command::selector(w, "filter", &write.key);
         w.int("limit", 1);
         w.boolean("singleBatch", true);
