@@ -5,6 +5,7 @@
 
 use anyhow::Result;
 use bson::doc;
+use mongodb::options::WriteConcern;
 use oplogue_tests::collector::Collector;
 
 use super::rig::{PATIENCE, Rig, handed_over};
@@ -17,6 +18,26 @@ async fn all_copies_and_follows_a_mixed_load() -> Result<()> {
 #[tokio::test]
 async fn all_copies_and_follows_a_mixed_load_by_change_stream() -> Result<()> {
     copies_and_follows(Rig::start().await?.by_change_stream()).await
+}
+
+/// Servers of 6.0 that were not told yet to do without 5.0.
+async fn of_former_compatibility() -> Result<Rig> {
+    let mut rig = Rig::start().await?;
+    for set in [&rig.source, &rig.target] {
+        set.admin(0, doc! { "setFeatureCompatibilityVersion": "5.0" }).await?;
+    }
+    rig.load.series = rig.load.series.min((5, 0));
+    Ok(rig)
+}
+
+#[tokio::test]
+async fn servers_that_keep_a_former_compatibility() -> Result<()> {
+    copies_and_follows(of_former_compatibility().await?).await
+}
+
+#[tokio::test]
+async fn servers_that_keep_a_former_compatibility_by_change_stream() -> Result<()> {
+    copies_and_follows(of_former_compatibility().await?.by_change_stream()).await
 }
 
 async fn copies_and_follows(rig: Rig) -> Result<()> {
@@ -40,7 +61,9 @@ async fn full_copies_a_still_source_and_ends() -> Result<()> {
     let shop = client.database("shop");
     shop.create_collection("ring").capped(true).size(1 << 20).await?;
     let ring = client.database("shop").collection("ring");
-    ring.insert_many((0..100).rev().map(|number| doc! { "_id": number })).await?;
+    // The copy reads what the majority has, and nothing brings what came later.
+    let numbers = (0..100).rev().map(|number| doc! { "_id": number });
+    ring.insert_many(numbers).write_concern(WriteConcern::majority()).await?;
     let mut collector = Collector::start(&rig.config()?.set("sync_mode", "full"))?;
     let status = collector.wait(PATIENCE).await?;
     assert!(status.success(), "exit {status}:\n{}", collector.log_end());

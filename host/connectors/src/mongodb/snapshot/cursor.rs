@@ -30,7 +30,7 @@ const PROBE_DOCUMENTS: u32 = 200;
 /// Documents of each request in natural order, where the cursor is not opened again to ask for another number.
 const NATURAL_DOCUMENTS: u32 = 1000;
 /// CollectionUUIDMismatch: another collection has the name now, or none.
-const UUID_MISMATCH: i32 = 361;
+pub(super) const UUID_MISMATCH: i32 = 361;
 /// QueryPlanKilled: what an open cursor gets when its collection is renamed.
 const PLAN_KILLED: i32 = 175;
 /// More documents in one reply gain nothing.
