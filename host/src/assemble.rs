@@ -4,6 +4,7 @@
 //! full copy and incremental share the plugin chain, the sink and the store. What a part does inside is its own
 //! module's affair; this one only joins, and decides where to start ([`start`]).
 
+mod adopt;
 mod border;
 mod index_build;
 mod servers;
@@ -25,7 +26,7 @@ use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, 
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
 use oplogue_engine::conflict::Judge;
@@ -140,6 +141,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
     // What this run has stored last, for its report.
     let mut checkpoint = None;
+    let is_first = !matches!(found, Found::Ours(_));
     let at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
             Some(position) if job.config.sync_mode != checked::SyncMode::Full => {
@@ -154,7 +156,16 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
                 return Ok(ExitReport { ended: Ended::Clean, checkpoint: None });
             }
         },
-        Begin::Follow { position, stage } => (position, stage),
+        Begin::Follow { position, stage } => {
+            if is_first {
+                tokio::select! {
+                    biased;
+                    () = job.hooks.stop.cancelled() => return Ok(ExitReport { ended: Ended::Clean, checkpoint }),
+                    adopted = patiently(&job.hooks.stop, || job.adopt(&position)) => adopted?,
+                }
+            }
+            (position, stage)
+        }
     };
 
     job.follow_to_end(at, checkpoint).await
@@ -241,7 +252,7 @@ impl Job {
         *begin = Some(position.clone());
         // What an earlier run of this copy prepared keeps the shape of that run's first look: DDL since then is replayed.
         if !resumed {
-            sink.catalogue_read_at(source.newest().await?).await?;
+            sink.catalogue_read_at(source.now().await?.time()).await?;
         }
         let target = self.copy_target(&sink, resumed);
         let copy = FullSync {
@@ -382,7 +393,7 @@ impl Job {
         let read = self.hooks.status.positions().now().read;
         let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;
-        let decoder = self.decoder(position);
+        let decoder = self.decoder(position, stage);
         sink.load().await?;
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
@@ -492,22 +503,19 @@ impl Job {
         }
     }
 
-    fn decoder(&self, from: &Position) -> Box<dyn Decode> {
+    fn decoder(&self, from: &Position, stage: Stage) -> Box<dyn Decode> {
+        let options = self.decode_options(stage);
         let namespaces = Arc::clone(&self.namespaces);
         match (self.config.incr.fetch_method, from) {
-            (FetchMethod::ChangeStream, _) => {
-                Box::new(StreamDecoder::new(namespaces, self.decode_options(), from.clone()))
-            }
-            (FetchMethod::Oplog, Position::Shards(_)) => {
-                Box::new(Decoder::starting_at(namespaces, self.decode_options(), from))
-            }
+            (FetchMethod::ChangeStream, _) => Box::new(StreamDecoder::new(namespaces, options, from.clone())),
+            (FetchMethod::Oplog, Position::Shards(_)) => Box::new(Decoder::starting_at(namespaces, options, from)),
             (FetchMethod::Oplog, Position::Oplog(time)) if time.term >= 0 => {
-                Box::new(Decoder::new(namespaces, self.decode_options(), *time))
+                Box::new(Decoder::new(namespaces, options, *time))
             }
             // A time that came out of a change stream, MongoShake's too, may stand among several events: they are
             // applied again.
             (FetchMethod::Oplog, Position::Oplog(time) | Position::Stream { time, .. }) => {
-                Box::new(Decoder::new(namespaces, self.decode_options(), *time).repeating_the_start())
+                Box::new(Decoder::new(namespaces, options, *time).repeating_the_start())
             }
         }
     }
@@ -620,7 +628,7 @@ impl Job {
         })
     }
 
-    fn decode_options(&self) -> DecodeOptions {
+    fn decode_options(&self, stage: Stage) -> DecodeOptions {
         let checkpoint = &self.config.checkpoint;
         DecodeOptions {
             own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
@@ -633,6 +641,7 @@ impl Job {
                 checked::Transactions::Atomic => self.config.limits.transaction_bytes,
             },
             is_shard: self.servers.cluster.is_some(),
+            cut_is_exact: stage != Stage::CatchUp,
         }
     }
 }

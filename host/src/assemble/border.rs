@@ -95,7 +95,15 @@ impl BorderCopy {
         }
         let written = self.source.written().await?;
         let mut said = false;
-        while self.source.newest().await?.ts() < written.ts() {
+        loop {
+            // Of a cluster this is the time that every shard's majority has come to.
+            let now = tokio::select! {
+                () = stop.cancelled() => return Err(stopping()),
+                now = self.source.now() => now?,
+            };
+            if now.time().ts() >= written.ts() {
+                break;
+            }
             if !std::mem::replace(&mut said, true) {
                 let name = self.namespaces.name(change.source);
                 tracing::info!(

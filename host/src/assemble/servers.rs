@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mongodb::Client;
 use oplogue_connectors::mongodb::alone::{self, WriterName};
-use oplogue_connectors::mongodb::change_stream::Shown;
+use oplogue_connectors::mongodb::change_stream::{self, Shown};
 use oplogue_connectors::mongodb::client::{ConnectMode, ConnectOptions, connect, connect_each};
 use oplogue_connectors::mongodb::originals::Originals;
 use oplogue_connectors::mongodb::privileges::{self, Privileges};
@@ -55,6 +55,16 @@ pub(super) struct Servers {
     /// Name of the source's replica set, or what stands for it in the checkpoint.
     pub(super) replica_set: String,
     pub(super) mode: ConnectMode,
+}
+
+impl Servers {
+    /// What is read of the source beside its stream.
+    pub(super) fn originals(&self) -> Originals {
+        match &self.cluster {
+            None => Originals::ReplicaSet(self.source.clone()),
+            Some(cluster) => cluster.originals(),
+        }
+    }
 }
 
 /// The shards of a sharded source, in the order of the streams' numbers, and its config servers.
@@ -122,6 +132,9 @@ impl Servers {
         let config_options = options(ConnectMode::Primary, &config.source_root_ca_file);
         let config_servers = connect(Side::Source, &uri.resolve()?, &config_options).await?;
         let routing = reader::routing(&config_servers, &shards).await?;
+        if config.sync_mode != checked::SyncMode::Full {
+            routing.refuse_unmarked_leftovers().await?;
+        }
         let cluster = Some(Cluster { shards, config_servers, routing });
         let replica_set = CLUSTER_NAME.to_owned();
         Ok(Self { source, cluster, target, is_cluster_target, writing, store, replica_set, mode })
@@ -190,9 +203,10 @@ impl Servers {
         Ok(())
     }
 
-    /// The name of the replica set or cluster whose change stream is read, unless the stream lacks what was asked for.
+    /// The name of the replica set whose change stream is read, unless the stream lacks what was asked for.
     async fn inspect_stream(source: &Client, mode: ConnectMode, ddl: bool) -> Result<String> {
         let found = topology::cluster(Side::Source, source, &mode.criteria()).await?;
+        change_stream::refuse_cluster(&found)?;
         let shown = Shown::by(found.version);
         let version = topology::version_text(found.version);
         tracing::info!(source = %found.name, %version, ?shown, "source is there, its change stream is read");

@@ -5,6 +5,7 @@
 //! target user may not run; it works with the guide's two users. The lists of every DDL run with a target user who may
 //! also run `collMod`, from sources of all versions.
 
+mod adopted;
 mod border;
 mod refused;
 mod shared;

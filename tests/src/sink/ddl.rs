@@ -106,6 +106,20 @@ async fn replayed_from_everywhere(commands: &[Document]) {
     }
 }
 
+/// Before 6.0 the shards of a cluster log the drop of a collection one after the other, and each takes writes until its own.
+#[tokio::test]
+async fn a_write_between_two_shards_drops_brings_nothing_back() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[insert("a", 0..2), insert("a", 2..3), doc! { "drop": "a" }]).await;
+    let all = changes(&bench, since).await;
+    let [create, first, second, late, drop] = all.as_slice() else { panic!("{all:?}") };
+    let of_one_shard = [create, first, second, drop].map(Clone::clone);
+    apply(&bench, &of_one_shard, false).await;
+    apply(&bench, &[late.clone(), drop.clone()], false).await;
+    assert_equal(&bench, "dropped by both").await;
+}
+
 /// The same with a list that other tests share.
 async fn script_replayed(version: &str, steps: Vec<Step>) {
     let source = ReplicaSet::start(Options { version: version.to_owned(), ..Options::default() });

@@ -301,6 +301,12 @@ impl Catalogue {
         self.write().retired.insert(source, time);
     }
 
+    /// Whether a source collection is known to be gone.
+    pub(crate) fn is_retired(&self, source: CollectionUuid) -> bool {
+        let state = self.read();
+        !state.retired.is_empty() && state.retired.contains_key(&source)
+    }
+
     /// Forgets the source collections that were gone before `durable`: no replay reaches back to them.
     pub(crate) async fn prune(&self, durable: OpTime) -> Result<()> {
         let gone: Vec<CollectionUuid> = {
@@ -322,6 +328,11 @@ impl Catalogue {
     /// Whether a DDL of `time` was executed before. One at the mark itself may have been.
     pub(crate) fn is_before_mark(&self, time: OpTime) -> bool {
         time.ts() < self.read().mark.ts()
+    }
+
+    /// Whether any DDL is known to be executed.
+    pub(crate) fn has_mark(&self) -> bool {
+        self.read().mark != OpTime::default()
     }
 
     /// Notes that every DDL up to `time` is executed.

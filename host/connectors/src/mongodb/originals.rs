@@ -8,11 +8,13 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, RawDocumentBuf, Timestamp, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
+use mongodb::options::ReadConcern;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::shards::merged::ShardClient;
 use super::shards::routing::{Routing, Sharded};
+use super::sink::{Move, Moved};
 use super::{classify, identity};
 
 /// Where the source is looked at.
@@ -28,6 +30,10 @@ pub enum Originals {
         routing: Routing,
     },
 }
+
+/// How a collection was sharded at some time, and which of its chunks was the newest.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Ownership(Option<(Sharded, Document)>);
 
 /// A server that may hold a document, and how to know whether it is the owner's.
 #[derive(Debug)]
@@ -59,6 +65,32 @@ impl Originals {
         }
         let home = routing.home(name.database()).await?;
         Ok(Places { clients: clients.filter(|(n, _)| Some(*n) == home).collect(), sharded: None })
+    }
+
+    /// Who owns which document of a collection, to be compared with a later answer: while the two are equal no document
+    /// has another owner than before. The same for ever where documents do not move.
+    ///
+    /// # Errors
+    /// Those of the config servers.
+    pub(super) async fn ownership(&self, name: &Namespace) -> Result<Ownership> {
+        let Self::Shards { routing, .. } = self else { return Ok(Ownership::default()) };
+        Ok(Ownership(match routing.sharded(name).await? {
+            Some(sharded) => routing.newest_chunk(&sharded).await?.map(|newest| (sharded, newest)),
+            None => None,
+        }))
+    }
+
+    /// A time that all servers have come to and that is not older than anything the config servers have told: what is
+    /// read after it is what the owners have. Nothing to wait for where documents do not move.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub(super) async fn all_at(&self, database: &str) -> Result<Option<OpTime>> {
+        let Self::Shards { shards, routing } = self else { return Ok(None) };
+        let moment = routing.moment().await?;
+        let passed = shards.iter().map(|shard| moment.pass_on(&shard.client, database, "local"));
+        futures_util::future::try_join_all(passed).await?;
+        Ok(Some(moment.time))
     }
 
     /// How the source has a collection sharded; none when it is not.
@@ -140,6 +172,64 @@ impl Originals {
         let oplog = home.client.database("local").collection::<Document>("oplog.rs");
         Ok(oplog.find_one(made).await.map_err(failed)?.is_some())
     }
+}
+
+impl Originals {
+    /// Which collections got, gave up or changed their names after `from` and up to `until`, under the source's names and
+    /// in the order of time. Reads through the oplog of that time, which takes as long as it is large.
+    ///
+    /// # Errors
+    /// Those of the source; `Unauthorized` without `read` on `local`.
+    pub async fn moves(&self, from: OpTime, until: OpTime) -> Result<Vec<Move>> {
+        let (clients, is_shard): (Vec<&Client>, bool) = match self {
+            Self::ReplicaSet(client) => (vec![client], false),
+            Self::Shards { shards, .. } => (shards.iter().map(|shard| &shard.client).collect(), true),
+        };
+        let failed = |e| classify::error(Side::Source, "look for drops and renames in the oplog", e);
+        let time = |time: OpTime| Timestamp { time: time.secs, increment: time.inc };
+        let mut filter = doc! {
+            "ts": { "$gt": time(from), "$lte": time(until) },
+            "op": "c",
+            "$or": [
+                { "o.create": { "$exists": true } },
+                { "o.drop": { "$exists": true } },
+                { "o.renameCollection": { "$exists": true } },
+            ],
+        };
+        if is_shard {
+            // As the decoder does: another shard's, or a part of a move.
+            filter.insert("fromMigrate", doc! { "$ne": true });
+        }
+        let mut moves = Vec::new();
+        for client in clients {
+            let oplog = client.database("local").collection::<Document>("oplog.rs");
+            let found = oplog.find(filter.clone()).read_concern(ReadConcern::majority());
+            let entries: Vec<Document> = found.await.map_err(failed)?.try_collect().await.map_err(failed)?;
+            moves.extend(entries.iter().filter_map(a_move));
+        }
+        moves.sort_by_key(|one| one.time.ts());
+        Ok(moves)
+    }
+}
+
+/// What a command of the oplog does to a collection's name; `None` for views, which hold nothing.
+fn a_move(entry: &Document) -> Option<Move> {
+    let time = entry.get_timestamp("ts").ok()?;
+    let database = entry.get_str("ns").ok()?.split_once('.')?.0;
+    let command = entry.get_document("o").ok()?;
+    let named = |field: &str| Some(Namespace::of(database, command.get_str(field).ok()?));
+    let whole = |field: &str| Some(Namespace::new(command.get_str(field).ok()?));
+    let what = match command.keys().next()?.as_str() {
+        "create" => Moved::Came(named("create")?),
+        "drop" => Moved::Went(named("drop")?),
+        _ => Moved::Renamed {
+            from: whole("renameCollection")?,
+            to: whole("to")?,
+            replaced: command.get("dropTarget").and_then(identity::uuid),
+        },
+    };
+    let collection = entry.get("ui").and_then(identity::uuid)?;
+    Some(Move { time: OpTime::new(time.time, time.increment, -1), collection, what })
 }
 
 /// The UUID of a server's collection of this name.

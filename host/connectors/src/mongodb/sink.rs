@@ -31,6 +31,7 @@ use super::patience::answered;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
 
+mod adopted;
 mod capped;
 mod counters;
 mod cure;
@@ -47,6 +48,7 @@ pub(super) mod sharded;
 mod together;
 mod whole;
 
+pub use adopted::{Move, Moved};
 pub use counters::{Counters, SinkCounts};
 use future::FromFuture;
 pub use judge::Rules;
@@ -58,6 +60,9 @@ use together::Together;
 
 /// Namespaces of one flush that are written at the same time.
 const NAMESPACES_AT_ONCE: usize = 8;
+
+/// How long after one shard's drop of a collection another shard may log writes to it: the drop goes from shard to shard.
+const DROP_SECS: u32 = 600;
 
 /// What to do with an update, outside of overlap, whose document the target does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -232,9 +237,16 @@ impl MongoSink {
     /// The namespace that a write goes to; `None` when it belongs to a collection that a later DDL dropped already.
     /// In overlap the collection counts and not its name. Where DDL is not replayed, names are all that counts.
     pub(super) fn destination(&self, write: &Write) -> Option<NamespaceId> {
-        let Some(source) = write.collection.filter(|_| write.overlap && !self.options.ddl_ignored) else {
+        let Some(source) = write.collection.filter(|_| !self.options.ddl_ignored) else {
             return Some(write.target);
         };
+        if !write.overlap {
+            let gone = self.catalogue.is_retired(source);
+            if gone {
+                counters::count(&self.counters.superseded, 1);
+            }
+            return (!gone).then_some(write.target);
+        }
         match self.catalogue.whereabouts(&self.namespaces.name(write.target), source, write.time) {
             Whereabouts::Here => Some(write.target),
             Whereabouts::At(name) => Some(self.namespaces.intern(name.as_str())),
@@ -243,6 +255,10 @@ impl MongoSink {
                 None
             }
         }
+    }
+
+    fn is_of_cluster(&self) -> bool {
+        matches!(self.source, Some(Originals::Shards { .. }))
     }
 
     /// Notes that the source's catalogue was read at `time`, which was asked for before the reading: DDL before it is
@@ -357,6 +373,9 @@ impl Sink for MongoSink {
     }
 
     async fn stored(&self, position: OpTime) -> Result<()> {
+        // A shard that drops a collection later than another one takes writes until then.
+        let margin = if self.is_of_cluster() { DROP_SECS } else { 0 };
+        let position = OpTime { secs: position.secs.saturating_sub(margin), ..position };
         self.catalogue.prune(position).await
     }
 

@@ -4,7 +4,7 @@
 //! been dropped before the stop.
 
 use anyhow::Result;
-use bson::doc;
+use bson::{Document, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
 use oplogue_tests::servers::Options;
 use oplogue_tests::servers::wire::check;
@@ -32,6 +32,28 @@ async fn a_database_that_changes_its_primary_shard_stops_the_run_before_its_drop
     let left = super::rig::documents(&rig.target.client(), "stock.items").await?;
     anyhow::ensure!(left.len() == 2, "the drop was applied");
     Ok(())
+}
+
+/// Before 6.0 a shard logs writes to leftovers of moved chunks like any others.
+#[tokio::test]
+async fn a_running_balancer_is_refused_where_leftovers_are_not_told_apart() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    let settings = rig.cluster.config.client().database("config").collection::<Document>("settings");
+    let balancer = async |off: bool| {
+        let mode = doc! { "$set": { "mode": if off { "off" } else { "full" }, "stopped": off } };
+        settings.update_one(doc! { "_id": "balancer" }, mode).await.map(drop)
+    };
+    balancer(false).await?;
+    let older = doc! { "setFeatureCompatibilityVersion": "5.0", "writeConcern": { "w": "majority" } };
+    rig.cluster.command(&rig.cluster.config, "admin", older).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(status.code() == Some(1) || status.code() == Some(2), "{status}:\n{}", collector.log_end());
+    anyhow::ensure!(collector.log().contains("sh.stopBalancer()"), "{}", collector.log_end());
+    balancer(true).await?;
+    collector.run()?;
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    rig.finish(&["shop.users"], collector, &["the balancer of this cluster may run"]).await
 }
 
 #[tokio::test]

@@ -14,7 +14,8 @@ use mongodb::{Client, Collection};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
-use crate::mongodb::{classify, identity};
+use super::moment::Moment;
+use crate::mongodb::{classify, identity, topology};
 
 /// The config servers of a cluster.
 #[derive(Debug, Clone)]
@@ -94,6 +95,39 @@ impl Routing {
         Self::of(self.client.clone(), self.names.to_vec()).await.map(|_| ())
     }
 
+    /// Fails when chunks may move in a cluster whose oplogs do not tell leftovers from documents: before 6.0 (the feature
+    /// compatibility version counts), a write that goes to all shards, or the removal of what has expired, is logged by a
+    /// shard for the leftover of a chunk that has moved away as it is for a document. The former owner's word would
+    /// then be taken for the owner's.
+    ///
+    /// # Errors
+    /// `Unsupported` when the balancer may run; `Unauthorized` without `find` on `config`.
+    pub async fn refuse_unmarked_leftovers(&self) -> Result<()> {
+        let criteria = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let found = topology::inspect(Side::Source, &self.client, &criteria).await?;
+        let compatible = found.feature_compatibility.as_deref().and_then(|version| version.split('.').next());
+        let compatible = compatible.and_then(|major| major.parse().ok()).unwrap_or(u32::MAX);
+        if found.at_least(6, 0) && compatible >= 6 {
+            return Ok(());
+        }
+        let balancer = self.find("settings", doc! { "_id": "balancer" }).await?;
+        let is_off = balancer.first().is_some_and(|balancer| {
+            balancer.get_bool("stopped").unwrap_or(false)
+                || matches!(balancer.get_str("mode"), Ok("off" | "autoSplitOnly"))
+        });
+        if is_off {
+            return Ok(());
+        }
+        let text = format!(
+            "the balancer of this cluster may run, and before 6.0 (this one is {}, feature compatibility {}) the oplogs do \
+             not tell writes to leftovers of moved chunks from others: stop it (sh.stopBalancer()), wait until \
+             config.rangeDeletions is empty on every shard, and move no chunks until the end",
+            found.version_text(),
+            found.feature_compatibility.as_deref().unwrap_or("unknown"),
+        );
+        Err(Error::new(Side::Source, Kind::Unsupported, text))
+    }
+
     /// The shard where the collections of a database are that are not sharded; none for a database that the cluster
     /// does not know.
     pub(crate) async fn home(&self, database: &str) -> Result<Option<usize>> {
@@ -132,6 +166,22 @@ impl Routing {
         found.first().map(|chunk| self.number(&text(chunk, "shard"))).transpose()
     }
 
+    /// The chunk of a collection that was changed last, as it is written down. While two answers are equal no chunk has
+    /// moved between them.
+    pub(crate) async fn newest_chunk(&self, collection: &Sharded) -> Result<Option<Document>> {
+        let chunks: Collection<Document> = self.client.database("config").collection("chunks");
+        let find = chunks.find_one(collection.chunks_of.clone()).sort(doc! { "lastmod": -1 });
+        let find = find.read_concern(ReadConcern::majority());
+        find.selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .await
+            .map_err(|e| unreadable("chunks", e))
+    }
+
+    /// The config servers' time, which is not older than anything they have told.
+    pub(crate) async fn moment(&self) -> Result<Moment> {
+        Moment::of(&self.client).await
+    }
+
     fn chunk(&self, chunk: &Document) -> Result<Chunk> {
         let bound = |name| chunk.get_document(name).cloned().map_err(|_| malformed("chunks", name));
         let newest = chunk.get_array("history").ok().and_then(|history| history.first()?.as_document());
@@ -150,15 +200,17 @@ impl Routing {
     }
 
     async fn find(&self, collection: &str, filter: Document) -> Result<Vec<Document>> {
-        let failed = |e| {
-            let doing = format!("read config.{collection} of the config servers (needs `find` on `config`)");
-            classify::error(Side::Source, &doing, e)
-        };
+        let failed = |e| unreadable(collection, e);
         let from: Collection<Document> = self.client.database("config").collection(collection);
         let find = from.find(filter).sort(doc! { "min": 1, "_id": 1 }).read_concern(ReadConcern::majority());
         let find = find.selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         find.await.map_err(failed)?.try_collect().await.map_err(failed)
     }
+}
+
+fn unreadable(collection: &str, error: mongodb::error::Error) -> Error {
+    let doing = format!("read config.{collection} of the config servers (needs `find` on `config`)");
+    classify::error(Side::Source, &doing, error)
 }
 
 fn text(document: &Document, name: &str) -> String {

@@ -1,0 +1,84 @@
+//! Where a target stands, told by its names alone. A move is given by a number for the collection and the names it had.
+//! What becomes of a real target is tried in the `tests` package (`e2e::ddl::adopted`), never here.
+
+use super::*;
+
+fn name(text: &str) -> Namespace {
+    Namespace::of("a", text)
+}
+
+fn came(collection: u8, to: &str) -> Move {
+    of(collection, Moved::Came(name(to)))
+}
+
+fn went(collection: u8, from: &str) -> Move {
+    of(collection, Moved::Went(name(from)))
+}
+
+fn renamed(collection: u8, from: &str, to: &str, replaced: Option<u8>) -> Move {
+    let replaced = replaced.map(|replaced| [replaced; 16]);
+    of(collection, Moved::Renamed { from: name(from), to: name(to), replaced })
+}
+
+fn of(collection: u8, what: Moved) -> Move {
+    Move { time: OpTime::default(), collection: [collection; 16], what }
+}
+
+/// How many moves are done on a target of these names.
+fn done(moves: &[Move], target: &[&str]) -> Result<Option<usize>, Vec<Namespace>> {
+    let stands = |wanted: &Namespace| target.iter().any(|there| name(there) == *wanted);
+    Ok(place(moves, stands)?.map(|(done, _)| done))
+}
+
+#[test]
+fn a_rename_over_another_is_done_where_the_old_name_is_gone() {
+    let moves = [renamed(1, "staging", "live", Some(2))];
+    assert_eq!(done(&moves, &["staging", "live"]), Ok(Some(0)));
+    assert_eq!(done(&moves, &["live"]), Ok(Some(1)));
+    assert_eq!(done(&moves, &[]), Ok(None), "a target that never had them");
+}
+
+#[test]
+fn a_drop_and_its_successor_are_told_apart() {
+    let moves = [went(2, "live"), renamed(1, "staging", "live", None)];
+    assert_eq!(done(&moves, &["staging", "live"]), Ok(Some(0)));
+    assert_eq!(done(&moves, &["staging"]), Ok(Some(1)));
+    assert_eq!(done(&moves, &["live"]), Ok(Some(2)));
+}
+
+#[test]
+fn what_is_made_after_the_start_comes_back_by_itself() {
+    // Whether the old one or the new one stands there: it is dropped, and everything of the new one follows.
+    let moves = [went(1, "day"), came(2, "day"), went(2, "day"), came(3, "day")];
+    assert_eq!(done(&moves, &["day"]), Ok(Some(0)));
+    assert_eq!(done(&moves, &[]), Ok(Some(1)));
+    assert_eq!(done(&[came(2, "day")], &[]), Ok(Some(0)));
+}
+
+#[test]
+fn an_old_collection_is_never_taken_for_a_new_one() {
+    // `n` may hold the one that is dropped or, later, the old one that was `a`.
+    let moves = [came(9, "n"), went(9, "n"), renamed(1, "a", "n", None), came(8, "a")];
+    assert_eq!(done(&moves, &["a", "n"]), Err(vec![name("a"), name("n")]));
+}
+
+#[test]
+fn two_that_change_places_are_not_to_be_told_apart() {
+    let moves = [renamed(1, "a", "t", None), renamed(2, "b", "a", None), renamed(1, "t", "b", None)];
+    assert_eq!(done(&moves, &["b", "t"]), Ok(Some(1)));
+    assert_eq!(done(&moves, &["a", "t"]), Ok(Some(2)));
+    assert_eq!(done(&moves, &["a", "b"]), Err(vec![name("a"), name("b")]));
+}
+
+#[test]
+fn there_and_back_is_the_same_place() {
+    let moves = [renamed(1, "a", "b", None), renamed(1, "b", "a", None)];
+    assert_eq!((done(&moves, &["a"]), done(&moves, &["b"])), (Ok(Some(0)), Ok(Some(1))));
+}
+
+#[test]
+fn what_every_shard_logs_is_one_move() {
+    let moves = [renamed(1, "a", "b", None), renamed(1, "a", "b", None), went(1, "b"), went(1, "b"), came(2, "b")];
+    assert_eq!(done(&moves, &[]), Ok(Some(3)));
+    assert_eq!(done(&moves, &["a"]), Ok(Some(0)));
+}

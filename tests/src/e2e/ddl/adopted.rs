@@ -1,0 +1,94 @@
+//! Incremental on a target that somebody else has brought here, and further than the position says.
+//!
+//! A checkpoint of MongoShake lies behind what it has written, and so does a date that is chosen with care. What the
+//! target has seen of the renames and drops since then is told by its names; the documents of a collection that is older
+//! than the start come back from nowhere.
+
+use anyhow::Result;
+use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::Client;
+use oplogue_tests::collector::Collector;
+
+use super::super::rig::{PATIENCE, Rig};
+use super::{rig_of, with_ddl};
+
+/// What the source does after the start: a new edition replaces one, and another one takes the place of one that is gone.
+fn moves() -> Vec<(&'static str, Document)> {
+    let rename = |from: &str, to: &str, drop_target: bool| doc! { "renameCollection": from, "to": to, "dropTarget": drop_target };
+    vec![
+        ("admin", rename("news.staging", "news.live", true)),
+        ("news", doc! { "drop": "day" }),
+        ("admin", rename("news.next", "news.day", false)),
+    ]
+}
+
+async fn run(client: &Client, moves: &[(&str, Document)]) -> Result<()> {
+    for (database, command) in moves {
+        client.database(database).run_command(command.clone()).await?;
+    }
+    Ok(())
+}
+
+async fn names_in(client: &Client, database: &str) -> Result<Vec<String>> {
+    let mut names = client.database(database).list_collection_names().await?;
+    names.sort();
+    Ok(names)
+}
+
+/// Both sides as they are at the start, and the start in the words of the configuration.
+async fn begun() -> Result<(Rig, String)> {
+    let rig = rig_of("6.0.27").await?;
+    let source = rig.source.client();
+    for (name, documents) in [("live", 20), ("staging", 30), ("day", 40), ("next", 50)] {
+        let all = (0..documents).map(|id| doc! { "_id": id, "in": name });
+        source.database("news").collection::<Document>(name).insert_many(all).await?;
+    }
+    for (database, name) in [("news", "live"), ("news", "staging"), ("news", "day"), ("news", "next"), ("shop", "c00")]
+    {
+        let all: Vec<Document> = source.database(database).collection(name).find(doc! {}).await?.try_collect().await?;
+        rig.target.client().database(database).collection::<Document>(name).insert_many(all).await?;
+    }
+    let second = || jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let filled = second();
+    while second() == filled {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    Ok((rig, second()))
+}
+
+#[tokio::test]
+async fn what_a_target_has_seen_of_renames_and_drops_is_told_by_its_names() -> Result<()> {
+    for done in 0..=moves().len() {
+        let (rig, start) = begun().await?;
+        let (source, target) = (rig.source.client(), rig.target.client());
+        let all = moves();
+        run(&source, &all).await?;
+        run(&target, all.get(..done).unwrap_or_default()).await?;
+        source.database("news").collection("live").insert_one(doc! { "_id": "later" }).await?;
+        source.database("news").collection::<Document>("day").delete_one(doc! { "_id": 1 }).await?;
+        let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+        let mut collector = Collector::start(&config)?;
+        collector.wait_log("overlap is over", PATIENCE).await?;
+        rig.finish(rig.comparison(), collector, &[]).await?;
+        assert_eq!(names_in(&target, "news").await?, ["day", "live"], "{done} moves were done");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_the_run_stops_and_touches_nothing() -> Result<()> {
+    let (rig, start) = begun().await?;
+    let (source, target) = (rig.source.client(), rig.target.client());
+    let rename = |from: &str, to: &str| ("admin", doc! { "renameCollection": from, "to": to });
+    let swap = [rename("news.live", "news.t"), rename("news.day", "news.live"), rename("news.t", "news.day")];
+    run(&source, &swap).await?;
+    let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+    let mut collector = Collector::start(&config)?;
+    assert_eq!(collector.wait(PATIENCE).await?.code(), Some(1), "{}", collector.log_end());
+    let text = "news.day, news.live may hold one or another of them";
+    assert!(collector.log().contains(text), "{}", collector.log_end());
+    assert_eq!(names_in(&target, "news").await?, ["day", "live", "next", "staging"]);
+    assert_eq!(target.database("news").collection::<Document>("live").count_documents(doc! {}).await?, 20);
+    Ok(())
+}
