@@ -26,7 +26,7 @@ use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, 
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
 use oplogue_engine::conflict::Judge;
@@ -141,7 +141,6 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
     // What this run has stored last, for its report.
     let mut checkpoint = None;
-    let is_first = !matches!(found, Found::Ours(_));
     let at = match decide(&job.config, found)? {
         Begin::Copy { resume } => match job.copy(resume).await? {
             Some(position) if job.config.sync_mode != checked::SyncMode::Full => {
@@ -157,7 +156,7 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
             }
         },
         Begin::Follow { position, stage } => {
-            if is_first {
+            if stage == Stage::Incremental {
                 tokio::select! {
                     biased;
                     () = job.hooks.stop.cancelled() => return Ok(ExitReport { ended: Ended::Clean, checkpoint }),

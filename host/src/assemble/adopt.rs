@@ -1,8 +1,11 @@
 //! Takes a target over that this job has not copied, before incremental begins on it.
 //!
-//! Drops and renames between the start and now may be done on the target or not: the sink finds out
-//! (`mongodb/sink/adopted.rs`), and is given what the source has logged under the names that the plugins make of them. Nothing here writes to the
-//! target: what is found out goes into the store, as identity pairs and the mark of what is done.
+//! Drops and renames since the start may be done on the target or not: the sink finds out (`mongodb/sink/adopted.rs`), and
+//! is given what the source has logged under the names that the plugins make of them. Names that several collections of
+//! the source go to are left out, since no command is executed about such as a whole. Nothing here writes to the target:
+//! what is found out goes into the store, as identity pairs.
+
+use std::collections::{HashMap, HashSet};
 
 use oplogue_connectors::mongodb::sink::{Move, Moved};
 use oplogue_engine::checkpoint::Stage;
@@ -14,9 +17,14 @@ use oplogue_engine::plugin::PluginChain as _;
 use super::Job;
 
 impl Job {
-    /// Looks through the moves since `position`. Where DDL is not replayed nothing is to be found out.
+    /// Looks through the moves since `position`, once in the life of a job that has not copied its target. Where DDL is not
+    /// replayed nothing is to be found out.
     pub(super) async fn adopt(&self, position: &Position) -> Result<()> {
-        if !self.config.filter.ddl_enable {
+        if !self.config.filter.ddl_enable || self.config.checkpoint.start_is_exact {
+            return Ok(());
+        }
+        let sink = self.sink(Stage::Incremental).await?;
+        if sink.knows_its_target().await? {
             return Ok(());
         }
         let source = self.source();
@@ -34,31 +42,53 @@ impl Job {
             }
             moves => moves?,
         };
+        let mut names = Names::default();
+        for plan in self.reader().collections().await? {
+            names.route(self, &plan.namespace)?;
+        }
         let mut routed = Vec::with_capacity(moves.len());
         for one in moves {
-            if let Some(what) = self.routed(one.what)? {
+            if let Some(what) = names.routed(self, one.what)? {
                 routed.push(Move { what, ..one });
             }
         }
-        self.sink(Stage::Incremental).await?.adopt(&routed).await
+        routed.retain(|one| names.are_of_one(&one.what));
+        sink.adopt(&routed).await
+    }
+}
+
+/// The names of the source that go to each name of the target.
+#[derive(Default)]
+struct Names(HashMap<Namespace, HashSet<Namespace>>);
+
+impl Names {
+    /// The target's name of a collection; `None` when it is outside of the filter.
+    fn route(&mut self, job: &Job, name: &Namespace) -> Result<Option<Namespace>> {
+        let target = job.chain.route(job.namespaces.intern(name.as_str()))?;
+        let target = target.map(|target| job.namespaces.name(target));
+        if let Some(target) = &target {
+            self.0.entry(target.clone()).or_default().insert(name.clone());
+        }
+        Ok(target)
     }
 
     /// A move under the target's names; `None` when it is outside of the filter.
-    fn routed(&self, what: Moved) -> Result<Option<Moved>> {
-        let route = |name: &Namespace| -> Result<Option<Namespace>> {
-            let target = self.chain.route(self.namespaces.intern(name.as_str()))?;
-            Ok(target.map(|target| self.namespaces.name(target)))
-        };
+    fn routed(&mut self, job: &Job, what: Moved) -> Result<Option<Moved>> {
         Ok(match what {
-            Moved::Came(name) => route(&name)?.map(Moved::Came),
-            Moved::Went(name) => route(&name)?.map(Moved::Went),
-            Moved::Renamed { from, to, replaced } => match (route(&from)?, route(&to)?) {
+            Moved::Came { name, replaced } => self.route(job, &name)?.map(|name| Moved::Came { name, replaced }),
+            Moved::Went(name) => self.route(job, &name)?.map(Moved::Went),
+            Moved::Renamed { from, to, replaced } => match (self.route(job, &from)?, self.route(job, &to)?) {
                 (Some(from), Some(to)) => Some(Moved::Renamed { from, to, replaced }),
                 (Some(from), None) => Some(Moved::Went(from)),
                 // It is copied when its turn comes, whatever stands there.
-                (None, Some(to)) => Some(Moved::Came(to)),
+                (None, Some(name)) => Some(Moved::Came { name, replaced }),
                 (None, None) => None,
             },
         })
+    }
+
+    /// Whether a move is about names that one collection of the source goes to.
+    fn are_of_one(&self, what: &Moved) -> bool {
+        what.names().all(|name| self.0.get(name).is_some_and(|sources| sources.len() == 1))
     }
 }

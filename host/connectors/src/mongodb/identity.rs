@@ -330,9 +330,10 @@ impl Catalogue {
         time.ts() < self.read().mark.ts()
     }
 
-    /// Whether any DDL is known to be executed.
-    pub(crate) fn has_mark(&self) -> bool {
-        self.read().mark != OpTime::default()
+    /// Whether anything is known of which collection is which.
+    pub(crate) fn has_any_pair(&self) -> bool {
+        let state = self.read();
+        state.mark != OpTime::default() || !state.target_of.is_empty()
     }
 
     /// Notes that every DDL up to `time` is executed.

@@ -175,8 +175,9 @@ impl Originals {
 }
 
 impl Originals {
-    /// Which collections got, gave up or changed their names after `from` and up to `until`, under the source's names and
-    /// in the order of time. Reads through the oplog of that time, which takes as long as it is large.
+    /// Which collections got, gave up or changed their names from `from` on and up to `until`, under the source's names
+    /// and in the order of time. Of a replica set the entry at `from` counts, which is applied once more where its term is
+    /// not known; of a cluster everything up to `from` is left out. Reads through the oplog of that time, which takes as long as it is large.
     ///
     /// # Errors
     /// Those of the source; `Unauthorized` without `read` on `local`.
@@ -187,13 +188,16 @@ impl Originals {
         };
         let failed = |e| classify::error(Side::Source, "look for drops and renames in the oplog", e);
         let time = |time: OpTime| Timestamp { time: time.secs, increment: time.inc };
+        let since = if is_shard { "$gt" } else { "$gte" };
         let mut filter = doc! {
-            "ts": { "$gt": time(from), "$lte": time(until) },
+            "ts": { since: time(from), "$lte": time(until) },
             "op": "c",
             "$or": [
                 { "o.create": { "$exists": true } },
                 { "o.drop": { "$exists": true } },
                 { "o.renameCollection": { "$exists": true } },
+                // Transactions create collections too.
+                { "o.applyOps.o.create": { "$exists": true } },
             ],
         };
         if is_shard {
@@ -205,31 +209,42 @@ impl Originals {
             let oplog = client.database("local").collection::<Document>("oplog.rs");
             let found = oplog.find(filter.clone()).read_concern(ReadConcern::majority());
             let entries: Vec<Document> = found.await.map_err(failed)?.try_collect().await.map_err(failed)?;
-            moves.extend(entries.iter().filter_map(a_move));
+            moves.extend(entries.iter().flat_map(moves_of));
         }
         moves.sort_by_key(|one| one.time.ts());
         Ok(moves)
     }
 }
 
-/// What a command of the oplog does to a collection's name; `None` for views, which hold nothing.
-fn a_move(entry: &Document) -> Option<Move> {
-    let time = entry.get_timestamp("ts").ok()?;
+/// What an entry of the oplog does to names of collections.
+fn moves_of(entry: &Document) -> Vec<Move> {
+    let Ok(time) = entry.get_timestamp("ts") else { return Vec::new() };
+    let time = OpTime::new(time.time, time.increment, -1);
+    let inner = entry.get_document("o").and_then(|o| o.get_array("applyOps"));
+    match inner {
+        Ok(inner) => inner.iter().filter_map(|operation| a_move(time, operation.as_document()?)).collect(),
+        Err(_) => a_move(time, entry).into_iter().collect(),
+    }
+}
+
+/// What a command does to a collection's name; `None` for views, which hold nothing, and for all else.
+fn a_move(time: OpTime, entry: &Document) -> Option<Move> {
     let database = entry.get_str("ns").ok()?.split_once('.')?.0;
     let command = entry.get_document("o").ok()?;
     let named = |field: &str| Some(Namespace::of(database, command.get_str(field).ok()?));
     let whole = |field: &str| Some(Namespace::new(command.get_str(field).ok()?));
     let what = match command.keys().next()?.as_str() {
-        "create" => Moved::Came(named("create")?),
+        "create" => Moved::Came { name: named("create")?, replaced: None },
         "drop" => Moved::Went(named("drop")?),
-        _ => Moved::Renamed {
+        "renameCollection" => Moved::Renamed {
             from: whole("renameCollection")?,
             to: whole("to")?,
             replaced: command.get("dropTarget").and_then(identity::uuid),
         },
+        _ => return None,
     };
     let collection = entry.get("ui").and_then(identity::uuid)?;
-    Some(Move { time: OpTime::new(time.time, time.increment, -1), collection, what })
+    Some(Move { time, collection, what })
 }
 
 /// The UUID of a server's collection of this name.

@@ -9,8 +9,7 @@ mod cursor;
 mod split;
 
 use async_trait::async_trait;
-use bson::spec::BinarySubtype;
-use bson::{Binary, Document, RawDocumentBuf, Timestamp, cstr, doc, rawdoc};
+use bson::{Document, RawDocumentBuf, Timestamp, cstr, doc, rawdoc};
 use bytes::Bytes;
 use mongodb::Client;
 use mongodb::options::{ReadPreference, SelectionCriteria};
@@ -26,7 +25,10 @@ use super::patience::answered;
 use super::{classify, reply, topology};
 
 /// `InvalidOptions`: what the feature compatibility version does not allow.
-const INVALID_OPTIONS: i32 = 72;
+pub(super) const INVALID_OPTIONS: i32 = 72;
+
+/// The collection of this name has another identity.
+pub(super) const UUID_MISMATCH: i32 = 361;
 
 /// How the full copy reads.
 #[derive(Debug, Clone)]
@@ -76,28 +78,11 @@ impl SnapshotSource {
         Self { client, options, budget, by_uuid: OnceCell::new() }
     }
 
-    /// Whether a read can say which collection it means (`collectionUUID` of `find`): 6.0 takes it where its feature
-    /// compatibility version is 6.0 too, which the guide's user may not ask for. So it is tried, on this collection.
-    async fn reads_by_uuid(&self, name: &Namespace, uuid: CollectionUuid) -> Result<bool> {
+    /// Whether a read can say which collection it means (`collectionUUID` of `find`: 6.0 takes it, 5.0 refuses it).
+    async fn reads_by_uuid(&self) -> Result<bool> {
         let ask = async || {
             let build = self.run("admin", "ask for the server's version", doc! { "buildInfo": 1 }).await?;
-            if topology::version(&build) < [6, 0, 0] {
-                return Ok(false);
-            }
-            let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() };
-            let one = doc! {
-                "find": name.collection(), "limit": 1, "singleBatch": true, "projection": { "_id": 1 }, "collectionUUID": uuid,
-            };
-            let database = self.client.database(name.database());
-            let asked = database.run_command(one).selection_criteria(self.criteria());
-            let doing = format!("ask whether {name} can be read by its identity");
-            match answered(Side::Source, &doing, asked).await? {
-                Err(e) if classify::code(&e) == Some(INVALID_OPTIONS) => Ok(false),
-                // It has moved meanwhile, which only a server that knows identities can tell.
-                Err(e) if classify::code(&e) == Some(cursor::UUID_MISMATCH) => Ok(true),
-                Err(e) => Err(classify::error(Side::Source, &doing, e)),
-                Ok(_) => Ok(true),
-            }
+            Ok(topology::version(&build) >= [6, 0, 0])
         };
         self.by_uuid.get_or_try_init(ask).await.copied()
     }
@@ -145,15 +130,12 @@ impl SnapshotReader for SnapshotSource {
     }
 
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
-        let uuid = match partition.uuid {
-            Some(uuid) if self.reads_by_uuid(&partition.namespace, uuid).await? => Some(uuid),
-            Some(_) | None => None,
-        };
+        let by_uuid = self.reads_by_uuid().await?;
         let read = cursor::Read {
             client: self.client.clone(),
             criteria: self.criteria(),
             partition: partition.clone(),
-            uuid,
+            uuid: partition.uuid.filter(|_| by_uuid),
             after: partition.owned.as_ref().map_or(after, |owned| owned.after.max(after)),
             reply_bytes: self.options.reply_bytes,
         };

@@ -199,7 +199,7 @@ impl Transactions {
         for ((other, _), chain) in &mut self.open {
             if *other != stream && chain.session == own.session {
                 self.memory -= chain.memory();
-                if own.before.time().ts() < chain.before.time().ts() {
+                if own.before.compare(&chain.before).is_lt() {
                     chain.before = own.before.clone();
                 }
                 chain.committed = true;

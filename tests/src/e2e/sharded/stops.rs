@@ -6,8 +6,8 @@
 use anyhow::Result;
 use bson::{Document, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
-use oplogue_tests::servers::Options;
 use oplogue_tests::servers::wire::check;
+use oplogue_tests::servers::{Options, User};
 
 use super::rig::{PATIENCE, Rig};
 
@@ -37,7 +37,9 @@ async fn a_database_that_changes_its_primary_shard_stops_the_run_before_its_drop
 /// Before 6.0 a shard logs writes to leftovers of moved chunks like any others.
 #[tokio::test]
 async fn a_running_balancer_is_refused_where_leftovers_are_not_told_apart() -> Result<()> {
-    let rig = Rig::start(Options::default()).await?;
+    // Nobody but the servers' own users may ask for the version.
+    let user = User::new("reader", "password", &[("readAnyDatabase", "admin"), ("read", "local"), ("read", "config")]);
+    let rig = Rig::start(Options { users: vec![user], ..Options::default() }).await?;
     let settings = rig.cluster.config.client().database("config").collection::<Document>("settings");
     let balancer = async |off: bool| {
         let mode = doc! { "$set": { "mode": if off { "off" } else { "full" }, "stopped": off } };

@@ -15,6 +15,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::moment::Moment;
+use crate::mongodb::snapshot::{INVALID_OPTIONS, UUID_MISMATCH};
 use crate::mongodb::{classify, identity, topology};
 
 /// The config servers of a cluster.
@@ -105,9 +106,7 @@ impl Routing {
     pub async fn refuse_unmarked_leftovers(&self) -> Result<()> {
         let criteria = SelectionCriteria::ReadPreference(ReadPreference::Primary);
         let found = topology::inspect(Side::Source, &self.client, &criteria).await?;
-        let compatible = found.feature_compatibility.as_deref().and_then(|version| version.split('.').next());
-        let compatible = compatible.and_then(|major| major.parse().ok()).unwrap_or(u32::MAX);
-        if found.at_least(6, 0) && compatible >= 6 {
+        if found.at_least(6, 0) && self.is_compatible_with_6_0().await? {
             return Ok(());
         }
         let balancer = self.find("settings", doc! { "_id": "balancer" }).await?;
@@ -119,13 +118,28 @@ impl Routing {
             return Ok(());
         }
         let text = format!(
-            "the balancer of this cluster may run, and before 6.0 (this one is {}, feature compatibility {}) the oplogs do \
+            "the balancer of this cluster may run, and before 6.0 (this one is {}, its feature compatibility version perhaps an older one) the oplogs do \
              not tell writes to leftovers of moved chunks from others: stop it (sh.stopBalancer()), wait until \
              config.rangeDeletions is empty on every shard, and move no chunks until the end",
             found.version_text(),
-            found.feature_compatibility.as_deref().unwrap_or("unknown"),
         );
         Err(Error::new(Side::Source, Kind::Unsupported, text))
+    }
+
+    /// Whether the feature compatibility version is 6.0, which few may ask for: then `find` takes the identity of a
+    /// collection, and says that this one is none of the sort.
+    async fn is_compatible_with_6_0(&self) -> Result<bool> {
+        let identity = Binary { subtype: BinarySubtype::Uuid, bytes: vec![0; 16] };
+        let find = doc! { "find": "shards", "limit": 1, "singleBatch": true, "collectionUUID": identity };
+        let config = self.client.database("config");
+        let asked =
+            config.run_command(find).selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        match asked.await {
+            Err(e) if classify::code(&e) == Some(INVALID_OPTIONS) => Ok(false),
+            Err(e) if classify::code(&e) == Some(UUID_MISMATCH) => Ok(true),
+            Err(e) => Err(unreadable("shards", e)),
+            Ok(_) => Ok(true),
+        }
     }
 
     /// The shard where the collections of a database are that are not sharded; none for a database that the cluster

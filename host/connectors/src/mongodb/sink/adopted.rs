@@ -3,13 +3,15 @@
 //! Incremental may begin on a target that this job has not copied: from a date, or from the checkpoint of MongoShake, which
 //! lies behind what it has written. Drops and renames since then may be done or not, and a name alone does not tell: after
 //! `rename staging → live` the name `live` means another collection, and a repeated drop of its predecessor would take it.
-//! So the moves since the start are looked through before anything is applied. Between two of them the source had certain
-//! names, and the target's names say between which two it stands. From there on the identity pairs and the mark say the
-//! rest, as they do after a copy (`identity.rs`).
+//! So the moves since the start are looked through before anything is applied, each group of names that moves connect by
+//! itself. Between two moves the source had certain names, and the target's say between which two it stands. Where that is
+//! not before all of them, the pairs of `identity.rs` are recorded as they would be by whoever had executed the moves: what
+//! is repeated then is recognised. A target that stands before all moves needs nothing.
 //!
 //! Several places may fit, when a name was given up and taken again. What counts are collections that are older than the
 //! start: nothing in the stream brings their documents back. A place is taken when every other one that fits has the same
-//! old collection under each name; otherwise the run stops, for nobody can know.
+//! old collection under each name; otherwise the run stops, for nobody can know. Nothing here tells an old collection that
+//! was empty, and that the target never had for that, from one that was renamed there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -29,11 +31,19 @@ pub struct Move {
     pub what: Moved,
 }
 
+/// Stands in the pairs of a job that has taken its target over; no UUID of version 4 looks like it.
+const ADOPTED: CollectionUuid = *b"target taken up:";
+
 /// What happened to a collection's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moved {
     /// It is new, or was outside of the filter.
-    Came(Namespace),
+    Came {
+        /// Its name.
+        name: Namespace,
+        /// The collection that had the name.
+        replaced: Option<CollectionUuid>,
+    },
     /// It was dropped, or left the filter.
     Went(Namespace),
     /// It was renamed, and what had the new name before is gone.
@@ -65,7 +75,7 @@ struct Names {
 
 impl Names {
     /// The names at the start, as far as the moves speak of them.
-    fn before(moves: &[Move]) -> Self {
+    fn before(moves: &[&Move]) -> Self {
         let (mut holders, mut seen) = (HashMap::new(), HashSet::new());
         for Move { collection, what, .. } in moves {
             let mut old = |name: &Namespace, collection| {
@@ -74,7 +84,10 @@ impl Names {
                 }
             };
             match what {
-                Moved::Came(_) => {
+                Moved::Came { name, replaced } => {
+                    if let Some(replaced) = replaced {
+                        old(name, *replaced);
+                    }
                     seen.insert(*collection);
                 }
                 Moved::Went(name) => old(name, *collection),
@@ -93,7 +106,7 @@ impl Names {
     /// Every shard of a cluster logs a move: the second time it changes nothing.
     fn apply(&mut self, Move { collection, what, .. }: &Move) {
         match what {
-            Moved::Came(name) => {
+            Moved::Came { name, .. } => {
                 if self.named.insert(*collection) {
                     self.give(name, Holder { collection: *collection, is_old: false });
                 }
@@ -126,18 +139,60 @@ impl Names {
 }
 
 impl Moved {
-    fn names(&self) -> impl Iterator<Item = &Namespace> {
+    /// The names that it is about.
+    pub fn names(&self) -> impl Iterator<Item = &Namespace> {
         let (first, second) = match self {
-            Self::Came(name) | Self::Went(name) => (name, None),
+            Self::Came { name, .. } | Self::Went(name) => (name, None),
             Self::Renamed { from, to, .. } => (from, Some(to)),
         };
         std::iter::once(first).chain(second)
     }
+
+    fn replaced(&self) -> Option<CollectionUuid> {
+        match self {
+            Self::Went(_) => None,
+            Self::Came { replaced, .. } | Self::Renamed { replaced, .. } => *replaced,
+        }
+    }
+}
+
+/// Moves that have to do with each other, since a name or a rename connects them; each in the order of time.
+fn groups(moves: &[Move]) -> Vec<Vec<&Move>> {
+    let mut groups: Vec<Vec<&Move>> = Vec::new();
+    let mut group_of: HashMap<&Namespace, usize> = HashMap::new();
+    for one in moves {
+        let mut known: Vec<usize> = one.what.names().filter_map(|name| group_of.get(name).copied()).collect();
+        known.sort_unstable();
+        known.dedup();
+        let into = known.first().copied().unwrap_or_else(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        for other in known.into_iter().skip(1) {
+            let joined = groups.get_mut(other).map(std::mem::take).unwrap_or_default();
+            group_of.values_mut().filter(|group| **group == other).for_each(|group| *group = into);
+            if let Some(group) = groups.get_mut(into) {
+                group.extend(joined);
+                // Moves come in the order of time, and the sort is stable.
+                group.sort_by_key(|one| one.time.ts());
+            }
+        }
+        group_of.extend(one.what.names().map(|name| (name, into)));
+        if let Some(group) = groups.get_mut(into) {
+            group.push(one);
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
 }
 
 /// Calls `found` with each place between the moves at which the source had exactly the names of `standing`, and how many
 /// moves lie before it, until it returns false. Returns the names of the last such place.
-fn each_fitting(moves: &[Move], standing: &HashSet<&Namespace>, mut found: impl FnMut(usize, &Names) -> bool) -> Names {
+fn each_fitting(
+    moves: &[&Move],
+    standing: &HashSet<&Namespace>,
+    mut found: impl FnMut(usize, &Names) -> bool,
+) -> Names {
     let mut names = Names::before(moves);
     let differs = |names: &Names, name: &Namespace| names.holders.contains_key(name) != standing.contains(name);
     let involved: HashSet<&Namespace> = moves.iter().flat_map(|one| one.what.names()).collect();
@@ -166,7 +221,7 @@ fn each_fitting(moves: &[Move], standing: &HashSet<&Namespace>, mut found: impl 
 ///
 /// # Errors
 /// The names that may be one old collection's or another's.
-fn place(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<(usize, Names)>, Vec<Namespace>> {
+fn place(moves: &[&Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<(usize, Names)>, Vec<Namespace>> {
     let involved = moves.iter().flat_map(|one| one.what.names());
     let standing: HashSet<&Namespace> = involved.filter(|name| stands(name)).collect();
     let (mut old, mut unclear) = (BTreeMap::new(), BTreeSet::new());
@@ -195,41 +250,84 @@ fn place(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<(
     }
 }
 
+/// What a target has seen of the moves: the pairs that are to be recorded.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    moves: usize,
+    /// Collections that stand there, and under which name.
+    standing: Vec<(CollectionUuid, Namespace)>,
+    /// Collections that are gone there, since when.
+    gone: Vec<(CollectionUuid, OpTime)>,
+}
+
+/// What a target has seen of `moves`, of which `stands` says what names it has.
+///
+/// # Errors
+/// The names that may be one old collection's or another's.
+fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec<Namespace>> {
+    let mut seen = Seen::default();
+    let mut unclear = Vec::new();
+    for group in groups(moves) {
+        match place(&group, &stands) {
+            // It stands at the start, or nowhere: then each command is judged when it comes.
+            Ok(Some((0, _)) | None) => {}
+            Ok(Some((done, names))) => {
+                seen.moves += done;
+                let mut gone = BTreeMap::new();
+                for one in group.iter().take(done) {
+                    let both = std::iter::once(one.collection).chain(one.what.replaced());
+                    gone.extend(both.filter(|one| !names.named.contains(one)).map(|gone| (gone, one.time)));
+                }
+                seen.gone.extend(gone);
+                let standing = names.holders.into_iter().map(|(name, holder)| (holder.collection, name));
+                seen.standing.extend(standing);
+            }
+            Err(names) => unclear.extend(names),
+        }
+    }
+    if unclear.is_empty() { Ok(seen) } else { Err(unclear) }
+}
+
 impl MongoSink {
-    /// Takes a target over that this job has not copied: `moves` are those between the start and now, under the target's
-    /// names. Does nothing when the job knows its target already.
+    /// Takes a target over that this job has not copied: `moves` are those since the start, under the target's names.
     ///
     /// # Errors
-    /// `CannotApply` when it is not to be known which moves the target has seen; those of the target and of the store.
+    /// `Misconfigured` when it is not to be known which moves the target has seen; those of the target and of the store.
     pub async fn adopt(&self, moves: &[Move]) -> Result<()> {
-        self.target().await?;
-        if moves.is_empty() || self.options.ddl_ignored || self.catalogue.has_mark() {
-            return Ok(());
-        }
-        let found = place(moves, |name| self.catalogue.info(name).is_some()).map_err(|names| {
+        let found = seen(moves, |name| self.catalogue.info(name).is_some()).map_err(|names| {
             let names: Vec<&str> = names.iter().map(Namespace::as_str).collect();
             let text = format!(
-                "since the start the source has moved collections to and fro, and nothing tells how far the target has \
-                 come: {} may hold one or another of them; copy again (sync_mode = all), or start from a time after \
-                 these moves that the target has reached",
+                "since the start the source has given up names and taken them again, and nothing tells how far the target \
+                 has come: {} may hold one collection or another. If the target is as the source was at the start, say \
+                 checkpoint.start_is_exact = true; else copy again (sync_mode = all), or start at a time after these moves",
                 names.join(", ")
             );
-            Error::new(Side::Sink, Kind::CannotApply, text)
+            Error::new(Side::Config, Kind::Misconfigured, text)
         })?;
-        let Some((done, names)) = found else {
-            tracing::info!("the target has other collections than the source had at any time since the start");
-            return Ok(());
-        };
-        for (name, holder) in names.holders {
-            if let Some(target) = self.catalogue.info(&name).and_then(|info| info.uuid) {
-                self.catalogue.record(holder.collection, target).await?;
+        for (source, name) in &found.standing {
+            if let Some(target) = self.catalogue.info(name).and_then(|info| info.uuid) {
+                self.catalogue.record(*source, target).await?;
             }
         }
-        if let Some(newest) = done.checked_sub(1).and_then(|last| moves.get(last)) {
-            tracing::info!(moves = done, until = %newest.time, "drops and renames that the target has seen already");
-            self.catalogue.advance_mark(newest.time).await?;
+        for (source, time) in &found.gone {
+            // Its changes go nowhere, and a repeated drop finds nothing of it.
+            self.catalogue.record(*source, bson::Uuid::new().bytes()).await?;
+            self.catalogue.retire(*source, *time);
         }
-        Ok(())
+        if found.moves > 0 {
+            tracing::info!(moves = found.moves, "the target has seen drops and renames that come once more");
+        }
+        self.catalogue.record(ADOPTED, ADOPTED).await
+    }
+
+    /// Whether the job knows which collections of the target are which: it has copied them, has executed a DDL, or has
+    /// taken the target over.
+    ///
+    /// # Errors
+    /// Those of the target and of the store.
+    pub async fn knows_its_target(&self) -> Result<bool> {
+        self.target().await?;
+        Ok(self.catalogue.has_any_pair())
     }
 }
 

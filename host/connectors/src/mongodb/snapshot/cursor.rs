@@ -24,13 +24,12 @@ use oplogue_engine::source::{Partition, ScanOrder, SnapshotCursor};
 use crate::mongodb::classify;
 use crate::mongodb::patience::{self, Asked, worked_on};
 use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
+use crate::mongodb::snapshot::{INVALID_OPTIONS, UUID_MISMATCH};
 
 /// Documents of the first request, which shows how large documents are.
 const PROBE_DOCUMENTS: u32 = 200;
 /// Documents of each request in natural order, where the cursor is not opened again to ask for another number.
 const NATURAL_DOCUMENTS: u32 = 1000;
-/// CollectionUUIDMismatch: another collection has the name now, or none.
-pub(super) const UUID_MISMATCH: i32 = 361;
 /// QueryPlanKilled: what an open cursor gets when its collection is renamed.
 const PLAN_KILLED: i32 = 175;
 /// More documents in one reply gain nothing.
@@ -270,6 +269,11 @@ impl PartitionCursor {
         let opened = worked_on(&self.read.asked(&self.comment), "open a cursor of the copy", opening).await;
         self.opening.put(None);
         let opened = opened?;
+        if self.read.uuid.is_some() && opened.as_ref().is_err_and(|e| classify::code(e) == Some(INVALID_OPTIONS)) {
+            // A server of 6.0 whose feature compatibility version is older; not everybody may ask for that.
+            self.read.uuid = None;
+            return Box::pin(self.reopen()).await;
+        }
         let Some(cursor) = self.unless_moved(opened)? else { return Ok(false) };
         self.cursor.put(Some(cursor));
         self.open = true;

@@ -376,6 +376,7 @@ impl Builder<'_> {
             db: s.text("checkpoint.storage.db").to_owned(),
             collection: s.text("checkpoint.storage.collection").to_owned(),
             start_position: (start > 0 && sync_mode == SyncMode::Incr).then_some(start),
+            start_is_exact: s.flag("checkpoint.start_is_exact"),
             interval: s.time("checkpoint.interval"),
         }
     }

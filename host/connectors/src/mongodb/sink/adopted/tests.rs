@@ -8,7 +8,7 @@ fn name(text: &str) -> Namespace {
 }
 
 fn came(collection: u8, to: &str) -> Move {
-    of(collection, Moved::Came(name(to)))
+    of(collection, Moved::Came { name: name(to), replaced: None })
 }
 
 fn went(collection: u8, from: &str) -> Move {
@@ -26,8 +26,16 @@ fn of(collection: u8, what: Moved) -> Move {
 
 /// How many moves are done on a target of these names.
 fn done(moves: &[Move], target: &[&str]) -> Result<Option<usize>, Vec<Namespace>> {
-    let stands = |wanted: &Namespace| target.iter().any(|there| name(there) == *wanted);
-    Ok(place(moves, stands)?.map(|(done, _)| done))
+    let moves: Vec<&Move> = moves.iter().collect();
+    Ok(place(&moves, |wanted| target.iter().any(|there| name(there) == *wanted))?.map(|(done, _)| done))
+}
+
+/// What is to be recorded on a target of these names.
+fn recorded(moves: &[Move], target: &[&str]) -> (Vec<(u8, Namespace)>, Vec<u8>) {
+    let found = seen(moves, |wanted| target.iter().any(|there| name(there) == *wanted)).unwrap();
+    let mut standing: Vec<_> = found.standing.into_iter().map(|(collection, name)| (collection[0], name)).collect();
+    standing.sort();
+    (standing, found.gone.into_iter().map(|(collection, _)| collection[0]).collect())
 }
 
 #[test]
@@ -81,4 +89,33 @@ fn what_every_shard_logs_is_one_move() {
     let moves = [renamed(1, "a", "b", None), renamed(1, "a", "b", None), went(1, "b"), went(1, "b"), came(2, "b")];
     assert_eq!(done(&moves, &[]), Ok(Some(3)));
     assert_eq!(done(&moves, &["a"]), Ok(Some(0)));
+}
+
+#[test]
+fn what_stands_there_and_what_is_gone_is_recorded() {
+    let moves = [renamed(1, "staging", "live", Some(2)), came(3, "staging"), went(3, "staging"), came(4, "other")];
+    assert_eq!(recorded(&moves[..1], &["live"]), (vec![(1, name("live"))], vec![2]));
+    assert_eq!(recorded(&moves[..1], &["live", "staging"]), (vec![], vec![]), "at the start");
+    let all = [renamed(1, "a", "b", Some(2)), went(1, "b"), came(5, "a")];
+    assert_eq!(recorded(&all, &["a"]), (vec![(5, name("a"))], vec![1, 2]), "`b` is not there, so it is the new `a`");
+}
+
+#[test]
+fn names_that_have_nothing_to_do_with_each_other_are_judged_apart() {
+    // `tmp` is not there, for whatever reason; that says nothing of the others.
+    let mut moves = vec![went(2, "live"), renamed(1, "staging", "live", None), came(3, "staging"), went(4, "tmp")];
+    let error = seen(&moves, |wanted| *wanted != name("tmp")).unwrap_err();
+    assert_eq!(error, vec![name("live")]);
+    moves.remove(2);
+    assert_eq!(recorded(&moves, &["staging", "live"]), (vec![], vec![4]));
+    assert_eq!(recorded(&moves, &["live", "tmp"]), (vec![(1, name("live"))], vec![2]));
+}
+
+#[test]
+fn what_came_over_the_border_is_copied_when_its_turn_comes() {
+    let swapped = |collection, replaced| {
+        let replaced = Some([replaced; 16]);
+        of(collection, Moved::Came { name: name("live"), replaced })
+    };
+    assert_eq!(recorded(&[swapped(2, 1), swapped(3, 2)], &["live"]), (vec![], vec![]));
 }
