@@ -11,10 +11,13 @@ use oplogue_connectors::mongodb::sink::{Move, Moved};
 use oplogue_engine::checkpoint::Stage;
 use oplogue_engine::config::checked::FetchMethod;
 use oplogue_engine::error::{Kind, Result};
-use oplogue_engine::model::{Namespace, Position};
+use oplogue_engine::model::{Namespace, OpTime, Position};
 use oplogue_engine::plugin::PluginChain as _;
 
 use super::Job;
+
+/// How often the oplog is looked through.
+const READS_MAX: usize = 5;
 
 impl Job {
     /// Looks through the moves since `position`, once in the life of a job that has not copied its target. Where DDL is not
@@ -24,12 +27,16 @@ impl Job {
             return Ok(());
         }
         let sink = self.sink(Stage::Incremental).await?;
-        if sink.knows_its_target().await? {
-            return Ok(());
-        }
         let source = self.source();
         let start = source.resolve(position).await?.time();
-        let moves = match self.servers.originals().moves(start, source.written().await?).await {
+        if sink.knows_its_target(start).await? {
+            return Ok(());
+        }
+        if start.secs > 1 && start.ts() < source.window().await?.oldest.ts() {
+            // The source has no entry of that time any more, which is for its opening to say.
+            return Ok(());
+        }
+        let moves = match self.moves(start, source.written().await?).await {
             Err(error)
                 if error.kind() == Kind::Unauthorized && self.config.incr.fetch_method == FetchMethod::ChangeStream =>
             {
@@ -53,7 +60,21 @@ impl Job {
             }
         }
         routed.retain(|one| names.are_of_one(&one.what));
-        sink.adopt(&routed).await
+        sink.adopt(start, &routed).await
+    }
+
+    /// While the server cuts its oplog off, a reading from the oldest entry may be overtaken.
+    async fn moves(&self, from: OpTime, until: OpTime) -> Result<Vec<Move>> {
+        let originals = self.servers.originals();
+        for _ in 1..READS_MAX {
+            match originals.moves(from, until).await {
+                Err(error) if matches!(error.kind(), Kind::HistoryLost | Kind::CursorLost) => {
+                    tracing::info!(%error, "looking for drops and renames once more");
+                }
+                found => return found,
+            }
+        }
+        originals.moves(from, until).await
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bson::{Document, doc};
-use oplogue_tests::collector::Collector;
+use oplogue_tests::collector::{Collector, by_change_stream};
 use oplogue_tests::proxy::Weather;
 use oplogue_tests::servers::{Options, ReplicaSet};
 
@@ -131,8 +131,10 @@ async fn a_single_silent_connection_is_given_up() -> Result<()> {
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;
     let bulk = rig.source.client().database("shop").collection::<Document>("bulk");
+    // The collection that a request for more names.
+    let stream = if by_change_stream() { "$cmd.aggregate" } else { "oplog.rs" };
     let silent = [
-        (&rig.source, "oplog.rs", "read the "),
+        (&rig.source, stream, "read the "),
         (&rig.target, "updates", "write to"),
         (&rig.target, "commitTransaction", "commit a transaction"),
         (&rig.target, "createIndexes", "run a DDL"),

@@ -330,6 +330,16 @@ impl Catalogue {
         time.ts() < self.read().mark.ts()
     }
 
+    /// Whether any DDL is known to be executed.
+    pub(crate) fn has_mark(&self) -> bool {
+        self.read().mark != OpTime::default()
+    }
+
+    /// What is recorded beside a source collection.
+    pub(crate) fn paired_with(&self, source: CollectionUuid) -> Option<CollectionUuid> {
+        self.read().target_of.get(&source).copied()
+    }
+
     /// Whether anything is known of which collection is which.
     pub(crate) fn has_any_pair(&self) -> bool {
         let state = self.read();
@@ -410,7 +420,7 @@ impl Catalogue {
     }
 }
 
-fn pack(time: OpTime) -> CollectionUuid {
+pub(crate) fn pack(time: OpTime) -> CollectionUuid {
     let mut packed = [0; 16];
     let (ts, term) = packed.split_at_mut(8);
     ts.copy_from_slice(&time.ts().to_be_bytes());
@@ -418,7 +428,7 @@ fn pack(time: OpTime) -> CollectionUuid {
     packed
 }
 
-fn unpack(packed: CollectionUuid) -> OpTime {
+pub(crate) fn unpack(packed: CollectionUuid) -> OpTime {
     let (ts, term) = packed.split_at(8);
     let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).unwrap_or_default();
     OpTime { term: number(term).cast_signed(), ..OpTime::from_ts(number(ts)) }

@@ -208,8 +208,11 @@ impl Originals {
         for client in clients {
             let oplog = client.database("local").collection::<Document>("oplog.rs");
             let found = oplog.find(filter.clone()).read_concern(ReadConcern::majority());
-            let entries: Vec<Document> = found.await.map_err(failed)?.try_collect().await.map_err(failed)?;
-            moves.extend(entries.iter().flat_map(moves_of));
+            // A transaction's entry may be large: what is needed of it is taken at once.
+            let mut entries = found.await.map_err(failed)?;
+            while let Some(entry) = entries.try_next().await.map_err(failed)? {
+                moves.extend(moves_of(&entry));
+            }
         }
         moves.sort_by_key(|one| one.time.ts());
         Ok(moves)

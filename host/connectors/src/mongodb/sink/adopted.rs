@@ -19,6 +19,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::MongoSink;
+use crate::mongodb::identity;
 
 /// A collection of the source that got, gave up or changed its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +32,12 @@ pub struct Move {
     pub what: Moved,
 }
 
-/// Stands in the pairs of a job that has taken its target over; no UUID of version 4 looks like it.
+/// Stands in the pairs of a job that has taken its target over, beside the time of the start; no UUID of version 4 looks
+/// like it.
 const ADOPTED: CollectionUuid = *b"target taken up:";
+
+/// Stands beside it until all pairs are recorded.
+const UNFINISHED: CollectionUuid = [0xff; 16];
 
 /// What happened to a collection's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,12 +161,26 @@ impl Moved {
     }
 }
 
-/// Moves that have to do with each other, since a name or a rename connects them; each in the order of time.
+/// What connects moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Link<'a> {
+    Name(&'a Namespace),
+    Collection(CollectionUuid),
+}
+
+impl Move {
+    fn links(&self) -> impl Iterator<Item = Link<'_>> {
+        let collections = std::iter::once(self.collection).chain(self.what.replaced()).map(Link::Collection);
+        self.what.names().map(Link::Name).chain(collections)
+    }
+}
+
+/// Moves that have to do with each other, since a name or a collection connects them; each in the order of time.
 fn groups(moves: &[Move]) -> Vec<Vec<&Move>> {
     let mut groups: Vec<Vec<&Move>> = Vec::new();
-    let mut group_of: HashMap<&Namespace, usize> = HashMap::new();
+    let mut group_of: HashMap<Link<'_>, usize> = HashMap::new();
     for one in moves {
-        let mut known: Vec<usize> = one.what.names().filter_map(|name| group_of.get(name).copied()).collect();
+        let mut known: Vec<usize> = one.links().filter_map(|link| group_of.get(&link).copied()).collect();
         known.sort_unstable();
         known.dedup();
         let into = known.first().copied().unwrap_or_else(|| {
@@ -177,7 +196,7 @@ fn groups(moves: &[Move]) -> Vec<Vec<&Move>> {
                 group.sort_by_key(|one| one.time.ts());
             }
         }
-        group_of.extend(one.what.names().map(|name| (name, into)));
+        group_of.extend(one.links().map(|link| (link, into)));
         if let Some(group) = groups.get_mut(into) {
             group.push(one);
         }
@@ -244,7 +263,21 @@ fn place(moves: &[&Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<
         place.is_none()
     });
     match place {
-        Some(done) => Ok(Some((done, names))),
+        Some(0) => Ok(Some((0, names))),
+        Some(done) => {
+            // A younger collection comes again, but not into what another one holds by then.
+            let names_of: HashMap<_, _> =
+                names.holders.iter().map(|(name, holder)| (holder.collection, name.clone())).collect();
+            each_fitting(moves, &standing, |at, later| {
+                let elsewhere = later.holders.iter().filter_map(|(name, holder)| {
+                    let here = names_of.get(&holder.collection).filter(|here| at > done && *here != name)?;
+                    Some([name.clone(), here.clone()])
+                });
+                unclear.extend(elsewhere.flatten());
+                true
+            });
+            if unclear.is_empty() { Ok(Some((done, names))) } else { Err(unclear.into_iter().collect()) }
+        }
         None if fits => Err(old.into_keys().collect()),
         None => Ok(None),
     }
@@ -256,8 +289,8 @@ struct Seen {
     moves: usize,
     /// Collections that stand there, and under which name.
     standing: Vec<(CollectionUuid, Namespace)>,
-    /// Collections that are gone there, since when.
-    gone: Vec<(CollectionUuid, OpTime)>,
+    /// Collections that are gone there.
+    gone: BTreeSet<CollectionUuid>,
 }
 
 /// What a target has seen of `moves`, of which `stands` says what names it has.
@@ -273,12 +306,9 @@ fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec
             Ok(Some((0, _)) | None) => {}
             Ok(Some((done, names))) => {
                 seen.moves += done;
-                let mut gone = BTreeMap::new();
-                for one in group.iter().take(done) {
-                    let both = std::iter::once(one.collection).chain(one.what.replaced());
-                    gone.extend(both.filter(|one| !names.named.contains(one)).map(|gone| (gone, one.time)));
-                }
-                seen.gone.extend(gone);
+                let of = |one: &Move| std::iter::once(one.collection).chain(one.what.replaced());
+                let moved = group.iter().take(done).flat_map(|one| of(one));
+                seen.gone.extend(moved.filter(|one| !names.named.contains(one)));
                 let standing = names.holders.into_iter().map(|(name, holder)| (holder.collection, name));
                 seen.standing.extend(standing);
             }
@@ -289,45 +319,50 @@ fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec
 }
 
 impl MongoSink {
-    /// Takes a target over that this job has not copied: `moves` are those since the start, under the target's names.
+    /// Takes a target over that this job has not copied: `moves` are those since `start`, under the target's names. What is
+    /// broken off is done again by the next start.
     ///
     /// # Errors
     /// `Misconfigured` when it is not to be known which moves the target has seen; those of the target and of the store.
-    pub async fn adopt(&self, moves: &[Move]) -> Result<()> {
+    pub async fn adopt(&self, start: OpTime, moves: &[Move]) -> Result<()> {
         let found = seen(moves, |name| self.catalogue.info(name).is_some()).map_err(|names| {
             let names: Vec<&str> = names.iter().map(Namespace::as_str).collect();
             let text = format!(
                 "since the start the source has given up names and taken them again, and nothing tells how far the target \
-                 has come: {} may hold one collection or another. If the target is as the source was at the start, say \
-                 checkpoint.start_is_exact = true; else copy again (sync_mode = all), or start at a time after these moves",
+                 has come: {} may hold one collection or another. If the target has seen none of the drops and renames since \
+                 the start, say checkpoint.start_is_exact = true; else copy again (sync_mode = all), or start at a time after these moves",
                 names.join(", ")
             );
             Error::new(Side::Config, Kind::Misconfigured, text)
         })?;
+        self.catalogue.record(ADOPTED, UNFINISHED).await?;
         for (source, name) in &found.standing {
             if let Some(target) = self.catalogue.info(name).and_then(|info| info.uuid) {
                 self.catalogue.record(*source, target).await?;
             }
         }
-        for (source, time) in &found.gone {
+        for source in &found.gone {
             // Its changes go nowhere, and a repeated drop finds nothing of it.
             self.catalogue.record(*source, bson::Uuid::new().bytes()).await?;
-            self.catalogue.retire(*source, *time);
         }
         if found.moves > 0 {
             tracing::info!(moves = found.moves, "the target has seen drops and renames that come once more");
         }
-        self.catalogue.record(ADOPTED, ADOPTED).await
+        self.catalogue.record(ADOPTED, identity::pack(start)).await
     }
 
     /// Whether the job knows which collections of the target are which: it has copied them, has executed a DDL, or has
-    /// taken the target over.
+    /// taken the target over at `start` or before.
     ///
     /// # Errors
     /// Those of the target and of the store.
-    pub async fn knows_its_target(&self) -> Result<bool> {
+    pub async fn knows_its_target(&self, start: OpTime) -> Result<bool> {
         self.target().await?;
-        Ok(self.catalogue.has_any_pair())
+        Ok(match self.catalogue.paired_with(ADOPTED) {
+            None => self.catalogue.has_any_pair(),
+            Some(UNFINISHED) => false,
+            Some(adopted) => self.catalogue.has_mark() || identity::unpack(adopted).ts() <= start.ts(),
+        })
     }
 }
 

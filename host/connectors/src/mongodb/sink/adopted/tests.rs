@@ -35,7 +35,7 @@ fn recorded(moves: &[Move], target: &[&str]) -> (Vec<(u8, Namespace)>, Vec<u8>) 
     let found = seen(moves, |wanted| target.iter().any(|there| name(there) == *wanted)).unwrap();
     let mut standing: Vec<_> = found.standing.into_iter().map(|(collection, name)| (collection[0], name)).collect();
     standing.sort();
-    (standing, found.gone.into_iter().map(|(collection, _)| collection[0]).collect())
+    (standing, found.gone.into_iter().map(|collection| collection[0]).collect())
 }
 
 #[test]
@@ -118,4 +118,23 @@ fn what_came_over_the_border_is_copied_when_its_turn_comes() {
         of(collection, Moved::Came { name: name("live"), replaced })
     };
     assert_eq!(recorded(&[swapped(2, 1), swapped(3, 2)], &["live"]), (vec![], vec![]));
+}
+
+#[test]
+fn a_younger_collection_never_comes_into_what_another_one_holds() {
+    let all = [came(1, "staging"), renamed(1, "staging", "live", Some(9)), came(2, "staging")];
+    let error = seen(&all, |_| true).unwrap_err();
+    assert_eq!(error, [name("live"), name("staging")], "the first edition stands under either name");
+    assert_eq!(
+        recorded(&all, &["live"]),
+        (vec![], vec![]),
+        "at the start, or two moves on: it is dropped and comes again"
+    );
+}
+
+#[test]
+fn what_leaves_the_filter_and_comes_back_is_one_group() {
+    let moves = [went(1, "a"), came(1, "b")];
+    assert_eq!(groups(&moves).len(), 1);
+    assert_eq!(recorded(&moves, &["b"]), (vec![(1, name("b"))], vec![]));
 }
