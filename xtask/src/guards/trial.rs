@@ -74,6 +74,8 @@ pub(super) fn run(copy: &Copy, program: &Program, guard: &Guard, test: &str) -> 
     let mut command = Command::new(&program.path);
     command.args(["--exact", test, "--nocapture"]).current_dir(&program.directory);
     command.env("CARGO_TARGET_DIR", copy.target()).env(patience::VARIABLE, PATIENCE_S);
+    // Another program has all guards.
+    command.env_remove("OPLOGUE_BIN");
     command.stdout(Stdio::from(log.try_clone().context("share the log file")?)).stderr(Stdio::from(log));
     // A group of its own, so that what is left of it can be ended and nothing else is.
     let mut child = Guarded::spawn(command.process_group(0))?;

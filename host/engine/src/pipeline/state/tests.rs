@@ -219,10 +219,8 @@ fn a_parked_document_is_found_under_the_new_name_of_its_collection() {
 #[test]
 fn documents_of_two_collections_of_one_name_are_never_joined() {
     let mut bench = Bench::new();
-    let (namespace, other) = (bench.namespace, bench.other);
+    let other = bench.other;
     let commands = of_collection(&mut bench, 1, other, 1, 8);
-    assert!(bench.answer(commands, &[1]).is_empty(), "parked");
-    let commands = of_collection(&mut bench, 1, namespace, 1, 7);
     assert!(bench.answer(commands, &[1]).is_empty(), "parked");
     rename(&mut bench, 2, 7);
     let commands = of_collection(&mut bench, 3, other, 1, 7);
