@@ -4,8 +4,9 @@
 //! When everything up to the newest source position of the start is applied and nothing is in flight, the target is a
 //! state that the source once had, so an index that the source had at that moment holds. The source can only be asked
 //! for its indexes of now. So at the first mark they are listed, and overlap goes on to a position read after that; what
-//! was listed before that position and is still listed after it stood there at it, and is built. An index that comes or
-//! goes in between is the business of its own entry in the oplog. Nothing is dropped and no conflict is decided here.
+//! was listed before that position and is still listed after it stood there at it, and is built, unless the stream has
+//! dropped it on the way: then it was made again since, before that position or after it. An index that comes or goes in
+//! between is the business of its own entry in the oplog. Nothing is dropped and no conflict is decided here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use oplogue_connectors::mongodb::copy::MongoCopyTarget;
-use oplogue_connectors::mongodb::sink::MongoSink;
+use oplogue_connectors::mongodb::sink::{DroppedIndexes, MongoSink};
 use oplogue_engine::error::{Kind, Result};
 use oplogue_engine::full_sync::Plan;
 use oplogue_engine::full_sync::copy::waits_for_mark;
@@ -65,9 +66,10 @@ struct Progress {
 impl AtMark for IndexesAtMark {
     async fn reached(&self) -> Result<Option<OpTime>> {
         let before = self.progress().listed.take();
+        let dropped = self.parts.sink.take_dropped_indexes().await;
         let now = self.waiting().await?;
         let first = Waiting::new();
-        let built = self.build_both(before.as_ref().unwrap_or(&first), &now).await;
+        let built = self.build_both(before.as_ref().unwrap_or(&first), &now, &dropped).await;
         // A collection that has another name than before may have either at this mark.
         let listed_before = |at: &Place| before.as_ref().is_some_and(|before| !is_moved(at, before));
         let settled = now.keys().all(listed_before);
@@ -101,15 +103,16 @@ impl IndexesAtMark {
     /// `Conflict` when one does not hold.
     pub(super) async fn build(&self) -> Result<()> {
         let now = self.waiting().await?;
-        self.build_both(&now, &now).await
+        self.build_both(&now, &now, &DroppedIndexes::default()).await
     }
 
-    /// Builds what was listed before and is listed now.
-    async fn build_both(&self, before: &Waiting, now: &Waiting) -> Result<()> {
+    /// Builds what was listed before and is listed now, and was not `dropped` in between.
+    async fn build_both(&self, before: &Waiting, now: &Waiting, dropped: &DroppedIndexes) -> Result<()> {
         self.parts.sink.build_postponed_indexes().await?;
         for (place, specs) in now {
             let known = before.get(place).map(Vec::as_slice).unwrap_or_default();
-            let specs: Vec<Bytes> = specs.iter().filter(|spec| known.contains(spec)).cloned().collect();
+            let stood = |spec: &&Bytes| known.contains(spec) && !dropped.contains(place.0, spec);
+            let specs: Vec<Bytes> = specs.iter().filter(stood).cloned().collect();
             if !specs.is_empty() {
                 self.parts.target.create_indexes(place.1, &specs).await?;
                 let namespace = self.parts.namespaces.name(place.1);

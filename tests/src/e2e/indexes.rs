@@ -5,6 +5,7 @@
 //! makes it again with other options, over and over, from before the copy until after the mark.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use bson::doc;
@@ -35,6 +36,45 @@ async fn indexes_turn_while_the_copy_is_caught_up_with() -> Result<()> {
     rig.finish(rig.comparison(), collector, &[]).await
 }
 
+/// Each time the marks list the indexes, one is dropped just behind the list's back and made again, in another form first,
+/// after the position of the next mark: both lists show it as it was, and there it does not stand.
+#[tokio::test]
+async fn an_index_that_both_lists_show_and_the_mark_does_not_have_is_left_to_the_stream() -> Result<()> {
+    const BLOCKED: Duration = Duration::from_secs(2);
+    let rig = Rig::start().await?;
+    let shop = rig.source.client().database("shop");
+    shop.collection("turn").insert_many((0..30).map(|number| doc! { "_id": number, "u": number })).await?;
+    shop.collection("aaa").insert_one(doc! { "_id": 1 }).await?;
+    shop.collection("zzz").insert_one(doc! { "_id": 1 }).await?;
+    make(&shop, 0).await?;
+    let mut blocking = doc! { "failCommands": ["listIndexes"], "appName": "oplogue" };
+    blocking.extend(doc! { "blockConnection": true, "blockTimeMS": i64::try_from(BLOCKED.as_millis())? });
+    rig.source.fail_command("alwaysOn", blocking).await?;
+    let mut collector = Collector::start(&rig.config()?.set("filter.ddl_enable", true))?;
+    let primary = rig.source.primary().await?;
+    let turns = async {
+        // The first three are asked for by the copy. The last of a mark's three follows `turn`, and the next mark's
+        // first goes before it.
+        for times in (6i64..).step_by(3) {
+            let wait = doc! { "waitForFailPoint": "failCommand", "timesEntered": times, "maxTimeMS": 60_000 };
+            rig.source.admin(primary, wait).await?;
+            let turn = shop.collection::<bson::Document>("turn");
+            turn.drop_indexes().await?;
+            tokio::time::sleep(BLOCKED + Duration::from_millis(500)).await;
+            make(&shop, 1).await?;
+            turn.drop_indexes().await?;
+            make(&shop, 0).await?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        over = collector.wait_log("overlap is over", PATIENCE) => over?,
+        turned = turns => turned?,
+    }
+    rig.source.heal_commands().await?;
+    rig.finish(rig.comparison(), collector, &[]).await
+}
+
 async fn indexes_built(collector: &mut Collector) -> Result<()> {
     handed_over(collector).await?;
     collector.wait_log("indexes that waited are built", PATIENCE).await
@@ -53,10 +93,10 @@ async fn one_turn(shop: &Database, number: i32) -> Result<()> {
     let turn = shop.collection::<bson::Document>("turn");
     turn.drop_indexes().await?;
     turn.insert_one(doc! { "_id": "twice", "u": number % 300 }).await?;
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
     turn.delete_one(doc! { "_id": "twice" }).await?;
     make(shop, number).await?;
-    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
     Ok(())
 }
 

@@ -29,6 +29,7 @@ mod view;
 
 pub use border::Arrival;
 pub(super) use create::create_command;
+pub use index::DroppedIndexes;
 pub use refused::DdlRefused;
 
 const ILLEGAL_OPERATION: i32 = 20;
@@ -212,6 +213,7 @@ impl Executor<'_> {
         if self.is_in_copy() {
             return Ok(skipped("drop", name));
         }
+        self.sink.dropped_indexes.lock().await.forget(self.source);
         if self.source.is_none() && standing.is_some_and(|info| self.is_claimed(name, info)) {
             // A part of a `dropDatabase`: the source logged the drop of each collection before it.
             return Ok(skipped("drop", name));

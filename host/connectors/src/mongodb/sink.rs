@@ -22,7 +22,7 @@ use tokio::sync::OnceCell;
 
 use super::command::{Concern, DUPLICATE_KEY, Manner};
 use super::conflict::ConflictLog;
-pub use super::ddl::{Arrival, DdlRefused};
+pub use super::ddl::{Arrival, DdlRefused, DroppedIndexes};
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
 use super::originals::Originals;
@@ -108,6 +108,7 @@ pub struct MongoSink {
     pub(super) catalogue: Catalogue,
     pub(super) counters: Counters,
     pub(super) postponed: tokio::sync::Mutex<Vec<(NamespaceId, bytes::Bytes)>>,
+    pub(super) dropped_indexes: tokio::sync::Mutex<DroppedIndexes>,
     future: FromFuture,
     pub(super) predecessors: Predecessors,
     together: Together,
@@ -164,6 +165,7 @@ impl MongoSink {
             options,
             counters: Counters::default(),
             postponed: tokio::sync::Mutex::default(),
+            dropped_indexes: tokio::sync::Mutex::default(),
             future: FromFuture::default(),
             predecessors: Predecessors::default(),
             together: Together::default(),

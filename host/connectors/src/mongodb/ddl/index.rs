@@ -4,12 +4,14 @@
 //! yet, because the collection is in overlap, is kept for the overlap mark: unique indexes that do not hold, and those
 //! that would let documents expire whose life is still to be prolonged.
 
+use std::collections::{HashMap, HashSet};
+
 use bson::RawDocumentBuf;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
-use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
+use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, OpTime};
 
 use super::super::patience::answered;
 use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
@@ -150,6 +152,9 @@ impl Executor<'_> {
     }
 
     pub(super) async fn drop_index(&self, name: &Namespace, index: &str) -> Result<Option<OpTime>> {
+        if self.overlap && !self.is_in_copy() {
+            self.sink.dropped_indexes.lock().await.note(self.source, index);
+        }
         if self.turn(name).await? == Turn::Done {
             return Ok(skipped("dropIndexes", name));
         }
@@ -161,7 +166,37 @@ impl Executor<'_> {
     }
 }
 
+/// The indexes that the stream has dropped since the last overlap mark. If one stands on the source all the same it was
+/// made again, which is for the stream to repeat when it comes there.
+#[derive(Debug, Default)]
+pub struct DroppedIndexes(HashMap<CollectionUuid, HashSet<Vec<u8>>>);
+
+impl DroppedIndexes {
+    fn note(&mut self, source: Option<CollectionUuid>, index: &str) {
+        if let Some(source) = source {
+            self.0.entry(source).or_default().insert(index.as_bytes().to_vec());
+        }
+    }
+
+    /// What the stream says of a collection's indexes ends with it: one that comes back is copied, indexes and all.
+    pub(super) fn forget(&mut self, source: Option<CollectionUuid>) {
+        source.and_then(|source| self.0.remove(&source));
+    }
+
+    /// Whether the index of `spec` is one of them.
+    #[must_use]
+    pub fn contains(&self, source: Option<CollectionUuid>, spec: &[u8]) -> bool {
+        let dropped = source.and_then(|source| self.0.get(&source));
+        dropped.zip(index_name(spec)).is_some_and(|(dropped, index)| dropped.contains(&index))
+    }
+}
+
 impl MongoSink {
+    /// The indexes that were dropped since this was last asked.
+    pub async fn take_dropped_indexes(&self) -> DroppedIndexes {
+        std::mem::take(&mut *self.dropped_indexes.lock().await)
+    }
+
     /// Builds indexes that could not stand in overlap. Called at the overlap mark, with the namespaces drained.
     ///
     /// # Errors
