@@ -10,11 +10,12 @@ use std::collections::{HashMap, HashSet};
 use oplogue_connectors::mongodb::sink::{Move, Moved};
 use oplogue_engine::checkpoint::Stage;
 use oplogue_engine::config::checked::FetchMethod;
-use oplogue_engine::error::{Kind, Result};
+use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, OpTime, Position};
 use oplogue_engine::plugin::PluginChain as _;
 
 use super::Job;
+use super::border::majority_has;
 
 /// How often the oplog is looked through.
 const READS_MAX: usize = 5;
@@ -23,29 +24,38 @@ impl Job {
     /// Looks through the moves since `position`, once in the life of a job that has not copied its target. Where DDL is not
     /// replayed nothing is to be found out.
     pub(super) async fn adopt(&self, position: &Position) -> Result<()> {
-        if !self.config.filter.ddl_enable || self.config.checkpoint.start_is_exact {
+        if !self.config.filter.ddl_enable {
             return Ok(());
         }
+        let is_exact = self.config.checkpoint.start_is_exact;
         let sink = self.sink(Stage::Incremental).await?;
         let source = self.source();
         let start = source.resolve(position).await?.time();
         if sink.knows_its_target(start).await? {
             return Ok(());
         }
-        if start.secs > 1 && start.ts() < source.window().await?.oldest.ts() {
+        if start.secs > 1 && !source.window().await?.oldest.begins_by(start) {
             // The source has no entry of that time any more, which is for its opening to say.
             return Ok(());
         }
-        let moves = match self.moves(start, source.written().await?).await {
+        let until = if is_exact {
+            // Whoever stored this position had applied the entry that stands there.
+            start
+        } else {
+            let written = source.written().await?;
+            let waits = || tracing::info!(until = %written, "waiting until the majority of the source has all of it");
+            majority_has(&*source, written, waits).await?;
+            written
+        };
+        let moves = match self.moves(start, until).await {
+            Err(error) if error.kind() == Kind::Unauthorized && is_exact => Vec::new(),
             Err(error)
                 if error.kind() == Kind::Unauthorized && self.config.incr.fetch_method == FetchMethod::ChangeStream =>
             {
-                tracing::warn!(
-                    %error,
-                    "whether the target has seen drops and renames since the start is not known: it must be as the \
-                     source was then"
-                );
-                return Ok(());
+                let text = "whether the target has seen drops and renames since the start stands in the source's oplog: \
+                            give the source's user `read` on `local`, or, if the target has seen none of them, say \
+                            checkpoint.start_is_exact = true";
+                return Err(Error::new(Side::Config, Kind::Misconfigured, text).caused_by(error));
             }
             moves => moves?,
         };
@@ -60,7 +70,7 @@ impl Job {
             }
         }
         routed.retain(|one| names.are_of_one(&one.what));
-        sink.adopt(start, &routed).await
+        sink.adopt(start, &routed, is_exact).await
     }
 
     /// While the server cuts its oplog off, a reading from the oldest entry may be overtaken.
@@ -96,13 +106,16 @@ impl Names {
     /// A move under the target's names; `None` when it is outside of the filter.
     fn routed(&mut self, job: &Job, what: Moved) -> Result<Option<Moved>> {
         Ok(match what {
-            Moved::Came { name, replaced } => self.route(job, &name)?.map(|name| Moved::Came { name, replaced }),
+            Moved::Came { name, .. } => {
+                let routed = self.route(job, &name)?;
+                routed.map(|name| Moved::Came { name, replaced: None, over_border: false })
+            }
             Moved::Went(name) => self.route(job, &name)?.map(Moved::Went),
             Moved::Renamed { from, to, replaced } => match (self.route(job, &from)?, self.route(job, &to)?) {
                 (Some(from), Some(to)) => Some(Moved::Renamed { from, to, replaced }),
                 (Some(from), None) => Some(Moved::Went(from)),
                 // It is copied when its turn comes, whatever stands there.
-                (None, Some(name)) => Some(Moved::Came { name, replaced }),
+                (None, Some(name)) => Some(Moved::Came { name, replaced, over_border: true }),
                 (None, None) => None,
             },
         })

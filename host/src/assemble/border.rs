@@ -16,7 +16,7 @@ use oplogue_connectors::mongodb::sink::{Arrival, MongoSink};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSync, FullSyncOptions, Plan};
 use oplogue_engine::metrics::{Metrics, Status};
-use oplogue_engine::model::{Change, Ddl, Namespaces};
+use oplogue_engine::model::{Change, Ddl, Namespaces, OpTime};
 use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::pipeline::{Border, CopiedIn};
 use oplogue_engine::plugin::PluginChain;
@@ -26,6 +26,19 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the source is asked whether its majority has what the primary has.
 const MAJORITY_POLL: Duration = Duration::from_millis(20);
+
+/// Waits until the source's majority has what its primary had `written`; calls `waits` when it does not have it yet.
+pub(super) async fn majority_has(source: &dyn Source, written: OpTime, waits: impl FnOnce()) -> Result<()> {
+    let mut waits = Some(waits);
+    // Of a cluster this is the time that every shard's majority has come to.
+    while source.now().await?.time().ts() < written.ts() {
+        if let Some(waits) = waits.take() {
+            waits();
+        }
+        tokio::time::sleep(MAJORITY_POLL).await;
+    }
+    Ok(())
+}
 
 /// What the copy is made of.
 pub(super) struct BorderCopy {
@@ -94,27 +107,16 @@ impl BorderCopy {
             return Ok(Some(found));
         }
         let written = self.source.written().await?;
-        let mut said = false;
-        loop {
-            // Of a cluster this is the time that every shard's majority has come to.
-            let now = tokio::select! {
-                () = stop.cancelled() => return Err(stopping()),
-                now = self.source.now() => now?,
-            };
-            if now.time().ts() >= written.ts() {
-                break;
-            }
-            if !std::mem::replace(&mut said, true) {
-                let name = self.namespaces.name(change.source);
-                tracing::info!(
-                    namespace = %name, until = %written,
-                    "a collection that came into the filter is gone on the source: waiting until its majority agrees"
-                );
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Err(stopping()),
-                () = tokio::time::sleep(MAJORITY_POLL) => {}
-            }
+        let waits = || {
+            let name = self.namespaces.name(change.source);
+            tracing::info!(
+                namespace = %name, until = %written,
+                "a collection that came into the filter is gone on the source: waiting until its majority agrees"
+            );
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Err(stopping()),
+            agreed = majority_has(&*self.source, written, waits) => agreed?,
         }
         listed().await
     }

@@ -174,9 +174,7 @@ impl OplogSource {
     async fn prove_date(&self, date: OpTime) -> Result<()> {
         // Asked after the cursor stands: the oldest entry only moves forward, so what the oplog holds now it held then.
         let oldest = oldest(&self.client, &self.member).await?;
-        // An oplog that begins with the first entry of that very second holds the whole second.
-        let whole_second = oldest.secs == date.secs && oldest.inc <= 1;
-        if oldest.ts() <= date.ts() || whole_second {
+        if oldest.begins_by(date) {
             return Ok(());
         }
         Err(self.lost(date, None).await)

@@ -8,7 +8,7 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, RawDocumentBuf, Timestamp, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
-use mongodb::options::ReadConcern;
+use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
@@ -177,7 +177,8 @@ impl Originals {
 impl Originals {
     /// Which collections got, gave up or changed their names from `from` on and up to `until`, under the source's names
     /// and in the order of time. Of a replica set the entry at `from` counts, which is applied once more where its term is
-    /// not known; of a cluster everything up to `from` is left out. Reads through the oplog of that time, which takes as long as it is large.
+    /// not known; of a cluster everything up to `from` is left out. A majority must have everything up to `until`. Reads
+    /// through the oplog of that time, which takes as long as it is large.
     ///
     /// # Errors
     /// Those of the source; `Unauthorized` without `read` on `local`.
@@ -207,7 +208,8 @@ impl Originals {
         let mut moves = Vec::new();
         for client in clients {
             let oplog = client.database("local").collection::<Document>("oplog.rs");
-            let found = oplog.find(filter.clone()).read_concern(ReadConcern::majority());
+            let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+            let found = oplog.find(filter.clone()).read_concern(ReadConcern::majority()).selection_criteria(primary);
             // A transaction's entry may be large: what is needed of it is taken at once.
             let mut entries = found.await.map_err(failed)?;
             while let Some(entry) = entries.try_next().await.map_err(failed)? {
@@ -225,7 +227,12 @@ fn moves_of(entry: &Document) -> Vec<Move> {
     let time = OpTime::new(time.time, time.increment, -1);
     let inner = entry.get_document("o").and_then(|o| o.get_array("applyOps"));
     match inner {
-        Ok(inner) => inner.iter().filter_map(|operation| a_move(time, operation.as_document()?)).collect(),
+        Ok(inner) => {
+            let operations = inner.iter().filter_map(|operation| operation.as_document());
+            // A document may have fields that are called like a command.
+            let commands = operations.filter(|operation| operation.get_str("op").is_ok_and(|op| op == "c"));
+            commands.filter_map(|command| a_move(time, command)).collect()
+        }
         Err(_) => a_move(time, entry).into_iter().collect(),
     }
 }
@@ -237,7 +244,7 @@ fn a_move(time: OpTime, entry: &Document) -> Option<Move> {
     let named = |field: &str| Some(Namespace::of(database, command.get_str(field).ok()?));
     let whole = |field: &str| Some(Namespace::new(command.get_str(field).ok()?));
     let what = match command.keys().next()?.as_str() {
-        "create" => Moved::Came { name: named("create")?, replaced: None },
+        "create" => Moved::Came { name: named("create")?, replaced: None, over_border: false },
         "drop" => Moved::Went(named("drop")?),
         "renameCollection" => Moved::Renamed {
             from: whole("renameCollection")?,

@@ -38,6 +38,13 @@ impl OpTime {
         (u64::from(self.secs) << 32) | u64::from(self.inc)
     }
 
+    /// Whether an oplog whose oldest entry has this time holds everything from `date` on. One that begins with the first
+    /// entry of that very second holds the whole second.
+    #[must_use]
+    pub fn begins_by(self, date: OpTime) -> bool {
+        self.ts() <= date.ts() || (self.secs == date.secs && self.inc <= 1)
+    }
+
     /// The time of a packed `secs << 32 | inc` number, of unknown term.
     #[must_use]
     pub fn from_ts(ts: u64) -> Self {

@@ -79,6 +79,12 @@ async fn what_a_target_has_seen_of_renames_and_drops_is_told_by_its_names() -> R
 /// MongoShake stores the time of a DDL as its position before it goes on.
 #[tokio::test]
 async fn a_checkpoint_of_mongoshake_that_stands_on_a_rename() -> Result<()> {
+    goes_on_from_a_rename(false).await?;
+    // The entry at the start is done by whoever stored it, whatever is said of those behind it.
+    goes_on_from_a_rename(true).await
+}
+
+async fn goes_on_from_a_rename(start_is_exact: bool) -> Result<()> {
     let (rig, _) = begun().await?;
     let (source, target) = (rig.source.client(), rig.target.client());
     let all = moves();
@@ -90,9 +96,64 @@ async fn a_checkpoint_of_mongoshake_that_stands_on_a_rename() -> Result<()> {
     let checkpoint = doc! { "name": "source", "ckpt": (i64::from(at.time) << 32) | i64::from(at.increment) };
     source.database("mongoshake").collection("ckpt_default").insert_one(checkpoint).await?;
     source.database("news").collection("live").insert_one(doc! { "_id": "later" }).await?;
-    let mut collector = Collector::start(&with_ddl(&rig)?)?;
+    let mut collector = Collector::start(&with_ddl(&rig)?.set("checkpoint.start_is_exact", start_is_exact))?;
     collector.wait_log("overlap is over", PATIENCE).await?;
     rig.finish(rig.comparison(), collector, &[]).await
+}
+
+/// `news.next` was empty, so that nobody has brought it to the target: its names are those of no moment of the source.
+#[tokio::test]
+async fn where_no_moment_of_the_source_fits_nothing_is_replaced() -> Result<()> {
+    let (rig, start) = begun().await?;
+    let (source, target) = (rig.source.client(), rig.target.client());
+    let rename = |from: &str, to: &str| ("admin", doc! { "renameCollection": from, "to": to, "dropTarget": true });
+    source.database("news").create_collection("empty").await?;
+    run(&source, &[rename("news.staging", "news.live"), rename("news.empty", "news.staging")]).await?;
+    run(&target, &[rename("news.staging", "news.live")]).await?;
+    let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+    let mut collector = Collector::start(&config)?;
+    assert!(!collector.wait(PATIENCE).await?.success(), "{}", collector.log_end());
+    assert!(collector.log().contains("news.live may hold one collection or another"), "{}", collector.log_end());
+    assert_eq!(target.database("news").collection::<Document>("live").count_documents(doc! {}).await?, 30);
+    Ok(())
+}
+
+/// What a view is called says nothing of a collection that had the name before.
+#[tokio::test]
+async fn a_view_under_the_name_of_a_dropped_collection() -> Result<()> {
+    let (rig, start) = begun().await?;
+    let (source, target) = (rig.source.client(), rig.target.client());
+    source.database("news").collection("day").insert_one(doc! { "_id": "last" }).await?;
+    let view = doc! { "create": "day", "viewOn": "live", "pipeline": [] };
+    for client in [&source, &target] {
+        run(client, &[("news", doc! { "drop": "day" }), ("news", view.clone())]).await?;
+    }
+    let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+    let mut collector = Collector::start(&config)?;
+    collector.wait_log("overlap is over", PATIENCE).await?;
+    rig.finish(rig.comparison(), collector, &[]).await
+}
+
+/// Change streams need no right to the oplog, which is where it stands what the target may have seen.
+#[tokio::test]
+async fn without_the_oplog_nobody_can_tell() -> Result<()> {
+    let (rig, start) = begun().await?;
+    let (source, target) = (rig.source.client(), rig.target.client());
+    let user = doc! { "createUser": "reader", "pwd": "reader-password", "roles": ["readAnyDatabase"] };
+    source.database("admin").run_command(user).await?;
+    run(&source, &moves()).await?;
+    run(&target, &moves()).await?;
+    let config = with_ddl(&rig)?
+        .set("mongo_urls", rig.source.uri_as("reader", "reader-password"))
+        .set("checkpoint.storage.url", rig.target.uri_as_user())
+        .set("incr_sync.mongo_fetch_method", "change_stream")
+        .set("sync_mode", "incr")
+        .set("checkpoint.start_position", start);
+    let mut collector = Collector::start(&config)?;
+    assert!(!collector.wait(PATIENCE).await?.success(), "{}", collector.log_end());
+    assert!(collector.log().contains("give the source's user `read` on `local`"), "{}", collector.log_end());
+    assert_eq!(target.database("news").collection::<Document>("live").count_documents(doc! {}).await?, 30);
+    Ok(())
 }
 
 #[tokio::test]

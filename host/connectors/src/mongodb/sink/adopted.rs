@@ -10,8 +10,9 @@
 //!
 //! Several places may fit, when a name was given up and taken again. What counts are collections that are older than the
 //! start: nothing in the stream brings their documents back. A place is taken when every other one that fits has the same
-//! old collection under each name; otherwise the run stops, for nobody can know. Nothing here tells an old collection that
-//! was empty, and that the target never had for that, from one that was renamed there.
+//! old collection under each name; otherwise the run stops, for nobody can know. It stops as well where no place fits and
+//! one of the names stands: a repeated rename would drop what the first one brought there. Nothing here tells an old
+//! collection that was empty, and that the target never had for that, from one that was renamed there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -48,6 +49,8 @@ pub enum Moved {
         name: Namespace,
         /// The collection that had the name.
         replaced: Option<CollectionUuid>,
+        /// It was outside of the filter: its documents come by a copy, under this name.
+        over_border: bool,
     },
     /// It was dropped, or left the filter.
     Went(Namespace),
@@ -89,7 +92,7 @@ impl Names {
                 }
             };
             match what {
-                Moved::Came { name, replaced } => {
+                Moved::Came { name, replaced, .. } => {
                     if let Some(replaced) = replaced {
                         old(name, *replaced);
                     }
@@ -265,6 +268,13 @@ fn place(moves: &[&Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<
     match place {
         Some(0) => Ok(Some((0, names))),
         Some(done) => {
+            // Whoever renamed it further may never have had what it held before it came over the border, and one that
+            // stands there already is not copied.
+            for one in moves.iter().take(done) {
+                let Moved::Came { name: came, over_border: true, .. } = &one.what else { continue };
+                let elsewhere = names.holders.iter().find(|(name, _)| *name != came && names.has(name, one.collection));
+                unclear.extend(elsewhere.map(|(name, _)| name.clone()));
+            }
             // A younger collection comes again, but not into what another one holds by then.
             let names_of: HashMap<_, _> =
                 names.holders.iter().map(|(name, holder)| (holder.collection, name.clone())).collect();
@@ -279,7 +289,9 @@ fn place(moves: &[&Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<
             if unclear.is_empty() { Ok(Some((done, names))) } else { Err(unclear.into_iter().collect()) }
         }
         None if fits => Err(old.into_keys().collect()),
-        None => Ok(None),
+        None if standing.is_empty() => Ok(None),
+        // One of these may hold what a rename brought there, which the repeated rename would drop.
+        None => Err(standing.into_iter().cloned().collect::<BTreeSet<_>>().into_iter().collect()),
     }
 }
 
@@ -302,7 +314,7 @@ fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec
     let mut unclear = Vec::new();
     for group in groups(moves) {
         match place(&group, &stands) {
-            // It stands at the start, or nowhere: then each command is judged when it comes.
+            // It stands at the start, or has none of the names.
             Ok(Some((0, _)) | None) => {}
             Ok(Some((done, names))) => {
                 seen.moves += done;
@@ -319,22 +331,20 @@ fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec
 }
 
 impl MongoSink {
-    /// Takes a target over that this job has not copied: `moves` are those since `start`, under the target's names. What is
-    /// broken off is done again by the next start.
+    /// Takes a target over that this job has not copied: `moves` are those since `start`, under the target's names. Where
+    /// they do not tell how far it has come it is believed to be as it was at the start when `is_exact`. What is broken off
+    /// is done again by the next start.
     ///
     /// # Errors
     /// `Misconfigured` when it is not to be known which moves the target has seen; those of the target and of the store.
-    pub async fn adopt(&self, start: OpTime, moves: &[Move]) -> Result<()> {
-        let found = seen(moves, |name| self.catalogue.info(name).is_some()).map_err(|names| {
-            let names: Vec<&str> = names.iter().map(Namespace::as_str).collect();
-            let text = format!(
-                "since the start the source has given up names and taken them again, and nothing tells how far the target \
-                 has come: {} may hold one collection or another. If the target has seen none of the drops and renames since \
-                 the start, say checkpoint.start_is_exact = true; else copy again (sync_mode = all), or start at a time after these moves",
-                names.join(", ")
-            );
-            Error::new(Side::Config, Kind::Misconfigured, text)
-        })?;
+    pub async fn adopt(&self, start: OpTime, moves: &[Move], is_exact: bool) -> Result<()> {
+        // A view holds nothing and has no identity.
+        let stands = |name: &Namespace| self.catalogue.info(name).is_some_and(|info| info.uuid.is_some());
+        let found = match seen(moves, stands) {
+            Ok(found) => found,
+            Err(_) if is_exact => Seen::default(),
+            Err(names) => return Err(unclear(&names)),
+        };
         self.catalogue.record(ADOPTED, UNFINISHED).await?;
         for (source, name) in &found.standing {
             if let Some(target) = self.catalogue.info(name).and_then(|info| info.uuid) {
@@ -355,15 +365,38 @@ impl MongoSink {
     /// taken the target over at `start` or before.
     ///
     /// # Errors
-    /// Those of the target and of the store.
+    /// `Misconfigured` when the start lies before the one that the target was taken over at, and DDL has been executed since;
+    /// those of the target and of the store.
     pub async fn knows_its_target(&self, start: OpTime) -> Result<bool> {
         self.target().await?;
-        Ok(match self.catalogue.paired_with(ADOPTED) {
-            None => self.catalogue.has_any_pair(),
-            Some(UNFINISHED) => false,
-            Some(adopted) => self.catalogue.has_mark() || identity::unpack(adopted).ts() <= start.ts(),
-        })
+        let adopted = match self.catalogue.paired_with(ADOPTED) {
+            None => return Ok(self.catalogue.has_any_pair()),
+            Some(UNFINISHED) => return Ok(false),
+            Some(adopted) => identity::unpack(adopted),
+        };
+        if adopted.ts() > start.ts() && self.catalogue.has_mark() {
+            let text = format!(
+                "the start {start} lies before {adopted}, where this job took its target over; what the source has dropped \
+                 and renamed between the two is not known any more. Begin anew there: `oplogue checkpoint reset`, then \
+                 `oplogue checkpoint set`"
+            );
+            return Err(Error::new(Side::Config, Kind::Misconfigured, text));
+        }
+        Ok(adopted.ts() <= start.ts())
     }
+}
+
+/// The fault of names that may be one collection's or another's.
+fn unclear(names: &[Namespace]) -> Error {
+    let names: Vec<&str> = names.iter().map(Namespace::as_str).collect();
+    let text = format!(
+        "since the start the source has dropped or renamed collections, and the names on the target do not tell how far it \
+         has come: {} may hold one collection or another. If the target has seen none of the drops and renames since the \
+         start, say checkpoint.start_is_exact = true. If it has every change up to some later time, start there: \
+         `oplogue checkpoint set TIME`. Else copy again: `oplogue checkpoint reset`, then sync_mode = all",
+        names.join(", ")
+    );
+    Error::new(Side::Config, Kind::Misconfigured, text)
 }
 
 #[cfg(test)]

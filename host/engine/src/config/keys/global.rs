@@ -107,7 +107,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("checkpoint.start_position", Date, "1970-01-01T00:00:00Z", Conf(4), Supported,
         "Where incremental starts (UTC) when no checkpoint is there; used with sync_mode = incr only. 1970 = not set."),
     key("checkpoint.start_is_exact", Bool, "false", super::Since::Oplogue, Supported,
-        "The target has seen none of the drops and renames since incremental's start; its documents may be ahead. Otherwise a start on a target that this job has not copied looks through the drops and renames since then (filter.ddl_enable = true) to see which of them the target has, and stops where nothing tells."),
+        "The target has seen none of the drops and renames behind incremental's start; its documents may be ahead. Otherwise a start on a target that this job has not copied looks through the drops and renames since then (filter.ddl_enable = true) to see which of them the target has, and stops where nothing tells."),
     key("checkpoint.interval", Time(TimeUnit::Milliseconds, 100, 3_600_000), "5000", Hidden, Supported,
         "Time between two checkpoints."),
     key("transform.namespace", Renames, "", Conf(4), Supported,

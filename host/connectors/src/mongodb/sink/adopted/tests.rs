@@ -8,7 +8,7 @@ fn name(text: &str) -> Namespace {
 }
 
 fn came(collection: u8, to: &str) -> Move {
-    of(collection, Moved::Came { name: name(to), replaced: None })
+    of(collection, Moved::Came { name: name(to), replaced: None, over_border: false })
 }
 
 fn went(collection: u8, from: &str) -> Move {
@@ -115,7 +115,7 @@ fn names_that_have_nothing_to_do_with_each_other_are_judged_apart() {
 fn what_came_over_the_border_is_copied_when_its_turn_comes() {
     let swapped = |collection, replaced| {
         let replaced = Some([replaced; 16]);
-        of(collection, Moved::Came { name: name("live"), replaced })
+        of(collection, Moved::Came { name: name("live"), replaced, over_border: true })
     };
     assert_eq!(recorded(&[swapped(2, 1), swapped(3, 2)], &["live"]), (vec![], vec![]));
 }
@@ -137,4 +137,22 @@ fn what_leaves_the_filter_and_comes_back_is_one_group() {
     let moves = [went(1, "a"), came(1, "b")];
     assert_eq!(groups(&moves).len(), 1);
     assert_eq!(recorded(&moves, &["b"]), (vec![(1, name("b"))], vec![]));
+}
+
+#[test]
+fn where_no_place_fits_what_stands_is_not_touched() {
+    // `next` was empty, and the target never had it: `live` holds what was `staging`.
+    let moves = [renamed(1, "staging", "live", Some(9)), renamed(3, "next", "staging", None)];
+    assert_eq!(done(&moves, &["live"]), Err(vec![name("live")]));
+    assert_eq!(done(&moves, &[]), Ok(None));
+}
+
+#[test]
+fn what_came_over_the_border_and_went_on_has_no_known_past() {
+    let crossed = of(1, Moved::Came { name: name("b"), replaced: None, over_border: true });
+    let moves = [crossed, renamed(1, "b", "c", None)];
+    assert_eq!(done(&moves, &["c"]), Err(vec![name("c")]));
+    assert_eq!(done(&moves, &["b"]), Ok(Some(1)), "it is copied under that name");
+    assert_eq!(done(&moves, &[]), Ok(Some(0)));
+    assert_eq!(done(&[came(1, "b"), renamed(1, "b", "c", None)], &["c"]), Ok(Some(2)));
 }
