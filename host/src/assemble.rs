@@ -30,7 +30,7 @@ use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
 use oplogue_engine::conflict::Judge;
-use oplogue_engine::decode::{Decode, DecodeOptions, Decoder, StreamDecoder};
+use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, StreamDecoder};
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSync, FullSyncOptions, IndexTiming};
 use oplogue_engine::metrics::{Metrics, Status, SyncStage};
@@ -392,8 +392,13 @@ impl Job {
         let read = self.hooks.status.positions().now().read;
         let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;
-        let decoder = self.decoder(position, stage);
         sink.load().await?;
+        let behind_cut = match stage {
+            Stage::CatchUp => BehindCut::CaughtUpWith,
+            Stage::FullSync | Stage::Incremental if sink.was_copied() => BehindCut::InCopy,
+            Stage::FullSync | Stage::Incremental => BehindCut::OnTarget,
+        };
+        let decoder = self.decoder(position, behind_cut);
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
         let indexes_wait = Arc::new(AtomicBool::new(stage == Stage::CatchUp));
@@ -502,8 +507,8 @@ impl Job {
         }
     }
 
-    fn decoder(&self, from: &Position, stage: Stage) -> Box<dyn Decode> {
-        let options = self.decode_options(stage);
+    fn decoder(&self, from: &Position, behind_cut: BehindCut) -> Box<dyn Decode> {
+        let options = DecodeOptions { behind_cut, ..self.decode_options() };
         let namespaces = Arc::clone(&self.namespaces);
         match (self.config.incr.fetch_method, from) {
             (FetchMethod::ChangeStream, _) => Box::new(StreamDecoder::new(namespaces, options, from.clone())),
@@ -627,7 +632,7 @@ impl Job {
         })
     }
 
-    fn decode_options(&self, stage: Stage) -> DecodeOptions {
+    fn decode_options(&self) -> DecodeOptions {
         let checkpoint = &self.config.checkpoint;
         DecodeOptions {
             own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
@@ -640,7 +645,7 @@ impl Job {
                 checked::Transactions::Atomic => self.config.limits.transaction_bytes,
             },
             is_shard: self.servers.cluster.is_some(),
-            cut_is_exact: stage != Stage::CatchUp,
+            behind_cut: BehindCut::default(),
         }
     }
 }

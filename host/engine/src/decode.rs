@@ -82,9 +82,22 @@ pub struct DecodeOptions {
     /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
     /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
     pub is_shard: bool,
-    /// What was visible at the cut of a first start is on the target, and nowhere else: no copy was made that may have
-    /// read something of it, so nothing of it is applied again.
-    pub cut_is_exact: bool,
+    /// What becomes of entries that lie behind the cut of a first start, which begins further back.
+    pub behind_cut: BehindCut,
+}
+
+/// What the target has of a cluster's entries that were visible at the cut of a first start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BehindCut {
+    /// A copy has just been made and has read them or something newer: they are applied once more, as after any restart.
+    #[default]
+    CaughtUpWith,
+    /// A copy has them, and what followed was applied: they are left out. A transaction that other shards committed
+    /// behind the cut is repeated whole, since its parts have an order.
+    InCopy,
+    /// Somebody else has brought the target to the cut: they are left out, and such a transaction is refused, since
+    /// nothing may be applied again that is not followed by all that came after it.
+    OnTarget,
 }
 
 /// Entries seen, by what became of them.
@@ -388,7 +401,13 @@ impl Decoder {
 
     /// Whether what became visible at `time` is on the target for certain.
     fn is_behind(&self, time: OpTime) -> bool {
-        self.options.cut_is_exact && self.streams.is_behind_cut(time)
+        self.options.behind_cut != BehindCut::CaughtUpWith && self.streams.is_behind_cut(time)
+    }
+
+    /// The same of a transaction that ends with the commit `entry`, and of all its parts.
+    fn is_committed_behind(&self, entry: &Entry, stream: u32) -> bool {
+        let is_whole = || self.options.behind_cut == BehindCut::OnTarget || !self.transactions.is_shared(stream, entry);
+        self.is_behind(entry.time) && is_whole()
     }
 
     /// A DDL stands alone, so that the position before it can be stored before it is executed; and so does a
@@ -493,7 +512,7 @@ impl Decoder {
         match entry.command_name()? {
             b"applyOps" => self.apply_ops(entry, stream),
             b"commitTransaction" => {
-                if self.is_behind(entry.time) {
+                if self.is_committed_behind(entry, stream) {
                     return self.transactions.commit_behind(stream, entry, self.streams.position());
                 }
                 let chains = self.transactions.commit(stream, entry, self.streams.position())?;

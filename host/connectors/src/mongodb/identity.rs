@@ -340,6 +340,11 @@ impl Catalogue {
         self.read().target_of.get(&source).copied()
     }
 
+    /// Whether a collection was copied.
+    pub(crate) fn has_any_copy(&self) -> bool {
+        !self.read().copied.is_empty()
+    }
+
     /// Whether anything is known of which collection is which.
     pub(crate) fn has_any_pair(&self) -> bool {
         let state = self.read();

@@ -361,6 +361,12 @@ impl MongoSink {
         self.catalogue.record(ADOPTED, identity::pack(start)).await
     }
 
+    /// Whether this job has copied the target; known once the sink is loaded.
+    #[must_use]
+    pub fn was_copied(&self) -> bool {
+        self.catalogue.has_any_copy() && self.catalogue.paired_with(ADOPTED).is_none()
+    }
+
     /// Whether the job knows which collections of the target are which: it has copied them, has executed a DDL, or has
     /// taken the target over at `start` or before.
     ///

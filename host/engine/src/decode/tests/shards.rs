@@ -232,8 +232,11 @@ fn before_the_cut_the_position_stays_and_what_began_earlier_is_there_already() {
 
 /// As [`from`], with everything up to the cut on the target.
 fn exactly_from(start: &Position) -> Decoder {
-    let options =
-        DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, cut_is_exact: true, ..DecodeOptions::default() };
+    leaving_out(BehindCut::OnTarget, start)
+}
+
+fn leaving_out(behind_cut: BehindCut, start: &Position) -> Decoder {
+    let options = DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, behind_cut, ..DecodeOptions::default() };
     Decoder::starting_at(Namespaces::shared(), options, start)
 }
 
@@ -263,6 +266,22 @@ fn what_is_open_at_an_exact_cut_is_applied_whole_or_not_at_all() {
     assert!(operations(&decoder.decode(of_streams(vec![(1, committed(7, 4))])).unwrap()).is_empty());
     let error = decoder.decode(of_streams(vec![(0, committed(10, 3))])).unwrap_err();
     assert!(error.to_string().contains("was being committed"), "{error}");
+}
+
+/// A copied job that goes on from before its cut, since a transaction was open there.
+#[test]
+fn behind_a_copy_the_parts_of_a_transaction_stay_together() {
+    let early = OpTime::new(100, 2, -1);
+    let mut decoder = leaving_out(BehindCut::InCopy, &cut(at(8), [early, early]));
+    let parts = vec![(0, insert(2, 1)), (0, prepared(3, vec![delete_of(9)])), (1, prepared(4, vec![insert_of(9)]))];
+    assert!(operations(&decoder.decode(of_streams(parts)).unwrap()).is_empty());
+    let whole = decoder.decode(of_streams(vec![(1, committed(7, 4))])).unwrap();
+    assert_eq!(operations(&whole), [Operation::Delete, Operation::Insert]);
+    assert!(operations(&decoder.decode(of_streams(vec![(0, committed(10, 3))])).unwrap()).is_empty());
+    // One whose parts are all behind the cut is in the copy, and stays there.
+    let mut decoder = leaving_out(BehindCut::InCopy, &cut(at(8), [early, early]));
+    let alone = vec![(0, prepared(3, vec![insert_of(9)])), (0, committed(5, 3))];
+    assert!(operations(&decoder.decode(of_streams(alone)).unwrap()).is_empty());
 }
 
 #[test]
