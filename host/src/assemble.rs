@@ -1,12 +1,13 @@
 //! Builds a run from source to checkpoint: read [`run`] from top to bottom to follow a change on its way.
 //!
-//! Every part is made here and handed to the next one; the parts know each other only by the engine's traits. The
-//! full copy and incremental share the plugin chain, the sink and the store. What a part does inside is its own
+//! Every part is made (`parts.rs`) and handed to the next one; the parts know each other only by the engine's traits.
+//! The full copy and incremental share the plugin chain, the sink and the store. What a part does inside is its own
 //! module's affair; this one only joins, and decides where to start ([`start`]).
 
 mod adopt;
 mod border;
 mod index_build;
+mod parts;
 mod servers;
 pub mod start;
 
@@ -14,25 +15,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, StreamOptions};
-use oplogue_connectors::mongodb::conflict::ConflictLog;
-use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget, Sharding};
-use oplogue_connectors::mongodb::mark::Marks;
-use oplogue_connectors::mongodb::oplog::{OplogOptions, OplogSource};
+use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
 use oplogue_connectors::mongodb::patience;
-use oplogue_connectors::mongodb::shards::merged::MergedSource;
-use oplogue_connectors::mongodb::shards::reader::ShardedReader;
-use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, Rules, SinkOptions};
-use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
+use oplogue_connectors::mongodb::sink::MongoSink;
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
-use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
-use oplogue_engine::conflict::Judge;
-use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, StreamDecoder};
+use oplogue_engine::config::checked::{self, CreateIndex};
+use oplogue_engine::decode::BehindCut;
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
-use oplogue_engine::full_sync::{FullSync, FullSyncOptions, IndexTiming};
+use oplogue_engine::full_sync::FullSync;
 use oplogue_engine::metrics::{Metrics, Status, SyncStage};
 use oplogue_engine::model::{Namespaces, OpTime, Position};
 use oplogue_engine::pipeline::state::CoreOptions;
@@ -40,8 +33,6 @@ use oplogue_engine::pipeline::{self, Finished, Incremental, IncrementalOptions};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::retry::Backoff;
 use oplogue_engine::sink::{CopyTarget, Sink};
-use oplogue_engine::source::{SnapshotReader, Source};
-use oplogue_engine::spill::{Spill, SpillOptions};
 use oplogue_engine::supervise::Supervisor;
 use oplogue_plugin_runtime::{Chain, ConflictPlugin};
 use tokio::sync::Notify;
@@ -51,13 +42,6 @@ use border::BorderCopy;
 use index_build::{IndexesAtMark, Parts};
 use servers::{Cluster, Servers};
 use start::{Begin, decide};
-
-/// A collection larger than this is copied in several `_id` ranges.
-const PARTITION_BYTES: u64 = 64 << 20;
-
-/// How often a document of the full copy is in memory while it is on its way, with what the allocator keeps of
-/// buffers of that size (measured: 140 MB of memory for 21 MB of replies).
-const COPIES_OF_A_DOCUMENT: usize = 5;
 
 /// How long a start waits for servers that are there and refuse for the moment. One selection of a server takes two
 /// thirds of it, so that an address where nobody is costs two.
@@ -482,170 +466,6 @@ impl Job {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn chain(&self) -> Arc<dyn PluginChain> {
-        Arc::clone(&self.chain) as Arc<dyn PluginChain>
-    }
-
-    fn source(&self) -> Box<dyn Source> {
-        let (client, budget) = (self.servers.source.clone(), self.budget.clone());
-        let (mode, entries) = (self.servers.mode, u32::try_from(self.config.incr.fetch_batch_size).unwrap_or(u32::MAX));
-        let options = OplogOptions { mode, reply_entries: entries, ..OplogOptions::default() };
-        match (self.config.incr.fetch_method, &self.servers.cluster) {
-            (FetchMethod::Oplog, None) => Box::new(OplogSource::new(client, options, budget)),
-            (FetchMethod::Oplog, Some(Cluster { shards, routing, .. })) => {
-                let (routing, status) = (routing.clone(), self.hooks.status.clone());
-                let database = &self.config.checkpoint.db;
-                Box::new(MergedSource::new(shards, routing, &options, &budget, database, status))
-            }
-            (FetchMethod::ChangeStream, _) => {
-                let options = StreamOptions { mode, reply_events: entries, ..StreamOptions::default() };
-                Box::new(ChangeStreamSource::new(client, options, budget))
-            }
-        }
-    }
-
-    fn decoder(&self, from: &Position, behind_cut: BehindCut) -> Box<dyn Decode> {
-        let options = DecodeOptions { behind_cut, ..self.decode_options() };
-        let namespaces = Arc::clone(&self.namespaces);
-        match (self.config.incr.fetch_method, from) {
-            (FetchMethod::ChangeStream, _) => Box::new(StreamDecoder::new(namespaces, options, from.clone())),
-            (FetchMethod::Oplog, Position::Shards(_)) => Box::new(Decoder::starting_at(namespaces, options, from)),
-            (FetchMethod::Oplog, Position::Oplog(time)) if time.term >= 0 => {
-                Box::new(Decoder::new(namespaces, options, *time))
-            }
-            // A time that came out of a change stream, MongoShake's too, may stand among several events: they are
-            // applied again.
-            (FetchMethod::Oplog, Position::Oplog(time) | Position::Stream { time, .. }) => {
-                Box::new(Decoder::new(namespaces, options, *time).repeating_the_start())
-            }
-        }
-    }
-
-    fn reader(&self) -> Arc<dyn SnapshotReader> {
-        let options = SnapshotOptions {
-            mode: self.servers.mode,
-            special_databases: self.config.filter.pass_special_db.clone(),
-            own_database: self.config.checkpoint.db.clone(),
-            own_collection: self.config.checkpoint.collection.clone(),
-            skip_databases: vec![self.config.conflict_db()],
-            ..SnapshotOptions::default()
-        };
-        // A document of the copy is held on its way in the reply, in the command and in the driver's message.
-        let budget = Budget::new(self.config.limits.memory_bytes / COPIES_OF_A_DOCUMENT);
-        match &self.servers.cluster {
-            None => Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget)),
-            Some(Cluster { shards, config_servers, routing }) => {
-                let servers = (config_servers.clone(), routing.clone());
-                Arc::new(ShardedReader::new(shards, servers, &options, &budget, &self.config.checkpoint.db))
-            }
-        }
-    }
-
-    /// A sink whose writes no write of an earlier run can overtake.
-    async fn sink(&self, stage: Stage) -> Result<Arc<MongoSink>> {
-        let client = self.servers.writer(&self.lease).await?;
-        if self.config.filter.ddl_enable && stage != Stage::FullSync {
-            Servers::look_at_ddl(&client).await?;
-        }
-        let options = SinkOptions {
-            insert_on_dup_update: self.config.incr.insert_on_dup_update,
-            missing_document: match self.config.incr.missing_document {
-                checked::MissingDocument::Ignore => MissingDocument::Ignore,
-                checked::MissingDocument::Refetch => MissingDocument::Refetch,
-                checked::MissingDocument::Upsert => MissingDocument::Upsert,
-                checked::MissingDocument::Stop => MissingDocument::Stop,
-            },
-            ddl_ignored: !self.config.filter.ddl_enable,
-            majority: self.config.incr.majority_enable,
-            after_copy: stage == Stage::CatchUp,
-            ddl_refused: match self.config.incr.ddl_refused {
-                checked::DdlRefused::Stop => DdlRefused::Stop,
-                checked::DdlRefused::Skip => DdlRefused::Skip,
-            },
-            immutable_shard_key_fallback: self.config.incr.immutable_shard_key_fallback,
-        };
-        // A plugin may rule that a conflict is recorded, so it has the place for that too.
-        let records = self.config.incr.conflicts != Conflicts::Stop;
-        let conflicts = records.then(|| ConflictLog::new(client.clone(), &self.config.conflict_db(), &self.config.id));
-        let rules = match &self.judge {
-            Some(judge) => Rules::Plugin(Arc::clone(judge) as Arc<dyn Judge>),
-            None => Rules::Settings(self.config.incr.duplicate_keys.clone()),
-        };
-        let sink = MongoSink::new(
-            client,
-            Some(self.servers.source.clone()),
-            Arc::clone(&self.store),
-            Arc::clone(&self.namespaces),
-            options,
-        );
-        let sink = sink.measured_by(self.hooks.metrics.clone()).recording_to(conflicts).ruled_by(rules);
-        let sink = sink.marked_by(self.config.incr.origin.map(Marks::new)).passing(self.chain());
-        Ok(Arc::new(match &self.servers.cluster {
-            None => sink,
-            Some(cluster) => sink.reading(cluster.originals()),
-        }))
-    }
-
-    fn copy_target(&self, sink: &Arc<MongoSink>, resumed: bool) -> Arc<MongoCopyTarget> {
-        let full = &self.config.full_sync;
-        let options = CopyOptions {
-            collection_exist_drop: full.collection_exist_drop,
-            resumed,
-            documents_max: full.document_batch_size,
-            majority: full.majority_enable,
-        };
-        Arc::new(MongoCopyTarget::new(Arc::clone(sink), options).sharding(self.sharding()))
-    }
-
-    fn sharding(&self) -> Sharding {
-        let full = &self.config.full_sync;
-        Sharding {
-            like_source: !full.do_not_shard_destination,
-            unverified: full.unverified_shard_keys.clone(),
-            immutable_shard_key_fallback: full.immutable_shard_key_fallback,
-        }
-    }
-
-    fn copy_options(&self) -> FullSyncOptions {
-        let full = &self.config.full_sync;
-        FullSyncOptions {
-            readers: full.collection_parallel,
-            inserts_in_flight: full.write_document_parallel,
-            partition_bytes: PARTITION_BYTES,
-            indexes: match full.create_index {
-                CreateIndex::None => IndexTiming::None,
-                CreateIndex::Foreground => IndexTiming::AfterData,
-                CreateIndex::Background => IndexTiming::BeforeData,
-            },
-        }
-    }
-
-    fn spill(&self) -> Spill {
-        let limits = &self.config.limits;
-        Spill::new(SpillOptions {
-            dir: limits.spill_dir.clone().unwrap_or_else(std::env::temp_dir),
-            job: self.config.id.clone(),
-            bytes_max: limits.spill_bytes,
-        })
-    }
-
-    fn decode_options(&self) -> DecodeOptions {
-        let checkpoint = &self.config.checkpoint;
-        DecodeOptions {
-            own_collections: vec![format!("{}.{}", checkpoint.db, checkpoint.collection)],
-            own_databases: vec![self.config.conflict_db()],
-            drop_origins: self.config.incr.drop_origins.clone(),
-            global_ids: self.config.incr.global_ids.clone(),
-            transaction_bytes: self.config.limits.transaction_bytes,
-            atomic_bytes: match self.config.incr.transactions {
-                checked::Transactions::Split => 0,
-                checked::Transactions::Atomic => self.config.limits.transaction_bytes,
-            },
-            is_shard: self.servers.cluster.is_some(),
-            behind_cut: BehindCut::default(),
         }
     }
 }

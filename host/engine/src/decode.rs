@@ -13,10 +13,13 @@ mod across_shards;
 pub mod change_event;
 pub mod ddl;
 mod ending;
+mod internal;
 pub mod oplog;
+mod options;
 pub mod stream;
 mod streams;
 pub mod transaction;
+mod visible;
 
 use std::sync::Arc;
 
@@ -25,17 +28,16 @@ use bytes::Bytes;
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{Elements, kind};
-use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Origin, Position, RawBatch, Run};
+use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position, RawBatch, Run};
 use crate::spill::Stored;
-use across_shards::{Across, Turn};
-use ending::{Ending, Next};
+use across_shards::Across;
+use ending::Ending;
+use internal::{is_local_copy, is_of_resharding, is_of_views, refuse_resharding};
 use oplog::Entry;
+pub use options::{BehindCut, DecodeCounts, DecodeOptions};
 pub use stream::StreamDecoder;
 use streams::Streams;
-use transaction::{Chain, Seen, Transactions};
-
-/// A transaction of several entries that is larger than this is passed on in pieces with memory of their own.
-const INLINE_BYTES_MAX: usize = 1 << 20;
+use transaction::Transactions;
 
 /// Turns the replies of one kind of source into batches, in order.
 pub trait Decode: Send + std::fmt::Debug {
@@ -59,71 +61,6 @@ pub trait Decode: Send + std::fmt::Debug {
 
     /// The place to open the source at again when its cursor is lost. What was decoded stays valid.
     fn reopen(&mut self) -> Position;
-}
-
-/// What the decoder needs to know of the job.
-#[derive(Debug, Clone, Default)]
-pub struct DecodeOptions {
-    /// Full names (`db.collection`) of Oplogue's own collections on the source: their entries are dropped.
-    pub own_collections: Vec<String>,
-    /// Databases that are Oplogue's own altogether (conflict records).
-    pub own_databases: Vec<String>,
-    /// Changes from these clusters are dropped: the target has them (`incr_sync.loop_prevention.drop`).
-    pub drop_origins: Vec<Origin>,
-    /// Entries with another global id than these, or with none, are dropped; empty: the id is not looked at
-    /// (`incr_sync.oplog.gids`).
-    pub global_ids: Vec<String>,
-    /// Bytes that open transactions may hold in memory; what is more is put aside.
-    pub transaction_bytes: usize,
-    /// A transaction of up to so many bytes is one batch of its own, to become visible as one; 0 = its changes are
-    /// spread like any others.
-    pub atomic_bytes: usize,
-    /// The source is a shard: what a chunk migration writes (`fromMigrate`) is another shard's change. On a replica
-    /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
-    /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
-    pub is_shard: bool,
-    /// What becomes of entries that lie behind the cut of a first start, which begins further back.
-    pub behind_cut: BehindCut,
-}
-
-/// What the target has of a cluster's entries that were visible at the cut of a first start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BehindCut {
-    /// A copy has just been made and has read them or something newer: they are applied once more, as after any restart.
-    #[default]
-    CaughtUpWith,
-    /// A copy has them, and what followed was applied: they are left out. A transaction that other shards committed
-    /// behind the cut is repeated whole, since its parts have an order.
-    InCopy,
-    /// Somebody else has brought the target to the cut: they are left out, and such a transaction is refused, since
-    /// nothing may be applied again that is not followed by all that came after it.
-    OnTarget,
-}
-
-/// Entries seen, by what became of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DecodeCounts {
-    pub entries: u64,
-    /// Size of the largest entry, in bytes.
-    pub largest_bytes: u64,
-    pub changes: u64,
-    pub noop: u64,
-    pub from_migrate: u64,
-    pub own: u64,
-    /// What came from a cluster that has it: dropped by its mark or its global id.
-    pub looped: u64,
-    /// What the server does for itself: `startIndexBuild` and `abortIndexBuild` (the index comes with
-    /// `commitIndexBuild`), the making of `system.views`, the view of a time-series collection, the documents of a
-    /// collection that is being resharded.
-    pub internal: u64,
-    /// Transactions that were aborted.
-    pub aborted: u64,
-    /// Updates that came as the whole document, since the server tells no exact form of them.
-    pub whole: u64,
-    /// Of such updates, those whose document was gone by then: its delete follows.
-    pub gone: u64,
-    /// Transactions that were to stay whole and do not: larger than that, or with DDL inside.
-    pub split: u64,
 }
 
 /// What comes out of the decoder next.
@@ -543,139 +480,6 @@ impl Decoder {
             None => self.counts.internal += 1,
         }
     }
-
-    fn apply_ops(&mut self, entry: &Entry, stream: u32) -> Result<()> {
-        let place = self.streams.position();
-        match self.transactions.step(stream, entry, place, self.options.transaction_bytes)? {
-            Seen::Visible(operations) => self.expand_inner(entry, &operations),
-            Seen::Kept => Ok(()),
-            Seen::Excess(operations) => {
-                self.excess = Some(operations);
-                Ok(())
-            }
-            Seen::Ended(chain) => self.end(entry, stream, chain),
-        }
-    }
-
-    /// A prepared transaction was committed. Of a cluster, what began before everything that was read may have parts on
-    /// other shards that nothing here knows of.
-    fn commit(&mut self, entry: &Entry, stream: u32, mut chains: Vec<Chain>) -> Result<()> {
-        if chains.first().is_some_and(Chain::is_half_done) {
-            return Err(across_shards::cut_in_two());
-        }
-        if chains.len() > 1 {
-            let whole_max = self.options.atomic_bytes.max(INLINE_BYTES_MAX);
-            self.across = Some(Box::new(Across::new(entry.clone(), stream, chains, whole_max)?));
-            return Ok(());
-        }
-        let Some(chain) = chains.pop() else { return Ok(()) };
-        if self.streams.is_cluster() && chain.head.is_some() {
-            return if self.streams.is_behind_cut(entry.time) { Ok(()) } else { Err(across_shards::unseen_start()) };
-        }
-        self.end(entry, stream, chain)
-    }
-
-    /// A small transaction that lies in memory is expanded in its place; any other one in steps.
-    fn end(&mut self, entry: &Entry, stream: u32, chain: Chain) -> Result<()> {
-        if self.is_behind(entry.time) {
-            return Ok(());
-        }
-        let ending = Ending::new(entry.clone(), stream, chain, self.options.atomic_bytes);
-        match ending.inline(INLINE_BYTES_MAX) {
-            Ok(parts) => parts.iter().try_for_each(|operations| self.expand_inner(entry, operations)),
-            Err(ending) => {
-                self.ending = Some(ending);
-                Ok(())
-            }
-        }
-    }
-
-    /// Goes on with the transaction that has ended; `None` when it needs nothing for now.
-    fn end_transaction(&mut self) -> Result<Option<Need>> {
-        let Some(mut ending) = self.ending.take() else {
-            return Ok(None);
-        };
-        let next = ending.next();
-        let (time, stream) = (ending.commit().time, ending.stream());
-        match next {
-            Next::Need(need) => {
-                self.ending = Some(ending);
-                Ok(Some(need))
-            }
-            Next::Part { operations, permit, is_last } => {
-                let (commit, whole) = (ending.commit().clone(), ending.is_whole());
-                if is_last {
-                    self.streams.read(stream, time)?;
-                } else {
-                    self.ending = Some(ending);
-                }
-                self.expand_inner(&commit, &operations).map_err(|e| e.context(format!("oplog entry {time}")))?;
-                match permit {
-                    Some(permit) if whole => self.pass_on_transaction(Arc::new(permit)),
-                    Some(permit) => {
-                        self.counts.split += u64::from(is_last && self.options.atomic_bytes > 0);
-                        self.pass_on(self.safe_position(), &Arc::new(permit));
-                    }
-                    // More of it follows, for the same batch.
-                    None => {}
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Goes on with a transaction across shards; `None` when it needs nothing for now.
-    fn end_across(&mut self) -> Result<Option<Need>> {
-        let Some(mut across) = self.across.take() else { return Ok(None) };
-        let mut piece = match across.next() {
-            across_shards::Next::Need(need) => {
-                self.across = Some(across);
-                return Ok(Some(need));
-            }
-            across_shards::Next::Piece(piece) => piece,
-        };
-        let (commit, stream, whole) = (across.commit().clone(), across.stream(), across.is_whole());
-        let counts = self.counts;
-        let mut chosen = std::mem::take(&mut self.changes);
-        let expanded = self.expand_inner(&commit, &piece.operations);
-        expanded.map_err(|e| e.context(format!("oplog entry {}", commit.time)))?;
-        across.choose(&piece, std::mem::take(&mut self.changes), &mut chosen)?;
-        self.changes = chosen;
-        if piece.turn != Turn::Rest {
-            // Everything is gone through once more, and counted then.
-            self.counts = counts;
-        }
-        if piece.is_last {
-            self.streams.read(stream, commit.time)?;
-        } else {
-            self.across = Some(across);
-        }
-        match piece.permit.take() {
-            Some(permit) if whole => self.pass_on_transaction(Arc::new(permit)),
-            Some(permit) if piece.is_last || !self.changes.is_empty() => {
-                self.counts.split += u64::from(piece.is_last && self.options.atomic_bytes > 0);
-                self.pass_on(self.safe_position(), &Arc::new(permit));
-            }
-            // Nothing of it has its turn, or more of it follows for the same batch.
-            Some(_) | None => {}
-        }
-        Ok(None)
-    }
-
-    /// Expands the operations of an `applyOps` array under the time of the entry that made them visible.
-    fn expand_inner(&mut self, commit: &Entry, operations: &Bytes) -> Result<()> {
-        for element in Elements::new(operations)? {
-            let element = element?;
-            let inner = Entry::parse_inner(operations.slice(element.offset..element.end()), commit)?;
-            let first = self.changes.len();
-            // An operation inside is no transaction of its own: its stream is of no matter.
-            self.expand(&inner, 0)?;
-            if commit.session.is_none() {
-                self.changes.iter_mut().skip(first).try_for_each(transaction::as_applied)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Decode for Decoder {
@@ -706,80 +510,12 @@ impl Decode for Decoder {
     }
 }
 
-impl DecodeOptions {
-    /// Whether the target has it already, because it came from there. All entries of a transaction carry the mark, so
-    /// none of a dropped one is ever kept open.
-    fn is_looped(&self, entry: &Entry) -> bool {
-        let Self { drop_origins, global_ids, .. } = self;
-        if entry.origin.is_some_and(|origin| drop_origins.contains(&origin)) {
-            return true;
-        }
-        !global_ids.is_empty()
-            && entry.op != b'n'
-            && !global_ids.iter().any(|id| entry.global_id.as_deref() == Some(id.as_bytes()))
-    }
-
-    fn is_own(&self, entry: &Entry) -> bool {
-        let ns = entry.ns();
-        let Some(database) = ns.strip_suffix(".$cmd") else {
-            return self.is_own_name(ns);
-        };
-        let named = entry.command_collection();
-        self.own_databases.iter().any(|own| own == database)
-            || self.own_collections.iter().any(|own| {
-                own.strip_prefix(database).and_then(|rest| rest.strip_prefix('.')) == named && named.is_some()
-            })
-    }
-
-    fn is_own_name(&self, ns: &str) -> bool {
-        self.own_collections.iter().any(|own| own == ns)
-            || self.own_databases.iter().any(|own| ns.split('.').next() == Some(own))
-    }
-}
-
 fn has_ddl(changes: &[Change]) -> bool {
     changes.iter().any(|change| change.operation == Operation::Ddl)
 }
 
-/// The collection that is filled while another is being resharded: the documents are those of the other one.
-fn is_of_resharding(ns: &str) -> bool {
-    ns.split_once('.').is_some_and(|(_, collection)| collection.starts_with("system.resharding."))
-}
-
-/// The new form of a resharded collection takes the place of the old one as another collection, which no entry that is
-/// applied introduces: its later changes could not be told from those of a stranger.
-fn refuse_resharding(entry: &Entry) -> Result<()> {
-    if entry.op != b'c' || entry.command_name()? != b"renameCollection" {
-        return Ok(());
-    }
-    match entry.command_collection().filter(|from| is_of_resharding(from)) {
-        None => Ok(()),
-        Some(_) => Err(Error::new(
-            Side::Source,
-            Kind::CannotApply,
-            format!(
-                "a collection of {} got a new shard key (reshardCollection), which is not followed; \
-                 copy again after `oplogue checkpoint reset`",
-                entry.database()
-            ),
-        )),
-    }
-}
-
 fn unasked() -> Error {
     Error::new(Side::Internal, Kind::Bug, "the decoder was given something that it did not ask for")
-}
-
-/// Whether a namespace is where a database keeps its views. The server's own databases have none.
-fn is_of_views(ns: &str) -> bool {
-    ns.strip_suffix(ddl::VIEWS).and_then(|database| database.strip_suffix('.')).is_some_and(|name| !name.contains('.'))
-}
-
-/// Whether a namespace is the temporary collection of a command that copies documents within a shard.
-fn is_local_copy(ns: &str) -> bool {
-    let rest = ns.split_once('.').and_then(|(_, collection)| collection.strip_prefix("tmp"));
-    rest.and_then(|rest| rest.split_once('.'))
-        .is_some_and(|(_, what)| what == "renameCollection" || what.starts_with("convertToCapped."))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use bytes::Bytes;
 
 use super::*;
-use crate::model::Ddl;
+use crate::model::{Ddl, Origin};
 use crate::spill::{Spill, SpillOptions};
 
 mod shards;

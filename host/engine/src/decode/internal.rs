@@ -1,0 +1,46 @@
+//! Namespaces and commands of the server's own.
+//!
+//! Some entries stand for what the server does for itself, and others for what a collection goes through that no replay
+//! can follow. They are told by their names; each such name was seen in the oplog of a real server (4.4.2, 5.0.4 and
+//! 6.0.27).
+
+use super::ddl;
+use super::oplog::Entry;
+use crate::error::{Error, Kind, Result, Side};
+
+/// The collection that is filled while another is being resharded: the documents are those of the other one.
+pub(super) fn is_of_resharding(ns: &str) -> bool {
+    ns.split_once('.').is_some_and(|(_, collection)| collection.starts_with("system.resharding."))
+}
+
+/// The new form of a resharded collection takes the place of the old one as another collection, which no entry that is
+/// applied introduces: its later changes could not be told from those of a stranger.
+pub(super) fn refuse_resharding(entry: &Entry) -> Result<()> {
+    if entry.op != b'c' || entry.command_name()? != b"renameCollection" {
+        return Ok(());
+    }
+    match entry.command_collection().filter(|from| is_of_resharding(from)) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            Side::Source,
+            Kind::CannotApply,
+            format!(
+                "a collection of {} got a new shard key (reshardCollection), which is not followed; \
+                 copy again after `oplogue checkpoint reset`",
+                entry.database()
+            ),
+        )),
+    }
+}
+
+/// Whether a namespace is where a database keeps its views. The server's own databases have none.
+pub(super) fn is_of_views(ns: &str) -> bool {
+    ns.strip_suffix(ddl::VIEWS).and_then(|database| database.strip_suffix('.')).is_some_and(|name| !name.contains('.'))
+}
+
+/// Whether a namespace is the temporary collection of a command that copies documents within a shard.
+pub(super) fn is_local_copy(ns: &str) -> bool {
+    let rest = ns.split_once('.').and_then(|(_, collection)| collection.strip_prefix("tmp"));
+    rest.and_then(|rest| rest.split_once('.'))
+        .is_some_and(|(_, what)| what == "renameCollection" || what.starts_with("convertToCapped."))
+}
