@@ -3,6 +3,7 @@
 //! One place turns an exit status into an error that names the command, and one knows how to find a Python with
 //! pip. Output passes through to the terminal unless it is asked for. Nothing is run through a shell.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +14,19 @@ use oplogue_tests::paths;
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
     let status = command.status().with_context(|| format!("start `{line}`"))?;
+    anyhow::ensure!(status.success(), "`{line}` ended with {status}");
+    Ok(())
+}
+
+/// Runs a command and shows its standard output line by line to `watch`, which may print it.
+pub(crate) fn run_watched(command: &mut Command, mut watch: impl FnMut(&str)) -> Result<()> {
+    let line = line(command);
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start `{line}`"))?;
+    let output = child.stdout.take().context("the output of a command is a pipe")?;
+    for printed in BufReader::new(output).split(b'\n') {
+        watch(&String::from_utf8_lossy(&printed.with_context(|| format!("read what `{line}` says"))?));
+    }
+    let status = child.wait().with_context(|| format!("wait for `{line}`"))?;
     anyhow::ensure!(status.success(), "`{line}` ended with {status}");
     Ok(())
 }

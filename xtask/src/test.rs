@@ -1,8 +1,11 @@
 //! `cargo xtask test`: every check and test of the repository, in the order in which a failure is cheapest.
 //!
 //! Formatting and lints first, then the servers, the binaries that the tests run, and the tests. Behind cargo's own
-//! lines, which continuous integration counts, stand the seeds of the tests that draw lots (`seed: <test> <number>`).
+//! lines, which continuous integration counts, stand the seeds of the tests that draw lots (`seed: <test> <number>`)
+//! and, once more, what the failed ones said.
 //! Nothing is skipped silently: a step that cannot run on this machine says so.
+
+mod failures;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,6 +14,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use oplogue_tests::paths;
 use oplogue_tests::seed::FILE_VARIABLE;
+
+use failures::Failures;
 
 use crate::{console, plugins, servers, steps, tidy, wasm_std};
 
@@ -97,8 +102,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         console::title(title);
         failed.extend(run().err().map(|error| format!("{title}: {error:#}")));
     };
+    let mut failures = Failures::default();
     if options.pass.is_none() {
-        pass("tests", &mut || every_test(options, &seeds));
+        pass("tests", &mut || every_test(options, &seeds, &mut failures));
     }
     if everything {
         pass("tests of the guests' own code", &mut plugins::test_sources);
@@ -107,18 +113,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         pass(&title, &mut || steps::run(&mut command));
     }
     say_seeds(&seeds)?;
+    failures.say().iter().for_each(|line| console::say(line));
     anyhow::ensure!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
     Ok(())
 }
 
-fn every_test(options: &Options, seeds: &Path) -> Result<()> {
+fn every_test(options: &Options, seeds: &Path, failures: &mut Failures) -> Result<()> {
     let mut test = steps::cargo(&["test", "--workspace", "--no-fail-fast"]);
     if options.long {
         test.env("OPLOGUE_LONG", "1");
         set_unless_given(&mut test, &LONG);
     }
     test.arg("--").args(["--test-threads", THREADS]).args(&options.filter);
-    steps::run(test.env(FILE_VARIABLE, seeds))
+    steps::run_watched(test.env(FILE_VARIABLE, seeds), |line| {
+        console::say(line);
+        failures.line(line);
+    })
 }
 
 /// The seeds of all tests that drew lots, the passed ones too: what a note on this run can name.
