@@ -23,7 +23,8 @@ async fn all_copies_and_follows_a_mixed_load_by_change_stream() -> Result<()> {
 /// Servers of 6.0 that were not told yet to do without 5.0.
 async fn of_former_compatibility() -> Result<Rig> {
     let mut rig = Rig::start().await?;
-    for set in [&rig.source, &rig.target] {
+    // An older server has a former one anyway.
+    for set in [&rig.source, &rig.target].into_iter().filter(|set| set.series() >= (5, 0)) {
         set.admin(0, doc! { "setFeatureCompatibilityVersion": "5.0" }).await?;
     }
     rig.load.series = rig.load.series.min((5, 0));

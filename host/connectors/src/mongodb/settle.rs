@@ -32,9 +32,6 @@ mod overrule;
 use image::{Computed, Image, Origin};
 pub(super) use overrule::Settlement;
 
-/// How often a transaction that the server broke off is tried again.
-const TRIES: usize = 8;
-
 /// Writes with their places, by collection and the cluster that they come from.
 type Groups<'w> = BTreeMap<(NamespaceId, Option<model::Origin>), Vec<(usize, &'w Write)>>;
 
@@ -125,7 +122,7 @@ impl MongoSink {
         mut open: Settlement<'_>,
         origin: Option<model::Origin>,
     ) -> Result<FlushReport> {
-        let mut broken_off = 0;
+        let mut tries = transaction::Tries::new();
         while !open.images.is_empty() || !open.waiting.is_empty() {
             let group = Group { name, images: &open.images, obstacles: &open.obstacles };
             match self.settle_groups(&[group], origin).await? {
@@ -140,11 +137,12 @@ impl MongoSink {
                         image.from_source = true;
                     }
                 }
-                Try::Again(e) if broken_off < TRIES => {
-                    broken_off += 1;
+                Try::Again(e) => {
+                    if !tries.again().await {
+                        return Err(classify::error(Side::Sink, "settle unique keys in a transaction", e));
+                    }
                     tracing::debug!(namespace = %name, error = %e, "the settling transaction is tried again");
                 }
-                Try::Again(e) => return Err(classify::error(Side::Sink, "settle unique keys in a transaction", e)),
             }
         }
         Ok(open.report)
@@ -207,14 +205,17 @@ impl MongoSink {
         }
         let groups: Vec<Group<'_, '_>> =
             images.iter().map(|(name, images)| Group { name, images, obstacles: &[] }).collect();
-        for _ in 0..TRIES {
+        let mut tries = transaction::Tries::new();
+        loop {
             match self.settle_groups(&groups, origin).await? {
                 Try::Settled(time) => return Ok(Some(time.unwrap_or_default())),
                 Try::Collides(..) | Try::Uncomputed(_) => return Ok(None),
                 Try::Again(e) => tracing::debug!(error = %e, "the settling transaction is tried again"),
             }
+            if !tries.again().await {
+                return Ok(None);
+            }
         }
-        Ok(None)
     }
 
     /// Reads what must be read, deletes everything, writes the images. The first collision ends it.

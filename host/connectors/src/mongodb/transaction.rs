@@ -3,13 +3,16 @@
 //! Two users share this: settling, which needs all or nothing, and the sink's flushes, which become cheaper for the
 //! server in one transaction. A statement that fails ends the server's transaction, so whoever fills one learns of
 //! the first failure only. Nothing here decides what a failure means, and nothing is tried again except a commit whose
-//! outcome the server could not say.
+//! outcome the server could not say; how often others may try stands here too.
+
+use std::time::Duration;
 
 use mongodb::error::{Error as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::options::{Acknowledgment, WriteConcern};
 use mongodb::{Client, ClientSession};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, OpTime};
+use oplogue_engine::retry::Backoff;
 
 use super::classify;
 use super::command::{self, Concern, Manner, Outcome, Statement};
@@ -18,6 +21,29 @@ use super::patience::answered;
 
 /// How often a commit of unknown outcome is asked for again.
 const COMMIT_TRIES: usize = 8;
+
+/// How often a transaction that the server broke off is begun anew.
+const BEGIN_TRIES: u32 = 8;
+
+/// What stands between the tries of a transaction that the server breaks off. Some reasons pass with time alone: under
+/// load a new transaction may still begin before an index that was built just now, and is refused.
+#[derive(Debug)]
+pub(super) struct Tries(Backoff);
+
+impl Tries {
+    pub(super) fn new() -> Self {
+        Self(Backoff::new(Duration::from_millis(2), Duration::from_millis(500)))
+    }
+
+    /// Waits before the next try; false when there were enough.
+    pub(super) async fn again(&mut self) -> bool {
+        if self.0.tries() >= BEGIN_TRIES {
+            return false;
+        }
+        tokio::time::sleep(self.0.pause()).await;
+        true
+    }
+}
 
 /// An error inside a transaction.
 pub(super) enum Broken {

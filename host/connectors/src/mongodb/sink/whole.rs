@@ -12,9 +12,7 @@ use oplogue_engine::sink::{FlushReport, Refusal, WholeReport, Write, newest_writ
 use super::namespace::Prepared;
 use super::together::{self, Why};
 use super::{MongoSink, merge};
-
-/// How often a transaction that the server broke off is tried again.
-const TRIES: usize = 8;
+use crate::mongodb::transaction;
 
 type Indexed<'a> = (usize, &'a Write);
 
@@ -33,7 +31,8 @@ impl MongoSink {
         let Some(origin) = together::shared_origin(waves.iter().flatten()).filter(|_| fits) else {
             return self.write_in_parts(waves).await;
         };
-        for _ in 0..TRIES {
+        let mut tries = transaction::Tries::new();
+        loop {
             match self.write_at_once(&prepared, target, origin).await? {
                 Ok(sent) => {
                     let mut report = FlushReport::default();
@@ -42,7 +41,11 @@ impl MongoSink {
                     }
                     return Ok(WholeReport { report, at_once: true });
                 }
-                Err(Why::BrokenOff) => {}
+                Err(Why::BrokenOff) => {
+                    if !tries.again().await {
+                        break;
+                    }
+                }
                 Err(Why::UniqueKey) => {
                     let writes: Vec<&Write> = waves.iter().flatten().collect();
                     if let Some(time) = self.settle_at_once(&writes, origin).await? {
