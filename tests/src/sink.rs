@@ -4,6 +4,7 @@
 //! wrote to its oplog is applied through the sink's public contract and compared as bytes.
 
 mod border;
+mod claim;
 mod copy;
 mod ddl;
 mod flush;

@@ -168,7 +168,7 @@ impl Executor<'_> {
         Ok(match self.sink.catalogue.standing(name, source) {
             Standing::Own(_) | Standing::Nameless => Turn::Run,
             Standing::Unclaimed(uuid) => {
-                self.sink.catalogue.record(source, uuid).await?;
+                self.sink.catalogue.must_claim(name, source, uuid).await?;
                 Turn::Run
             }
             Standing::Other | Standing::Gone | Standing::Absent => Turn::Done,

@@ -27,6 +27,7 @@ use super::classify;
 use super::patience::answered;
 use super::shard_key::ShardKey;
 
+mod claim;
 mod sharding;
 
 /// What a name of the target stands for.
@@ -369,7 +370,7 @@ impl Catalogue {
         }
         self.refresh(name).await?;
         match self.standing(name, source) {
-            Standing::Unclaimed(target) => self.record(source, target).await,
+            Standing::Unclaimed(target) => self.claim(name, source, target).await.map(|_| ()),
             Standing::Own(_) | Standing::Other | Standing::Absent | Standing::Gone | Standing::Nameless => Ok(()),
         }
     }

@@ -35,7 +35,7 @@ impl Executor<'_> {
         if let Some(source) = self.source {
             match self.sink.catalogue.standing(&name, source) {
                 Standing::Own(_) | Standing::Nameless | Standing::Absent => {}
-                Standing::Unclaimed(uuid) => self.sink.catalogue.record(source, uuid).await?,
+                Standing::Unclaimed(uuid) => self.sink.catalogue.must_claim(&name, source, uuid).await?,
                 Standing::Other | Standing::Gone => return Ok(skipped("createIndexes", &name)),
             }
         }

@@ -348,7 +348,7 @@ impl MongoSink {
         self.catalogue.record(ADOPTED, UNFINISHED).await?;
         for (source, name) in &found.standing {
             if let Some(target) = self.catalogue.info(name).and_then(|info| info.uuid) {
-                self.catalogue.record(*source, target).await?;
+                self.catalogue.must_claim(name, *source, target).await?;
             }
         }
         for source in &found.gone {
