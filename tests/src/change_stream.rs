@@ -300,7 +300,10 @@ async fn a_lost_cursor_is_opened_again_behind_the_last_event() {
 
 #[tokio::test]
 async fn a_position_outside_of_the_history_is_refused_with_the_window() {
-    let set = ReplicaSet::start(Options { oplog_mb: Some(1), ..Options::guide_source() }).await.unwrap();
+    // What is behind the last checkpoint of its storage stays.
+    let arguments = vec!["--syncdelay=1".to_owned()];
+    let options = Options { oplog_mb: Some(1), arguments, ..Options::guide_source() };
+    let set = ReplicaSet::start(options).await.unwrap();
     let mut stream = Stream::open(&set.uri_as_user(), None, 10).await.unwrap();
     things(&set.client()).insert_one(doc! { "_id": "first" }).await.unwrap();
     stream.until(is("first")).await.unwrap();

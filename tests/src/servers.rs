@@ -206,9 +206,12 @@ impl ReplicaSet {
     /// # Errors
     /// When the command fails or nobody is elected.
     pub async fn step_down(&self) -> Result<usize> {
-        let primary = self.primary().await?;
-        let command = doc! { "replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 1, "force": true };
-        self.admin(primary, command).await.context("step down")?;
+        let (started, command) =
+            (Instant::now(), doc! { "replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 1, "force": true });
+        // Under load it may not get its lock in time, and another one may lead by now.
+        while let Err(error) = self.admin(self.primary().await?, command.clone()).await {
+            anyhow::ensure!(started.elapsed() < READY_WITHIN, "step down: {error:#}");
+        }
         self.primary().await
     }
 

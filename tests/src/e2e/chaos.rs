@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::crash::pause;
-use super::rig::{PATIENCE, Rig};
+use super::rig::{LONG_PATIENCE, PATIENCE, Rig};
 
 mod faults;
 
@@ -137,7 +137,7 @@ async fn run(
     anyhow::ensure!(totals.done * 2 > operations, "the source refused most of it (seed {seed}): {totals:?}");
     let (rig, mut collector) = faults.end().await?;
     let comparison = expected(rig.comparison());
-    let equal = comparison.wait(CALM, PATIENCE).await;
+    let equal = comparison.wait(CALM, LONG_PATIENCE).await;
     if equal.is_err() {
         for difference in comparison.run().await?.iter().take(2) {
             println!("{difference}\nsource's oplog of it:");

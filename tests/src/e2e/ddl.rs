@@ -10,8 +10,6 @@ mod border;
 mod refused;
 mod shared;
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use bson::doc;
 use oplogue_tests::collector::{Collector, PipelineConfig};
@@ -20,14 +18,11 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::crash::{kills, pause};
-use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
+use super::rig::{LONG_PATIENCE, PATIENCE, Rig, SENTINEL, handed_over};
 use crate::scripts;
 
-/// Hundreds of DDL, each of which waits for a stored checkpoint, on a machine that others use too.
-const LONG_PATIENCE: Duration = Duration::from_secs(600);
-
 /// A target user who may also run `collMod` and `dropDatabase`.
-fn target_admin() -> User {
+pub(super) fn target_admin() -> User {
     let roles = [("readWriteAnyDatabase", "admin"), ("dbAdminAnyDatabase", "admin")];
     User::new("target_admin", "target-password", &roles)
 }
@@ -164,5 +159,6 @@ async fn killed(rig: Rig) -> Result<()> {
         collector.run()?;
     }
     load.stop().await?;
+    rig.comparison().wait(SENTINEL, LONG_PATIENCE).await.with_context(|| format!("seed {}", rig.load.seed))?;
     rig.finish(rig.comparison(), collector, &[]).await
 }

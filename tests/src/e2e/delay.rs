@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::rig::{PATIENCE, Rig, handed_over};
 
-const DELAY_S: i64 = 25;
+const DELAY_S: i64 = 60;
 const BUDGET: u64 = 16 << 20;
 const DOCUMENTS: i32 = 1_500;
 const DOCUMENT_BYTES: usize = 64 << 10;

@@ -17,6 +17,9 @@ use oplogue_tests::servers::{Options, ReplicaSet};
 /// Nothing in these tests may take longer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Hundreds of DDL, each of which waits for a stored checkpoint, on a machine that others use too.
+pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Where the last document of a test is written; every test replicates it.
 pub(super) const SENTINEL: &str = "shop.c00";
 

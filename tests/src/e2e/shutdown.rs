@@ -118,7 +118,8 @@ async fn busy(collector: &Collector) -> Result<()> {
 async fn a_shutdown_that_takes_too_long_says_who_is_late_and_what_is_safe() -> Result<()> {
     let rig = Rig::start().await?;
     rig.fill(10).await?;
-    let mut collector = Collector::start(&rig.config()?.set("limits.shutdown_time", 6))?;
+    let mut collector =
+        Collector::start(&rig.config()?.set("limits.shutdown_time", 6).set("checkpoint.interval", 500))?;
     handed_over(&mut collector).await?;
     rig.comparison().wait("shop.c00", PATIENCE).await?;
     block_writes(&rig).await?;
@@ -141,7 +142,7 @@ async fn a_shutdown_that_takes_too_long_says_who_is_late_and_what_is_safe() -> R
 async fn a_second_signal_ends_at_once_and_says_what_is_safe() -> Result<()> {
     let rig = Rig::start().await?;
     rig.fill(10).await?;
-    let mut collector = Collector::start(&rig.config()?)?;
+    let mut collector = Collector::start(&rig.config()?.set("checkpoint.interval", 500))?;
     handed_over(&mut collector).await?;
     rig.comparison().wait("shop.c00", PATIENCE).await?;
     block_writes(&rig).await?;

@@ -217,7 +217,7 @@ async fn assert_silent(pair: &Pair) -> Result<()> {
     let started = Instant::now();
     loop {
         let before = (newest_write(&pair.a).await?, newest_write(&pair.b).await?);
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         let after = (newest_write(&pair.a).await?, newest_write(&pair.b).await?);
         if before == after {
             return Ok(());

@@ -89,6 +89,8 @@ impl Member {
         pair("--wiredTigerCacheSizeGB", options.cache_gb.to_string().into());
         pair("--setParameter", "enableTestCommands=1".into());
         pair("--setParameter", "diagnosticDataCollectionEnabled=false".into());
+        // A transaction of many statements takes its time on a busy machine.
+        pair("--setParameter", "transactionLifetimeLimitSeconds=600".into());
         for (name, value) in &options.parameters {
             pair("--setParameter", format!("{name}={value}").into());
         }

@@ -158,7 +158,9 @@ impl Options {
                 Bson::Document(doc! { "_id": id, "host": host, "priority": weight, "votes": weight })
             })
             .collect();
-        let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 };
+        // Where others may be elected a busy machine must not be taken for a dead primary.
+        let election_ms = if voting > 1 { 6_000 } else { 2_000 };
+        let settings = doc! { "electionTimeoutMillis": election_ms, "heartbeatIntervalMillis": 500 };
         let mut config = doc! { "_id": &self.name, "members": list, "settings": settings };
         if self.arguments.iter().any(|argument| argument == "--configsvr") {
             config.insert("configsvr", true);

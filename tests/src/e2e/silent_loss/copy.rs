@@ -17,12 +17,12 @@ async fn fill(rig: &Rig, name: &str) -> Result<()> {
 
 /// Starts a collector whose copy of `shop.<name>` is in the middle when this returns.
 async fn in_the_middle(rig: &Rig, config: &oplogue_tests::collector::PipelineConfig, name: &str) -> Result<Collector> {
-    slow_reads(rig, 1_500).await?;
+    slow_reads(rig, 3_000).await?;
     let collector = Collector::start(config)?;
     let copied = shop(&rig.target, name);
     until(&collector, "a part of the copy", async || Ok(copied.estimated_document_count().await? > 0)).await?;
     // The middle lasts until the test is done with it, on a busy machine too.
-    slow_reads(rig, 8_000).await?;
+    slow_reads(rig, 12_000).await?;
     let now = copied.estimated_document_count().await?;
     anyhow::ensure!(now < u64::try_from(DOCUMENTS)?, "the copy was over before the test could act");
     Ok(collector)
@@ -146,6 +146,9 @@ async fn a_secondary_that_lags_behind_the_start_of_the_copy() -> Result<()> {
     shop(&rig.source, "c00").insert_many((0..200).map(|id| doc! { "_id": id })).await?;
     for member in &lagging {
         rig.source.fail_point(*member, "rsSyncApplyStop", "alwaysOn", doc! {}).await?;
+        // It looks there between two batches only.
+        let stands = doc! { "waitForFailPoint": "rsSyncApplyStop", "timesEntered": 1, "maxTimeMS": 60_000 };
+        rig.source.admin(*member, stands).await?;
     }
     for name in ["c00", "c01"] {
         shop(&rig.source, name).insert_many((200..600).map(|id| doc! { "_id": id })).await?;

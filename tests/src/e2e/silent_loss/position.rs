@@ -86,7 +86,9 @@ async fn the_position_before_a_drop_is_stored_before_the_drop() -> Result<()> {
 
 #[tokio::test]
 async fn a_collector_that_was_away_too_long_says_so() -> Result<()> {
-    let source = Options { oplog_mb: Some(8), ..Options::guide_source() };
+    // What is behind the last checkpoint of its storage stays.
+    let arguments = vec!["--syncdelay=1".to_owned()];
+    let source = Options { oplog_mb: Some(8), arguments, ..Options::guide_source() };
     let rig = Rig::of(source, Options::guide_target()).await?;
     shop(&rig.source, "c00").insert_one(doc! { "_id": 1 }).await?;
     let mut collector = Collector::start(&config(&rig)?)?;
