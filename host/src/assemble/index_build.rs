@@ -5,8 +5,9 @@
 //! state that the source once had, so an index that the source had at that moment holds. The source can only be asked
 //! for its indexes of now. So at the first mark they are listed, and overlap goes on to a position read after that; what
 //! was listed before that position and is still listed after it stood there at it, and is built, unless the stream has
-//! dropped it on the way: then it was made again since, before that position or after it. An index that comes or goes in
-//! between is the business of its own entry in the oplog. Nothing is dropped and no conflict is decided here.
+//! dropped it on the way: then it was made again since, before that position or after it. One that has another form since
+//! (`collMod`) is listed once more. An index that comes or goes in between is the business of its own entry in the oplog.
+//! Nothing is dropped and no conflict is decided here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use oplogue_connectors::mongodb::sink::{DroppedIndexes, MongoSink};
 use oplogue_engine::error::{Kind, Result};
 use oplogue_engine::full_sync::Plan;
 use oplogue_engine::full_sync::copy::waits_for_mark;
-use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime};
+use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime, raw};
 use oplogue_engine::pipeline::AtMark;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::CopyTarget as _;
@@ -71,8 +72,13 @@ impl AtMark for IndexesAtMark {
         let first = Waiting::new();
         let built = self.build_both(before.as_ref().unwrap_or(&first), &now, &dropped).await;
         // A collection that has another name than before may have either at this mark.
-        let listed_before = |at: &Place| before.as_ref().is_some_and(|before| !is_moved(at, before));
-        let settled = now.keys().all(listed_before);
+        let listed_before = |(at, specs): (&Place, &Vec<Bytes>)| {
+            let known = before.as_ref().filter(|before| !is_moved(at, before));
+            known.is_some_and(|before| {
+                !specs.iter().any(|spec| is_modified(at, spec, before) && !dropped.contains(at.0, spec))
+            })
+        };
+        let settled = now.iter().all(listed_before);
         match built {
             Ok(()) if settled => return Ok(None),
             Ok(()) => {}
@@ -143,6 +149,13 @@ impl IndexesAtMark {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether an index was listed before in another form. A `collMod` finds nothing to change on the target before it is built.
+fn is_modified(place: &Place, spec: &Bytes, before: &Waiting) -> bool {
+    let name = |spec: &[u8]| raw::find(spec, "name").ok().flatten().map(|name| name.value.to_vec());
+    let known = before.get(place).map(Vec::as_slice).unwrap_or_default();
+    !known.contains(spec) && known.iter().any(|known| name(known) == name(spec))
 }
 
 /// Whether a collection was listed before, but under another name.

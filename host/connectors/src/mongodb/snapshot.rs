@@ -16,7 +16,7 @@ use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatchCursor;
 use oplogue_engine::budget::Budget;
 use oplogue_engine::error::{Result, Side};
-use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime, raw};
 use oplogue_engine::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader};
 use tokio::sync::OnceCell;
 
@@ -145,7 +145,8 @@ impl SnapshotReader for SnapshotSource {
     /// None for a view, and for a collection that was dropped meanwhile.
     async fn indexes(&self, namespace: &Namespace) -> Result<Vec<Bytes>> {
         let doing = format!("list the indexes of {namespace} (needs `listIndexes`)");
-        let mut command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {} };
+        // One that is being built is listed like the others unless it shall be marked, and may never come to stand.
+        let mut command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {}, "includeBuildUUIDs": true };
         if let Some(time) = self.majority_now().await? {
             command.append(cstr!("readConcern"), rawdoc! { "level": "local", "afterClusterTime": time });
         }
@@ -157,7 +158,9 @@ impl SnapshotReader for SnapshotSource {
         };
         let mut specs = Vec::new();
         reply::drain(Side::Source, &doing, cursor, |spec| {
-            specs.push(spec);
+            if raw::find(&spec, "buildUUID")?.is_none() {
+                specs.push(spec);
+            }
             Ok(())
         })
         .await?;

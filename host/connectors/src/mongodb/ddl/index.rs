@@ -167,7 +167,7 @@ impl Executor<'_> {
 }
 
 /// The indexes that the stream has dropped since the last overlap mark. If one stands on the source all the same it was
-/// made again, which is for the stream to repeat when it comes there.
+/// made again, which the stream has repeated or will repeat.
 #[derive(Debug, Default)]
 pub struct DroppedIndexes(HashMap<CollectionUuid, HashSet<Vec<u8>>>);
 
