@@ -23,7 +23,6 @@ use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, CreateIndex};
-use oplogue_engine::decode::BehindCut;
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::full_sync::FullSync;
 use oplogue_engine::metrics::{Metrics, Status, SyncStage};
@@ -377,12 +376,8 @@ impl Job {
         let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;
         sink.load().await?;
-        let behind_cut = match stage {
-            Stage::CatchUp => BehindCut::CaughtUpWith,
-            Stage::FullSync | Stage::Incremental if sink.was_copied() => BehindCut::InCopy,
-            Stage::FullSync | Stage::Incremental => BehindCut::OnTarget,
-        };
-        let decoder = self.decoder(position, behind_cut);
+        // Behind a copy, what is read of the time before the start is applied once more, as after any restart.
+        let decoder = self.decoder(position, !sink.was_copied(stage == Stage::CatchUp));
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
         let indexes_wait = Arc::new(AtomicBool::new(stage == Stage::CatchUp));

@@ -34,7 +34,7 @@ use across_shards::Across;
 use ending::Ending;
 use internal::{is_local_copy, is_of_resharding, is_of_views, refuse_resharding};
 use oplog::Entry;
-pub use options::{BehindCut, DecodeCounts, DecodeOptions};
+pub use options::{DecodeCounts, DecodeOptions};
 pub use stream::StreamDecoder;
 use streams::Streams;
 use transaction::Transactions;
@@ -338,13 +338,7 @@ impl Decoder {
 
     /// Whether what became visible at `time` is on the target for certain.
     fn is_behind(&self, time: OpTime) -> bool {
-        self.options.behind_cut != BehindCut::CaughtUpWith && self.streams.is_behind_cut(time)
-    }
-
-    /// The same of a transaction that ends with the commit `entry`, and of all its parts.
-    fn is_committed_behind(&self, entry: &Entry, stream: u32) -> bool {
-        let is_whole = || self.options.behind_cut == BehindCut::OnTarget || !self.transactions.is_shared(stream, entry);
-        self.is_behind(entry.time) && is_whole()
+        self.options.cut_is_exact && self.streams.is_behind_cut(time)
     }
 
     /// A DDL stands alone, so that the position before it can be stored before it is executed; and so does a
@@ -449,7 +443,7 @@ impl Decoder {
         match entry.command_name()? {
             b"applyOps" => self.apply_ops(entry, stream),
             b"commitTransaction" => {
-                if self.is_committed_behind(entry, stream) {
+                if self.is_behind(entry.time) {
                     return self.transactions.commit_behind(stream, entry, self.streams.position());
                 }
                 let chains = self.transactions.commit(stream, entry, self.streams.position())?;

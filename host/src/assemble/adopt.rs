@@ -53,7 +53,7 @@ impl Job {
                 if error.kind() == Kind::Unauthorized && self.config.incr.fetch_method == FetchMethod::ChangeStream =>
             {
                 let text = "whether the target has seen drops and renames since the start stands in the source's oplog: \
-                            give the source's user `read` on `local`, or, if the target has seen none of them, say \
+                            give the source's user `read` on `local`, or, if the target has seen none of those behind it, say \
                             checkpoint.start_is_exact = true";
                 return Err(Error::new(Side::Config, Kind::Misconfigured, text).caused_by(error));
             }

@@ -150,7 +150,7 @@ pub struct Checkpoint {
     pub collection: String,
     /// `checkpoint.start_position` in seconds since 1970; `None` when not set (1970) or when `sync_mode` is not incr.
     pub start_position: Option<u32>,
-    /// `checkpoint.start_is_exact`: the target is as the source was at the start.
+    /// `checkpoint.start_is_exact`: the target has seen no drop and no rename behind the start.
     pub start_is_exact: bool,
     pub interval: Duration,
 }

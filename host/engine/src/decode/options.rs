@@ -27,22 +27,9 @@ pub struct DecodeOptions {
     /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
     /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
     pub is_shard: bool,
-    /// What becomes of entries that lie behind the cut of a first start, which begins further back.
-    pub behind_cut: BehindCut,
-}
-
-/// What the target has of a cluster's entries that were visible at the cut of a first start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BehindCut {
-    /// A copy has just been made and has read them or something newer: they are applied once more, as after any restart.
-    #[default]
-    CaughtUpWith,
-    /// A copy has them, and what followed was applied: they are left out. A transaction that other shards committed
-    /// behind the cut is repeated whole, since its parts have an order.
-    InCopy,
-    /// Somebody else has brought the target to the cut: they are left out, and such a transaction is refused, since
-    /// nothing may be applied again that is not followed by all that came after it.
-    OnTarget,
+    /// What was visible at the cut of a first start is on the target, and nowhere else: no copy was made that may have
+    /// read something of it, so nothing of it is applied again.
+    pub cut_is_exact: bool,
 }
 
 /// Entries seen, by what became of them.

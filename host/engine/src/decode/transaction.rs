@@ -218,15 +218,6 @@ impl Transactions {
         Ok(chains)
     }
 
-    /// Whether other shards have parts of the transaction that ends with this entry, and have not committed them yet.
-    pub(super) fn is_shared(&self, stream: u32, entry: &Entry) -> bool {
-        let own = entry.previous.and_then(|previous| self.open.get(&(stream, previous.ts())));
-        own.filter(|own| own.session.is_some()).is_some_and(|own| {
-            let others = self.open.iter().filter(|((other, _), _)| *other != stream);
-            others.map(|(_, chain)| chain).any(|chain| chain.session == own.session)
-        })
-    }
-
     /// The same for one that is on the target already. Other shards' parts stay open: theirs may be behind the cut too.
     pub(super) fn commit_behind(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<()> {
         let own = self.take(stream, entry, last)?;

@@ -238,17 +238,24 @@ fn each_fitting(
     names
 }
 
-/// Where a target stands, of which `stands` says what names it has: how many moves are done there, and the names then.
-/// `None`: it is at no place between the moves.
+/// Where a target stands, of which `stands` says what names it has, and that the first `from` moves are done there: how many
+/// are, and the names then. `None`: it has none of the names.
 ///
 /// # Errors
 /// The names that may be one old collection's or another's.
-fn place(moves: &[&Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<(usize, Names)>, Vec<Namespace>> {
+fn place(
+    moves: &[&Move],
+    from: usize,
+    stands: impl Fn(&Namespace) -> bool,
+) -> Result<Option<(usize, Names)>, Vec<Namespace>> {
     let involved = moves.iter().flat_map(|one| one.what.names());
     let standing: HashSet<&Namespace> = involved.filter(|name| stands(name)).collect();
     let (mut old, mut unclear) = (BTreeMap::new(), BTreeSet::new());
     let mut fits = false;
-    each_fitting(moves, &standing, |_, names| {
+    each_fitting(moves, &standing, |at, names| {
+        if at < from {
+            return true;
+        }
         fits = true;
         for (name, holder) in names.holders.iter().filter(|(_, holder)| holder.is_old) {
             if *old.entry(name.clone()).or_insert(holder.collection) != holder.collection {
@@ -262,7 +269,8 @@ fn place(moves: &[&Move], stands: impl Fn(&Namespace) -> bool) -> Result<Option<
     }
     let mut place = None;
     let names = each_fitting(moves, &standing, |at, names| {
-        place = old.iter().all(|(name, collection)| names.has(name, *collection)).then_some(at);
+        let is_it = at >= from && old.iter().all(|(name, collection)| names.has(name, *collection));
+        place = is_it.then_some(at);
         place.is_none()
     });
     match place {
@@ -305,15 +313,29 @@ struct Seen {
     gone: BTreeSet<CollectionUuid>,
 }
 
-/// What a target has seen of `moves`, of which `stands` says what names it has.
+/// What a target has seen of `moves`, of which `stands` says what names it has. Those at the very `start` it has: whoever
+/// stored that position had applied what stands there. None of the others when `is_exact`, whatever the names are.
 ///
 /// # Errors
 /// The names that may be one old collection's or another's.
-fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec<Namespace>> {
+fn seen(
+    moves: &[Move],
+    start: OpTime,
+    is_exact: bool,
+    stands: impl Fn(&Namespace) -> bool,
+) -> Result<Seen, Vec<Namespace>> {
     let mut seen = Seen::default();
     let mut unclear = Vec::new();
     for group in groups(moves) {
-        match place(&group, &stands) {
+        let from = group.iter().take_while(|one| one.time.ts() == start.ts()).count();
+        let placed = if is_exact {
+            let mut names = Names::before(&group);
+            group.iter().take(from).for_each(|one| names.apply(one));
+            Ok(Some((from, names)))
+        } else {
+            place(&group, from, &stands)
+        };
+        match placed {
             // It stands at the start, or has none of the names.
             Ok(Some((0, _)) | None) => {}
             Ok(Some((done, names))) => {
@@ -321,8 +343,8 @@ fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec
                 let of = |one: &Move| std::iter::once(one.collection).chain(one.what.replaced());
                 let moved = group.iter().take(done).flat_map(|one| of(one));
                 seen.gone.extend(moved.filter(|one| !names.named.contains(one)));
-                let standing = names.holders.into_iter().map(|(name, holder)| (holder.collection, name));
-                seen.standing.extend(standing);
+                let standing = names.holders.into_iter().filter(|(name, _)| stands(name));
+                seen.standing.extend(standing.map(|(name, holder)| (holder.collection, name)));
             }
             Err(names) => unclear.extend(names),
         }
@@ -331,20 +353,16 @@ fn seen(moves: &[Move], stands: impl Fn(&Namespace) -> bool) -> Result<Seen, Vec
 }
 
 impl MongoSink {
-    /// Takes a target over that this job has not copied: `moves` are those since `start`, under the target's names. Where
-    /// they do not tell how far it has come it is believed to be as it was at the start when `is_exact`. What is broken off
-    /// is done again by the next start.
+    /// Takes a target over that this job has not copied: `moves` are those from `start` on, under the target's names. It is
+    /// believed to have seen none of those behind the start when `is_exact`. What is broken off is done again by the next
+    /// start.
     ///
     /// # Errors
     /// `Misconfigured` when it is not to be known which moves the target has seen; those of the target and of the store.
     pub async fn adopt(&self, start: OpTime, moves: &[Move], is_exact: bool) -> Result<()> {
         // A view holds nothing and has no identity.
         let stands = |name: &Namespace| self.catalogue.info(name).is_some_and(|info| info.uuid.is_some());
-        let found = match seen(moves, stands) {
-            Ok(found) => found,
-            Err(_) if is_exact => Seen::default(),
-            Err(names) => return Err(unclear(&names)),
-        };
+        let found = seen(moves, start, is_exact, stands).map_err(|names| unclear(&names))?;
         self.catalogue.record(ADOPTED, UNFINISHED).await?;
         for (source, name) in &found.standing {
             if let Some(target) = self.catalogue.info(name).and_then(|info| info.uuid) {
@@ -361,10 +379,11 @@ impl MongoSink {
         self.catalogue.record(ADOPTED, identity::pack(start)).await
     }
 
-    /// Whether this job has copied the target; known once the sink is loaded.
+    /// Whether this job has copied the target, `just_now` or earlier, and has not taken it over: single collections are
+    /// copied by either. Known once the sink is loaded.
     #[must_use]
-    pub fn was_copied(&self) -> bool {
-        self.catalogue.has_any_copy() && self.catalogue.paired_with(ADOPTED).is_none()
+    pub fn was_copied(&self, just_now: bool) -> bool {
+        (just_now || self.catalogue.has_any_copy()) && self.catalogue.paired_with(ADOPTED).is_none()
     }
 
     /// Whether the job knows which collections of the target are which: it has copied them, has executed a DDL, or has
@@ -382,9 +401,9 @@ impl MongoSink {
         };
         if adopted.ts() > start.ts() && self.catalogue.has_mark() {
             let text = format!(
-                "the start {start} lies before {adopted}, where this job took its target over; what the source has dropped \
-                 and renamed between the two is not known any more. Begin anew there: `oplogue checkpoint reset`, then \
-                 `oplogue checkpoint set`"
+                "the checkpoint {start} lies before {adopted}, where this job took its target over; what the source has \
+                 dropped and renamed between the two is not known any more. Begin anew there: `oplogue checkpoint reset`, \
+                 then `oplogue checkpoint set TIME`"
             );
             return Err(Error::new(Side::Config, Kind::Misconfigured, text));
         }
@@ -397,8 +416,8 @@ fn unclear(names: &[Namespace]) -> Error {
     let names: Vec<&str> = names.iter().map(Namespace::as_str).collect();
     let text = format!(
         "since the start the source has dropped or renamed collections, and the names on the target do not tell how far it \
-         has come: {} may hold one collection or another. If the target has seen none of the drops and renames since the \
-         start, say checkpoint.start_is_exact = true. If it has every change up to some later time, start there: \
+         has come: {} may hold one collection or another. If the target has seen none of the drops and renames behind \
+         the start, say checkpoint.start_is_exact = true. If it has every change up to some later time, start there: \
          `oplogue checkpoint set TIME`. Else copy again: `oplogue checkpoint reset`, then sync_mode = all",
         names.join(", ")
     );

@@ -232,11 +232,8 @@ fn before_the_cut_the_position_stays_and_what_began_earlier_is_there_already() {
 
 /// As [`from`], with everything up to the cut on the target.
 fn exactly_from(start: &Position) -> Decoder {
-    leaving_out(BehindCut::OnTarget, start)
-}
-
-fn leaving_out(behind_cut: BehindCut, start: &Position) -> Decoder {
-    let options = DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, behind_cut, ..DecodeOptions::default() };
+    let options =
+        DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, cut_is_exact: true, ..DecodeOptions::default() };
     Decoder::starting_at(Namespaces::shared(), options, start)
 }
 
@@ -268,20 +265,17 @@ fn what_is_open_at_an_exact_cut_is_applied_whole_or_not_at_all() {
     assert!(error.to_string().contains("was being committed"), "{error}");
 }
 
-/// A copied job that goes on from before its cut, since a transaction was open there.
+/// A copied job that goes on from before its cut, since a transaction was open there. The order is the source's: a part
+/// that is applied again is followed by all that came after it.
 #[test]
-fn behind_a_copy_the_parts_of_a_transaction_stay_together() {
+fn behind_a_copy_everything_is_applied_again() {
     let early = OpTime::new(100, 2, -1);
-    let mut decoder = leaving_out(BehindCut::InCopy, &cut(at(8), [early, early]));
-    let parts = vec![(0, insert(2, 1)), (0, prepared(3, vec![delete_of(9)])), (1, prepared(4, vec![insert_of(9)]))];
-    assert!(operations(&decoder.decode(of_streams(parts)).unwrap()).is_empty());
-    let whole = decoder.decode(of_streams(vec![(1, committed(7, 4))])).unwrap();
+    let mut decoder = from(&cut(at(8), [early, early]));
+    let parts = vec![(0, prepared(3, vec![delete_of(9)])), (1, prepared(4, vec![insert_of(9)])), (1, committed(5, 4))];
+    let whole = decoder.decode(of_streams(parts)).unwrap();
     assert_eq!(operations(&whole), [Operation::Delete, Operation::Insert]);
-    assert!(operations(&decoder.decode(of_streams(vec![(0, committed(10, 3))])).unwrap()).is_empty());
-    // One whose parts are all behind the cut is in the copy, and stays there.
-    let mut decoder = leaving_out(BehindCut::InCopy, &cut(at(8), [early, early]));
-    let alone = vec![(0, prepared(3, vec![insert_of(9)])), (0, committed(5, 3))];
-    assert!(operations(&decoder.decode(of_streams(alone)).unwrap()).is_empty());
+    let later = vec![(0, committed(6, 3)), (1, insert(7, 9))];
+    assert_eq!(operations(&decoder.decode(of_streams(later)).unwrap()), [Operation::Insert]);
 }
 
 #[test]

@@ -3,6 +3,9 @@
 
 use super::*;
 
+/// All moves of these tests are behind it.
+const START: OpTime = OpTime { secs: 1, inc: 0, term: -1 };
+
 fn name(text: &str) -> Namespace {
     Namespace::of("a", text)
 }
@@ -27,12 +30,12 @@ fn of(collection: u8, what: Moved) -> Move {
 /// How many moves are done on a target of these names.
 fn done(moves: &[Move], target: &[&str]) -> Result<Option<usize>, Vec<Namespace>> {
     let moves: Vec<&Move> = moves.iter().collect();
-    Ok(place(&moves, |wanted| target.iter().any(|there| name(there) == *wanted))?.map(|(done, _)| done))
+    Ok(place(&moves, 0, |wanted| target.iter().any(|there| name(there) == *wanted))?.map(|(done, _)| done))
 }
 
 /// What is to be recorded on a target of these names.
 fn recorded(moves: &[Move], target: &[&str]) -> (Vec<(u8, Namespace)>, Vec<u8>) {
-    let found = seen(moves, |wanted| target.iter().any(|there| name(there) == *wanted)).unwrap();
+    let found = seen(moves, START, false, |wanted| target.iter().any(|there| name(there) == *wanted)).unwrap();
     let mut standing: Vec<_> = found.standing.into_iter().map(|(collection, name)| (collection[0], name)).collect();
     standing.sort();
     (standing, found.gone.into_iter().map(|collection| collection[0]).collect())
@@ -104,7 +107,7 @@ fn what_stands_there_and_what_is_gone_is_recorded() {
 fn names_that_have_nothing_to_do_with_each_other_are_judged_apart() {
     // `tmp` is not there, for whatever reason; that says nothing of the others.
     let mut moves = vec![went(2, "live"), renamed(1, "staging", "live", None), came(3, "staging"), went(4, "tmp")];
-    let error = seen(&moves, |wanted| *wanted != name("tmp")).unwrap_err();
+    let error = seen(&moves, START, false, |wanted| *wanted != name("tmp")).unwrap_err();
     assert_eq!(error, vec![name("live")]);
     moves.remove(2);
     assert_eq!(recorded(&moves, &["staging", "live"]), (vec![], vec![4]));
@@ -123,7 +126,7 @@ fn what_came_over_the_border_is_copied_when_its_turn_comes() {
 #[test]
 fn a_younger_collection_never_comes_into_what_another_one_holds() {
     let all = [came(1, "staging"), renamed(1, "staging", "live", Some(9)), came(2, "staging")];
-    let error = seen(&all, |_| true).unwrap_err();
+    let error = seen(&all, START, false, |_| true).unwrap_err();
     assert_eq!(error, [name("live"), name("staging")], "the first edition stands under either name");
     assert_eq!(
         recorded(&all, &["live"]),
@@ -155,4 +158,24 @@ fn what_came_over_the_border_and_went_on_has_no_known_past() {
     assert_eq!(done(&moves, &["b"]), Ok(Some(1)), "it is copied under that name");
     assert_eq!(done(&moves, &[]), Ok(Some(0)));
     assert_eq!(done(&[came(1, "b"), renamed(1, "b", "c", None)], &["c"]), Ok(Some(2)));
+}
+
+#[test]
+fn what_stands_at_the_very_start_is_done() {
+    // A new `staging` was made since: the names are those before the rename, too.
+    let moves = [renamed(1, "staging", "live", Some(9)), came(2, "staging")];
+    let there = |wanted: &Namespace| [name("live"), name("staging")].contains(wanted);
+    let mut at_start = moves.clone();
+    at_start[0].time = START;
+    let pairs = |found: Seen| {
+        let mut standing: Vec<_> = found.standing.into_iter().map(|(collection, name)| (collection[0], name)).collect();
+        standing.sort();
+        (standing, found.gone.into_iter().map(|collection| collection[0]).collect::<Vec<_>>())
+    };
+    assert!(seen(&moves, START, false, there).is_err());
+    let found = seen(&at_start, START, false, there).unwrap();
+    assert_eq!(pairs(found), (vec![(1, name("live")), (2, name("staging"))], vec![9]));
+    let found = seen(&at_start[..1], START, true, there).unwrap();
+    assert_eq!(pairs(found), (vec![(1, name("live"))], vec![9]));
+    assert_eq!(seen(&moves[..1], START, true, there).unwrap(), Seen::default());
 }
