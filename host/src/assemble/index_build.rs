@@ -81,7 +81,12 @@ impl AtMark for IndexesAtMark {
         let settled = now.iter().all(listed_before);
         match built {
             Ok(()) if settled => return Ok(None),
-            Ok(()) => {}
+            Ok(()) => {
+                self.progress().failures = 0;
+                if before.is_some() {
+                    tracing::info!("the source's indexes changed while they were waited for: overlap goes on");
+                }
+            }
             Err(error) if !matches!(error.kind(), Kind::Conflict | Kind::CannotApply) => return Err(error),
             Err(error) => {
                 let mut progress = self.progress();

@@ -84,6 +84,7 @@ impl Job {
             own_database: self.config.checkpoint.db.clone(),
             own_collection: self.config.checkpoint.collection.clone(),
             skip_databases: vec![self.config.conflict_db()],
+            unfinished_indexes: !self.config.filter.ddl_enable,
             ..SnapshotOptions::default()
         };
         // A document of the copy is held on its way in the reply, in the command and in the driver's message.

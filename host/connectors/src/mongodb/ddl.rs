@@ -312,20 +312,20 @@ impl Executor<'_> {
     async fn convert_to_capped(&self, name: &Namespace, size_bytes: i64) -> Result<Option<OpTime>> {
         let turn = self.turn(name).await?;
         let present = self.sink.catalogue.info(name);
-        let done = present
-            .is_some_and(|info| info.capped && info.uuid.is_some_and(|uuid| !self.sink.catalogue.is_claimed(uuid)));
-        let time = if turn == Turn::Run {
+        if turn == Turn::Run {
             let mut w = self.command("convertToCapped", name.collection());
             w.value("size", oplogue_engine::model::raw::kind::INT64, &size_bytes.to_le_bytes());
             command::write_concern(&mut w, self.concern);
-            self.run(name.database(), "convertToCapped", name, w, &[]).await?
-        } else {
-            skipped("convertToCapped", name)
-        };
-        if turn == Turn::Run || done {
+            let time = self.run(name.database(), "convertToCapped", name, w, &[]).await?;
             self.adopt(name).await?;
+            return Ok(time);
         }
-        Ok(time)
+        let converted = present.filter(|info| info.capped).and_then(|info| info.uuid);
+        let converted = converted.filter(|uuid| !self.sink.catalogue.is_claimed(*uuid));
+        if let Some((source, uuid)) = self.source.zip(converted) {
+            self.sink.catalogue.must_claim(name, source, uuid).await?;
+        }
+        Ok(skipped("convertToCapped", name))
     }
 
     /// `emptycapped` is a test command of the server, which a target need not know: everything is deleted instead. Only

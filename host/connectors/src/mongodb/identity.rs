@@ -370,7 +370,14 @@ impl Catalogue {
         }
         self.refresh(name).await?;
         match self.standing(name, source) {
-            Standing::Unclaimed(target) => self.claim(name, source, target).await.map(|_| ()),
+            Standing::Unclaimed(target) => {
+                if !self.claim(name, source, target).await? {
+                    // This sink ends with the primary that has it, and until then the two belong together: a drop that is
+                    // known to be done must find what its collection's changes have made anew.
+                    self.write().pair(source, target);
+                }
+                Ok(())
+            }
             Standing::Own(_) | Standing::Other | Standing::Absent | Standing::Gone | Standing::Nameless => Ok(()),
         }
     }

@@ -24,6 +24,11 @@ pub fn set(patience: Duration) {
     PATIENCE_MS.store(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
+/// How long a request may stay without an answer.
+pub(crate) fn of_answers() -> Duration {
+    patience()
+}
+
 fn patience() -> Duration {
     Duration::from_millis(PATIENCE_MS.load(Ordering::Relaxed))
 }

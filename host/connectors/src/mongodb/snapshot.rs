@@ -45,6 +45,8 @@ pub struct SnapshotOptions {
     pub own_collection: String,
     /// Databases that are never copied: the conflicts'.
     pub skip_databases: Vec<String>,
+    /// Whether indexes count that are still being built: where no DDL is replayed nothing brings them later.
+    pub unfinished_indexes: bool,
     /// Size of a reply that is aimed at, in bytes. A reply of unusually large documents is larger, up to 16 MiB.
     pub reply_bytes: usize,
 }
@@ -57,6 +59,7 @@ impl Default for SnapshotOptions {
             own_database: String::new(),
             own_collection: String::new(),
             skip_databases: Vec::new(),
+            unfinished_indexes: false,
             reply_bytes: 2 * 1024 * 1024,
         }
     }
@@ -146,7 +149,7 @@ impl SnapshotReader for SnapshotSource {
     async fn indexes(&self, namespace: &Namespace) -> Result<Vec<Bytes>> {
         let doing = format!("list the indexes of {namespace} (needs `listIndexes`)");
         // One that is being built is listed like the others unless it shall be marked, and may never come to stand.
-        let mut command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {}, "includeBuildUUIDs": true };
+        let mut command = rawdoc! { "listIndexes": namespace.collection(), "cursor": {}, "includeBuildUUIDs": !self.options.unfinished_indexes };
         if let Some(time) = self.majority_now().await? {
             command.append(cstr!("readConcern"), rawdoc! { "level": "local", "afterClusterTime": time });
         }

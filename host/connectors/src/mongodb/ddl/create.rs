@@ -32,8 +32,8 @@ impl Executor<'_> {
         if let Some(source) = self.source {
             match self.sink.catalogue.standing(name, source) {
                 Standing::Own(_) | Standing::Other => return Ok(skipped("create", name)),
-                Standing::Unclaimed(_) => {
-                    self.adopt(name).await?;
+                Standing::Unclaimed(uuid) => {
+                    self.sink.catalogue.must_claim(name, source, uuid).await?;
                     return Ok(skipped("create", name));
                 }
                 Standing::Gone if self.sink.catalogue.stands_anywhere(source) => return Ok(skipped("create", name)),

@@ -12,11 +12,14 @@ use oplogue_engine::model::{CollectionUuid, Namespace};
 
 use super::Catalogue;
 use crate::mongodb::classify;
-use crate::mongodb::patience::answered;
+use crate::mongodb::patience::{self, answered};
 
-/// How long a majority may take. Where it takes longer nothing is claimed, and the collection stays one that nothing
-/// introduced.
+/// How long a majority may take, and never longer than half of what an answer may. Where it takes longer nothing is claimed,
+/// and the collection stays one that nothing introduced.
 const MAJORITY_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often that is waited for where it must be claimed: a target that catches up may be minutes behind.
+const TRIES: usize = 60;
 
 impl Catalogue {
     /// Records the collection `target`, which is called `name`, as what the source collection `source` became. False: a
@@ -43,8 +46,14 @@ impl Catalogue {
         source: CollectionUuid,
         target: CollectionUuid,
     ) -> Result<()> {
-        if self.claim(name, source, target).await? {
-            return Ok(());
+        for _ in 0..TRIES {
+            if self.claim(name, source, target).await? {
+                return Ok(());
+            }
+            if self.info(name).and_then(|info| info.uuid) != Some(target) {
+                break;
+            }
+            self.still_held().await?;
         }
         let text = format!("{name} is to be taken up, and a majority of the target does not have it");
         Err(Error::new(Side::Sink, Kind::Unavailable, text))
@@ -55,7 +64,8 @@ impl Catalogue {
     async fn has_majority(&self, name: &Namespace) -> Result<bool> {
         const WRITE_CONCERN_TIMEOUT: i32 = 64;
         let doing = format!("ask whether a majority has {name}");
-        let within = i64::try_from(MAJORITY_WITHIN.as_millis()).unwrap_or(i64::MAX);
+        let within = MAJORITY_WITHIN.min(patience::of_answers() / 2);
+        let within = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
         let nothing = doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "never": true } }, "multi": true };
         let command = doc! {
             "update": name.collection(),
@@ -66,6 +76,9 @@ impl Catalogue {
         let reply: Document = answered(Side::Sink, &doing, database.run_command(command))
             .await?
             .map_err(|e| classify::error(Side::Sink, &doing, e))?;
+        if let Ok([first, ..]) = reply.get_array("writeErrors").map(Vec::as_slice) {
+            return Err(Error::new(Side::Sink, Kind::Unavailable, format!("{doing}: {first}")));
+        }
         match reply.get_document("writeConcernError") {
             Err(_) => Ok(true),
             Ok(late) if late.get_i32("code").is_ok_and(|code| code == WRITE_CONCERN_TIMEOUT) => Ok(false),

@@ -178,4 +178,9 @@ fn what_stands_at_the_very_start_is_done() {
     let found = seen(&at_start[..1], START, true, there).unwrap();
     assert_eq!(pairs(found), (vec![(1, name("live"))], vec![9]));
     assert_eq!(seen(&moves[..1], START, true, there).unwrap(), Seen::default());
+    // What only passed the drop still has the collection.
+    let mut drop = [went(1, "staging")];
+    drop[0].time = START;
+    assert_eq!(seen(&drop, START, false, there).unwrap(), Seen::default());
+    assert_eq!(pairs(seen(&drop, START, false, |_| false).unwrap()), (vec![], vec![1]));
 }
