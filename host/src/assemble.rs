@@ -226,7 +226,7 @@ impl Job {
         let sink = tokio::select! {
             biased;
             () = self.hooks.stop.cancelled() => return Ok(None),
-            sink = self.sink(Stage::FullSync) => sink?,
+            sink = self.sink(Stage::FullSync, None) => sink?,
         };
         let before = sink.durability().await?;
         self.hooks.status.recovered();
@@ -275,7 +275,7 @@ impl Job {
     /// `sync_mode = full` ends after the copy, so unique indexes are built on what it copied. On a source that was
     /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
     async fn finish_indexes(&self) -> Result<()> {
-        let sink = self.sink(Stage::CatchUp).await?;
+        let sink = self.sink(Stage::CatchUp, None).await?;
         let waiting = self.indexes_at_mark(&sink, &Arc::new(AtomicBool::new(true)));
         waiting.build().await.map_err(|e| {
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
@@ -371,7 +371,9 @@ impl Job {
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
         let mut source = self.source();
         let position = &source.resolve(position).await?;
-        let sink = self.sink(stage).await?;
+        // Behind a cut that no copy was begun at nothing is applied at all.
+        let copied_at = Some(position.time()).filter(|cut| position.oldest().ts() < cut.ts());
+        let sink = self.sink(stage, copied_at).await?;
         let read = self.hooks.status.positions().now().read;
         let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;

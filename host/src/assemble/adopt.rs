@@ -28,7 +28,7 @@ impl Job {
             return Ok(());
         }
         let is_exact = self.config.checkpoint.start_is_exact;
-        let sink = self.sink(Stage::Incremental).await?;
+        let sink = self.sink(Stage::Incremental, None).await?;
         let source = self.source();
         let start = source.resolve(position).await?.time();
         if sink.knows_its_target(start).await? {

@@ -22,7 +22,7 @@ use oplogue_engine::conflict::Judge;
 use oplogue_engine::decode::{Decode, DecodeOptions, Decoder, StreamDecoder};
 use oplogue_engine::error::Result;
 use oplogue_engine::full_sync::{FullSyncOptions, IndexTiming};
-use oplogue_engine::model::Position;
+use oplogue_engine::model::{OpTime, Position};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::source::{SnapshotReader, Source};
 use oplogue_engine::spill::{Spill, SpillOptions};
@@ -99,7 +99,7 @@ impl Job {
     }
 
     /// A sink whose writes no write of an earlier run can overtake.
-    pub(super) async fn sink(&self, stage: Stage) -> Result<Arc<MongoSink>> {
+    pub(super) async fn sink(&self, stage: Stage, copied_at: Option<OpTime>) -> Result<Arc<MongoSink>> {
         let client = self.servers.writer(&self.lease).await?;
         if self.config.filter.ddl_enable && stage != Stage::FullSync {
             Servers::look_at_ddl(&client).await?;
@@ -115,6 +115,7 @@ impl Job {
             ddl_ignored: !self.config.filter.ddl_enable,
             majority: self.config.incr.majority_enable,
             after_copy: stage == Stage::CatchUp,
+            copied_at,
             ddl_refused: match self.config.incr.ddl_refused {
                 checked::DdlRefused::Stop => DdlRefused::Stop,
                 checked::DdlRefused::Skip => DdlRefused::Skip,

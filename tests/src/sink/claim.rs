@@ -6,6 +6,7 @@
 use bson::{Document, doc};
 use mongodb::options::{Acknowledgment, WriteConcern};
 use oplogue_connectors::mongodb::sink::SinkOptions;
+use oplogue_engine::model::OpTime;
 use oplogue_engine::sink::{Content, Sink as _, Write};
 use oplogue_tests::servers::{Options, ReplicaSet};
 
@@ -40,4 +41,22 @@ async fn what_only_the_primary_has_is_not_taken_up() {
     later.sink.write(&[write(&later, 4)]).await.unwrap();
     assert!(taken(&later));
     assert_eq!(later.documents("t.c").await.len(), 4);
+}
+
+/// A cluster is read from some time before the copy.
+#[tokio::test]
+async fn what_was_gone_when_the_copy_began_does_not_come_back() {
+    let set = ReplicaSet::single().await.unwrap();
+    let copied_at = Some(OpTime::new(100, 1, 1));
+    let bench = Bench::new(set.client(), SinkOptions { copied_at, ..SinkOptions::default() });
+    let write = |id: i32, secs: u32| Write {
+        collection: Some(SOURCE),
+        time: OpTime::new(secs, 1, 1),
+        ..bench.write("s.c", "t.c", &doc! { "_id": id }, Content::Insert(raw(&doc! { "_id": id })), true)
+    };
+    bench.sink.write(&[write(1, 99), write(2, 100)]).await.unwrap();
+    let names = set.client().database("t").list_collection_names().await.unwrap();
+    assert!(names.is_empty(), "{names:?}");
+    bench.sink.write(&[write(3, 101)]).await.unwrap();
+    assert_eq!(bench.documents("t.c").await.len(), 1, "it was made after the copy had begun");
 }

@@ -39,6 +39,7 @@ const CATCH_UP: SinkOptions = SinkOptions {
     ddl_ignored: false,
     majority: false,
     after_copy: true,
+    copied_at: None,
     ddl_refused: oplogue_connectors::mongodb::sink::DdlRefused::Stop,
     immutable_shard_key_fallback: false,
 };

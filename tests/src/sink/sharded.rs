@@ -75,6 +75,7 @@ const FALLBACK: SinkOptions = SinkOptions {
     ddl_ignored: false,
     majority: false,
     after_copy: false,
+    copied_at: None,
     ddl_refused: oplogue_connectors::mongodb::sink::DdlRefused::Stop,
 };
 

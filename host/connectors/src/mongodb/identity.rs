@@ -382,7 +382,8 @@ impl Catalogue {
         }
     }
 
-    fn is_known(&self, source: CollectionUuid) -> bool {
+    /// Whether it is known what became of a source collection.
+    pub(crate) fn is_known(&self, source: CollectionUuid) -> bool {
         self.read().target_of.contains_key(&source)
     }
 

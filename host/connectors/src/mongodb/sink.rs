@@ -93,6 +93,9 @@ pub struct SinkOptions {
     /// What is replayed in overlap is older than a copy: the stage of catching up. A write of a collection that the
     /// copy never saw is then one of a predecessor, and must not reach what the copy put under its name.
     pub after_copy: bool,
+    /// Reading began before this time, at which a copy was begun that has everything older: a collection that the copy did
+    /// not meet was gone by then.
+    pub copied_at: Option<OpTime>,
     pub ddl_refused: DdlRefused,
     /// An update that may change a document's value of the target's shard key: write the whole document of the source
     /// at its new place, after a delete at its old one (true), or let the server judge and call it a conflict (false).

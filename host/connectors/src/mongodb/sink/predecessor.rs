@@ -4,6 +4,9 @@
 //! copy took the later one. A write of the earlier one would stay in its successor for ever, since its drop is skipped.
 //! So collections are told apart by UUID; where the pairs cannot say which of two came first, the source is asked what
 //! it has under the name now, once for each pair of name and UUID. Nothing is asked outside of overlap.
+//!
+//! The oplogs of a cluster are read from some time before the copy. What a collection had then is in the copy, or the
+//! collection was gone when the copy began.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -27,9 +30,16 @@ impl MongoSink {
     /// # Errors
     /// Those of the source.
     pub(in crate::mongodb) async fn superseded(&self, name: &Namespace, write: &Write) -> Result<bool> {
-        let Some(uuid) = write.collection.filter(|_| write.overlap && self.options.after_copy) else {
+        let Some(uuid) = write.collection.filter(|_| write.overlap) else {
             return Ok(false);
         };
+        let is_in_copy = self.options.copied_at.is_some_and(|copied| write.time.ts() <= copied.ts());
+        if is_in_copy && !self.catalogue.is_known(uuid) {
+            return Ok(true);
+        }
+        if !self.options.after_copy {
+            return Ok(false);
+        }
         if !self.catalogue.is_of_another(name, uuid) {
             return Ok(false);
         }
