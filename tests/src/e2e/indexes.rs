@@ -124,13 +124,17 @@ async fn an_index_that_is_being_built_is_none_yet() -> Result<()> {
     shop.collection("c00").insert_one(doc! { "_id": "first" }).await?;
     let primary = rig.source.primary().await?;
     rig.source.fail_point(primary, "hangAfterStartingIndexBuild", "alwaysOn", doc! {}).await?;
-    let rest = async {
+    let caught_up = async {
         let begun = doc! { "waitForFailPoint": "hangAfterStartingIndexBuild", "timesEntered": 1, "maxTimeMS": 180_000 };
         rig.source.admin(primary, begun).await?;
         let mut collector = Collector::start(&rig.config()?.set("filter.ddl_enable", true))?;
         collector.wait_log("overlap is over", PATIENCE).await?;
-        rig.source.fail_point(primary, "hangAfterStartingIndexBuild", "off", doc! {}).await?;
         anyhow::Ok(collector)
+    };
+    let rest = async {
+        let collector = caught_up.await;
+        rig.source.fail_point(primary, "hangAfterStartingIndexBuild", "off", doc! {}).await?;
+        collector
     };
     let (built, collector) = tokio::join!(make(&shop, 0), rest);
     let collector = collector?;
