@@ -18,7 +18,7 @@ use super::oplog::Entry;
 use super::transaction::{Chain, Part};
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
-use crate::model::{Change, DocumentKey, NamespaceId, Operation, Position};
+use crate::model::{Change, DocumentKey, NamespaceId, OpTime, Operation, Position};
 use crate::spill::Stored;
 
 /// What is to be done next.
@@ -92,8 +92,8 @@ impl Across {
     /// # Errors
     /// `CannotApply` when the beginning of a part was not read.
     pub(super) fn new(commit: Entry, stream: u32, chains: Vec<Chain>, whole_max: usize) -> Result<Self> {
-        if chains.iter().any(|chain| chain.head.is_some()) {
-            return Err(unseen_start());
+        if let Some(unread) = chains.iter().find_map(|chain| chain.head) {
+            return Err(unseen_start(unread));
         }
         let before = chains.iter().map(|chain| &chain.before).min_by(|a, b| a.compare(b));
         let before = before.cloned().unwrap_or(Position::Oplog(commit.time));
@@ -105,7 +105,7 @@ impl Across {
                     Part::Memory(operations) => Where::Memory(operations),
                     Part::Stored(stored) => Where::Stored(Arc::new(stored)),
                     // Only a walk back finds such, and there is none here.
-                    Part::Oplog { .. } => return Err(unseen_start()),
+                    Part::Oplog { time, .. } => return Err(unseen_start(time)),
                 };
                 pieces.push_back(Held { part, operations, bytes });
             }
@@ -224,9 +224,11 @@ impl Across {
 }
 
 /// A prepared transaction whose beginning lies further back than a first start reads.
-pub(super) fn unseen_start() -> Error {
-    let text = "a prepared transaction ends here that had been open for long when reading began; its parts on the other \
-                shards are not known, nor is their order; copy again, or start from an earlier time";
+pub(super) fn unseen_start(unread: OpTime) -> Error {
+    let text = format!(
+        "a prepared transaction ends here that had been open for long when reading began: its entry at {unread} was not \
+         read; its parts on the other shards are not known, nor is their order; copy again, or start from an earlier time"
+    );
     Error::new(Side::Source, Kind::CannotApply, text)
 }
 

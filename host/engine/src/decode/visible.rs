@@ -45,8 +45,9 @@ impl Decoder {
             return Ok(());
         }
         let Some(chain) = chains.pop() else { return Ok(()) };
-        if self.streams.is_cluster() && chain.head.is_some() {
-            return if self.streams.is_behind_cut(entry.time) { Ok(()) } else { Err(across_shards::unseen_start()) };
+        if let Some(unread) = chain.head.filter(|_| self.streams.is_cluster()) {
+            let is_behind = self.streams.is_behind_cut(entry.time);
+            return if is_behind { Ok(()) } else { Err(across_shards::unseen_start(unread)) };
         }
         self.end(entry, stream, chain)
     }
