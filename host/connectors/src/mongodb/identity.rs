@@ -371,7 +371,9 @@ impl Catalogue {
         self.refresh(name).await?;
         match self.standing(name, source) {
             Standing::Unclaimed(target) => {
-                if !self.claim(name, source, target).await? {
+                let claimed = self.claim(name, source, target).await?;
+                // Where another one stands by now, a pair with this one would let the changes go nowhere.
+                if !claimed && self.info(name).and_then(|info| info.uuid) == Some(target) {
                     // This sink ends with the primary that has it, and until then the two belong together: a drop that is
                     // known to be done must find what its collection's changes have made anew.
                     self.write().pair(source, target);

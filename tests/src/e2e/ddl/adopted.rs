@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
-use oplogue_tests::collector::Collector;
+use oplogue_tests::collector::{Collector, PipelineConfig};
 
 use super::super::rig::{PATIENCE, Rig};
 use super::{rig_of, with_ddl};
@@ -57,6 +57,11 @@ async fn begun() -> Result<(Rig, String)> {
     Ok((rig, second()))
 }
 
+/// Incremental alone, from that start.
+fn from(rig: &Rig, start: String) -> Result<PipelineConfig> {
+    Ok(with_ddl(rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start))
+}
+
 #[tokio::test]
 async fn what_a_target_has_seen_of_renames_and_drops_is_told_by_its_names() -> Result<()> {
     for done in 0..=moves().len() {
@@ -67,7 +72,7 @@ async fn what_a_target_has_seen_of_renames_and_drops_is_told_by_its_names() -> R
         run(&target, all.get(..done).unwrap_or_default()).await?;
         source.database("news").collection("live").insert_one(doc! { "_id": "later" }).await?;
         source.database("news").collection::<Document>("day").delete_one(doc! { "_id": 1 }).await?;
-        let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+        let config = from(&rig, start)?;
         let mut collector = Collector::start(&config)?;
         collector.wait_log("overlap is over", PATIENCE).await?;
         rig.finish(rig.comparison(), collector, &[]).await?;
@@ -110,7 +115,7 @@ async fn where_no_moment_of_the_source_fits_nothing_is_replaced() -> Result<()> 
     source.database("news").create_collection("empty").await?;
     run(&source, &[rename("news.staging", "news.live"), rename("news.empty", "news.staging")]).await?;
     run(&target, &[rename("news.staging", "news.live")]).await?;
-    let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+    let config = from(&rig, start)?;
     let mut collector = Collector::start(&config)?;
     assert!(!collector.wait(PATIENCE).await?.success(), "{}", collector.log_end());
     assert!(collector.log().contains("news.live may hold one collection or another"), "{}", collector.log_end());
@@ -128,7 +133,7 @@ async fn a_view_under_the_name_of_a_dropped_collection() -> Result<()> {
     for client in [&source, &target] {
         run(client, &[("news", doc! { "drop": "day" }), ("news", view.clone())]).await?;
     }
-    let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+    let config = from(&rig, start)?;
     let mut collector = Collector::start(&config)?;
     collector.wait_log("overlap is over", PATIENCE).await?;
     rig.finish(rig.comparison(), collector, &[]).await
@@ -143,12 +148,10 @@ async fn without_the_oplog_nobody_can_tell() -> Result<()> {
     source.database("admin").run_command(user).await?;
     run(&source, &moves()).await?;
     run(&target, &moves()).await?;
-    let config = with_ddl(&rig)?
+    let config = from(&rig, start)?
         .set("mongo_urls", rig.source.uri_as("reader", "reader-password"))
         .set("checkpoint.storage.url", rig.target.uri_as_user())
-        .set("incr_sync.mongo_fetch_method", "change_stream")
-        .set("sync_mode", "incr")
-        .set("checkpoint.start_position", start);
+        .set("incr_sync.mongo_fetch_method", "change_stream");
     let mut collector = Collector::start(&config)?;
     assert!(!collector.wait(PATIENCE).await?.success(), "{}", collector.log_end());
     assert!(collector.log().contains("give the source's user `read` on `local`"), "{}", collector.log_end());
@@ -163,7 +166,7 @@ async fn where_nobody_can_tell_the_run_stops_and_touches_nothing() -> Result<()>
     let rename = |from: &str, to: &str| ("admin", doc! { "renameCollection": from, "to": to });
     let swap = [rename("news.live", "news.t"), rename("news.day", "news.live"), rename("news.t", "news.day")];
     run(&source, &swap).await?;
-    let config = with_ddl(&rig)?.set("sync_mode", "incr").set("checkpoint.start_position", start);
+    let config = from(&rig, start)?;
     let mut collector = Collector::start(&config)?;
     assert!(!collector.wait(PATIENCE).await?.success(), "{}", collector.log_end());
     let text = "news.day, news.live may hold one collection or another";
