@@ -319,7 +319,7 @@ impl Decoder {
             let first = self.changes.len();
             let before = self.safe_position();
             self.expand(&entry, stream).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
-            if self.is_behind(entry.time) {
+            if self.is_done(stream, entry.time) {
                 self.changes.truncate(first);
             }
             if self.ending.is_some() || self.across.is_some() {
@@ -336,9 +336,10 @@ impl Decoder {
         Ok(false)
     }
 
-    /// Whether what became visible at `time` is on the target for certain.
-    fn is_behind(&self, time: OpTime) -> bool {
-        self.options.cut_is_exact && self.streams.is_behind_cut(time)
+    /// Whether what became visible at an entry is on the target for certain.
+    fn is_done(&self, stream: u32, time: OpTime) -> bool {
+        let is_behind = self.options.cut_is_exact && self.streams.is_behind_cut(time);
+        is_behind || self.streams.was_handed_on(stream, time)
     }
 
     /// A DDL stands alone, so that the position before it can be stored before it is executed; and so does a
@@ -392,11 +393,16 @@ impl Decoder {
 
     /// The last entry, or the one before the first entry of the oldest transaction that is still open.
     fn safe_position(&self) -> Position {
-        let floor = self.transactions.floor();
+        let floor = self.transactions.floor(self.streams.is_cluster());
         let ending = self.ending.as_ref().map(|ending| ending.before());
         let across = self.across.as_ref().map(|across| across.before());
         let held = [floor, ending, across].into_iter().flatten().min_by(|a, b| a.compare(b));
-        held.cloned().unwrap_or_else(|| self.streams.position())
+        held.cloned().unwrap_or_else(|| self.place())
+    }
+
+    /// The last entry that was read, and what of a cluster is open there.
+    fn place(&self) -> Position {
+        self.streams.position(self.transactions.needed())
     }
 
     fn expand(&mut self, entry: &Entry, stream: u32) -> Result<()> {
@@ -442,16 +448,11 @@ impl Decoder {
     fn expand_command(&mut self, entry: &Entry, stream: u32) -> Result<()> {
         match entry.command_name()? {
             b"applyOps" => self.apply_ops(entry, stream),
-            b"commitTransaction" => {
-                if self.is_behind(entry.time) {
-                    return self.transactions.commit_behind(stream, entry, self.streams.position());
-                }
-                let chains = self.transactions.commit(stream, entry, self.streams.position())?;
-                self.commit(entry, stream, chains)
-            }
+            b"commitTransaction" => self.commit(entry, stream),
             b"abortTransaction" => {
                 self.counts.aborted += 1;
-                self.transactions.abort(stream, entry, self.streams.position())
+                let place = self.place();
+                self.transactions.abort(stream, entry, place)
             }
             b"startIndexBuild" | b"abortIndexBuild" => {
                 self.counts.internal += 1;

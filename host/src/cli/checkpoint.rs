@@ -161,8 +161,9 @@ fn described(one: &Stored) -> String {
         }
     };
     line("position", &position);
-    for ShardPosition { name, at } in one.position.as_ref().map_or(&[][..], |position| position.shards()) {
-        line("", &format!("{name}: {}", time_text(*at)));
+    for ShardPosition { name, at, open_since } in one.position.as_ref().map_or(&[][..], |position| position.shards()) {
+        let open = open_since.map(|since| format!(", read from {} for open transactions", time_text(since)));
+        line("", &format!("{name}: {}{}", time_text(*at), open.unwrap_or_default()));
     }
     line("stage", &one.stage);
     if one.epoch > 0 {

@@ -87,16 +87,20 @@ pub(super) struct Across {
 }
 
 impl Across {
-    /// Up to `whole_max` bytes are passed on as one.
+    /// `before` is the place before the commit. Up to `whole_max` bytes are passed on as one.
     ///
     /// # Errors
     /// `CannotApply` when the beginning of a part was not read.
-    pub(super) fn new(commit: Entry, stream: u32, chains: Vec<Chain>, whole_max: usize) -> Result<Self> {
+    pub(super) fn new(
+        commit: Entry,
+        stream: u32,
+        chains: Vec<Chain>,
+        before: Position,
+        whole_max: usize,
+    ) -> Result<Self> {
         if let Some(unread) = chains.iter().find_map(|chain| chain.head) {
             return Err(unseen_start(unread));
         }
-        let before = chains.iter().map(|chain| &chain.before).min_by(|a, b| a.compare(b));
-        let before = before.cloned().unwrap_or(Position::Oplog(commit.time));
         let mut pieces = VecDeque::new();
         for (part, chain) in chains.into_iter().enumerate() {
             for piece in chain.parts {

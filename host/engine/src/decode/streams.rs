@@ -8,6 +8,9 @@
 //! their beginning on all shards. Behind a copy, what is read of that time is applied once more, as after any restart;
 //! where somebody else brought the target to the cut it is left out. The position stays where it is until the cut is
 //! passed.
+//!
+//! A later start knows which transactions were open at its cut, and where their oldest entries stand on each shard. What
+//! lies between these and the cut is read once more to know the transactions, and nothing of it is handed on: it was.
 
 use std::sync::Arc;
 
@@ -23,8 +26,8 @@ pub(super) struct Streams {
     skip: Vec<Option<OpTime>>,
     /// The newest entry of all.
     last: OpTime,
-    /// The position of the start, while reading has not come to its cut.
-    before_cut: Option<Position>,
+    /// The position of the start, while what is read lies behind its cut.
+    behind: Option<Position>,
 }
 
 impl Streams {
@@ -32,9 +35,9 @@ impl Streams {
     pub(super) fn at(start: &Position) -> Self {
         let shards = start.shards().to_vec();
         let skip = if shards.is_empty() { vec![Some(start.time())] } else { repeated(&shards) };
-        let first = start.oldest();
-        let before_cut = (first.ts() < start.time().ts()).then(|| start.clone());
-        Self { shards, skip, last: first, before_cut }
+        let first = shards.iter().filter_map(|shard| shard.open_since).fold(start.oldest(), earlier);
+        let is_behind = first.ts() < start.time().ts() || shards.iter().any(|shard| shard.open_since.is_some());
+        Self { shards, skip, last: first, behind: is_behind.then(|| start.clone()) }
     }
 
     /// Has the entry at the start read like any other.
@@ -52,9 +55,16 @@ impl Streams {
         !self.shards.is_empty()
     }
 
-    /// Whether what ended at `time` is on the target already, whenever it began: the cut of a first start says so.
+    /// Whether what ended at `time` lies behind the cut of a first start, whenever it began.
     pub(super) fn is_behind_cut(&self, time: OpTime) -> bool {
-        self.before_cut.as_ref().is_some_and(|start| time.ts() <= start.time().ts())
+        let is_first = |start: &&Position| start.oldest().ts() < start.time().ts();
+        self.behind.as_ref().filter(is_first).is_some_and(|start| time.ts() <= start.time().ts())
+    }
+
+    /// Whether an entry was handed on before the start: it is read again for the transactions that were open there.
+    pub(super) fn was_handed_on(&self, stream: u32, time: OpTime) -> bool {
+        let start = self.behind.as_ref().and_then(|start| start.shards().get(stream as usize));
+        start.is_some_and(|start| start.at.term >= 0 && time.ts() <= start.at.ts())
     }
 
     /// Notes an entry.
@@ -69,33 +79,47 @@ impl Streams {
             if time.ts() < self.last.ts() {
                 return Err(bug(format!("the entry {time} of {} came after {}", shard.name, self.last)));
             }
-            shard.at = time;
-            self.before_cut.take_if(|start| time.ts() > start.time().ts());
+            (shard.at, shard.open_since) = (time, None);
+            if !self.is_behind_cut(time) && !self.was_handed_on(stream, time) {
+                self.behind = None;
+            }
         }
         self.last = time;
         Ok(())
     }
 
-    /// Everything that was noted lies behind this position.
-    pub(super) fn position(&self) -> Position {
-        self.before_cut.clone().unwrap_or_else(|| self.cut())
+    /// Everything that was noted lies behind this position. `open` tells the entries of open transactions that must be
+    /// read again from there, each with its stream.
+    pub(super) fn position(&self, open: impl Iterator<Item = (u32, OpTime)>) -> Position {
+        self.behind.clone().unwrap_or_else(|| self.cut(open))
     }
 
     /// The place to open all streams at again: each will deliver its last entry once more.
     pub(super) fn reopen(&mut self) -> Position {
         self.skip = if self.shards.is_empty() { vec![Some(self.last)] } else { repeated(&self.shards) };
-        self.cut()
+        self.cut(std::iter::empty())
     }
 
-    fn cut(&self) -> Position {
+    fn cut(&self, open: impl Iterator<Item = (u32, OpTime)>) -> Position {
         if self.shards.is_empty() {
             return Position::Oplog(self.last);
         }
-        Position::Shards(Arc::new(ShardPositions { time: self.last, shards: self.shards.clone() }))
+        let mut shards = self.shards.clone();
+        for (stream, since) in open {
+            if let Some(shard) = shards.get_mut(stream as usize) {
+                shard.open_since = Some(shard.open_since.map_or(since, |other| earlier(other, since)));
+            }
+        }
+        Position::Shards(Arc::new(ShardPositions { time: self.last, shards }))
     }
 }
 
-/// A shard that starts at a moment repeats nothing.
+/// A shard repeats nothing that starts at a moment, or at an entry that was not the last.
 fn repeated(shards: &[ShardPosition]) -> Vec<Option<OpTime>> {
-    shards.iter().map(|shard| (shard.at.term >= 0).then_some(shard.at)).collect()
+    let repeats = |shard: &ShardPosition| shard.at.term >= 0 && shard.open_since.is_none();
+    shards.iter().map(|shard| repeats(shard).then_some(shard.at)).collect()
+}
+
+fn earlier(a: OpTime, b: OpTime) -> OpTime {
+    if b.ts() < a.ts() { b } else { a }
 }

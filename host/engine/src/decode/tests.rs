@@ -8,6 +8,7 @@ use super::*;
 use crate::model::{Ddl, Origin};
 use crate::spill::{Spill, SpillOptions};
 
+mod restart;
 mod shards;
 
 fn raw(entries: Vec<Document>) -> RawBatch {

@@ -23,9 +23,14 @@
 //! of its own, and the document that one chain deletes another may insert, so all chains become visible together with
 //! the first commit. By then every shard has prepared its own, since the decision to commit comes after that.
 //!
-//! **What is open at a checkpoint** holds it back: the position never passes the entry before the first one of an
-//! open chain that was read, so a restart reads the chain again and needs no walk. Where the head itself was not
-//! read, the position stays before the first entry that was, and the restart walks again.
+//! **What is open at a checkpoint** of one oplog holds it back: the position never passes the entry before the first
+//! one of an open chain that was read. It may stand between another transaction's first entry and its end, which is then
+//! walked back to again.
+//!
+//! In a cluster there is no walk, since the end of one chain does not tell where the others are, and holding back would
+//! not do: behind the entry before one transaction there is always another one's commit. So the position goes on, and
+//! says of each shard from which entry on it must be read again to know all transactions that are open there, or that
+//! are visible with one shard's commit while another shard's is to come ([`Transactions::needed`]).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -66,13 +71,14 @@ impl Part {
 pub(super) struct Chain {
     /// The place before the first entry that was read.
     pub(super) before: Position,
+    /// The first entry that was read.
+    first: OpTime,
     /// The newest entry that was not read, when reading began behind the chain's first.
     pub(super) head: Option<OpTime>,
     pub(super) parts: VecDeque<Part>,
     session: Option<(Bytes, i64)>,
-    /// It became visible with another shard's commit and stays open for the position's sake until its own is read: a
-    /// restart must meet both commits, or none.
-    committed: bool,
+    /// It became visible with this commit on another shard, and stays open until its own is read.
+    committed: Option<(u32, OpTime)>,
     /// Another shard's part of it was visible at the cut of a first start, and was left out for that.
     half_done: bool,
 }
@@ -80,7 +86,8 @@ pub(super) struct Chain {
 impl Chain {
     fn new(entry: &Entry, before: Position) -> Self {
         let session = entry.session.clone();
-        Self { before, head: entry.previous, parts: VecDeque::new(), session, committed: false, half_done: false }
+        let (first, head) = (entry.time, entry.previous);
+        Self { before, first, head, parts: VecDeque::new(), session, committed: None, half_done: false }
     }
 
     /// Whether the start stands between this commit and another shard's.
@@ -148,9 +155,16 @@ pub(super) struct Transactions {
 }
 
 impl Transactions {
-    /// The newest position that a checkpoint may take while transactions are open; `None` when none is.
-    pub(super) fn floor(&self) -> Option<&Position> {
-        self.open.values().map(|chain| &chain.before).min_by(|a, b| a.compare(b))
+    /// The newest position that a checkpoint may take while transactions are open; `None` when none is. In a cluster only
+    /// such hold it back as stop the run when they are committed.
+    pub(super) fn floor(&self, is_cluster: bool) -> Option<&Position> {
+        let holding = self.open.values().filter(|chain| !is_cluster || chain.half_done);
+        holding.map(|chain| &chain.before).min_by(|a, b| a.compare(b))
+    }
+
+    /// Entries from which on the streams must be read again to know what is open.
+    pub(super) fn needed(&self) -> impl Iterator<Item = (u32, OpTime)> {
+        self.open.iter().flat_map(|((stream, _), chain)| chain.committed.into_iter().chain([(*stream, chain.first)]))
     }
 
     /// Takes an `applyOps` entry. `last` is the place before this one, `memory_max` what open transactions may hold.
@@ -192,40 +206,51 @@ impl Transactions {
             return Err(missing("prevOpTime"));
         }
         let own = self.take(stream, entry, last)?;
-        if own.committed {
+        if own.committed.is_some() {
             return Ok(Vec::new());
         }
-        let mut chains = Vec::with_capacity(1);
-        for ((other, _), chain) in &mut self.open {
-            if *other != stream && chain.session == own.session {
-                self.memory -= chain.memory();
-                if own.before.compare(&chain.before).is_lt() {
-                    chain.before = own.before.clone();
-                }
-                chain.committed = true;
-                let (parts, before) = (std::mem::take(&mut chain.parts), chain.before.clone());
-                chains.push(Chain {
-                    before,
-                    head: chain.head,
-                    parts,
-                    session: None,
-                    committed: true,
-                    half_done: false,
-                });
-            }
-        }
+        let mut chains = self.visible_with(stream, entry, &own);
         chains.insert(0, own);
         Ok(chains)
     }
 
-    /// The same for one that is on the target already. Other shards' parts stay open: theirs may be behind the cut too.
+    /// The same for one that was handed on before the start, and all its parts with it.
+    pub(super) fn commit_again(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<()> {
+        let own = self.take(stream, entry, last)?;
+        self.visible_with(stream, entry, &own);
+        Ok(())
+    }
+
+    /// The same for one that is on the target already, as the cut of a first start says. Other shards' parts stay open:
+    /// theirs may be behind the cut too.
     pub(super) fn commit_behind(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<()> {
         let own = self.take(stream, entry, last)?;
-        let others = self.open.iter_mut().filter(|((other, _), _)| *other != stream);
-        for (_, chain) in others.filter(|(_, chain)| own.session.is_some() && chain.session == own.session) {
-            chain.half_done = true;
-        }
+        self.others(stream, &own).for_each(|(_, chain)| chain.half_done = true);
         Ok(())
+    }
+
+    /// The parts on other shards, which a commit makes visible with its own, in the shards' order.
+    fn visible_with(&mut self, stream: u32, commit: &Entry, own: &Chain) -> Vec<Chain> {
+        let mut freed = 0;
+        let mut chains = Vec::with_capacity(1);
+        for (other, chain) in self.others(stream, own) {
+            freed += chain.memory();
+            chain.committed = Some((stream, commit.time));
+            let (parts, session) = (std::mem::take(&mut chain.parts), None);
+            let Chain { first, head, committed, half_done, .. } = *chain;
+            let before = chain.before.clone();
+            chains.push((other, Chain { before, first, head, parts, session, committed, half_done }));
+        }
+        self.memory -= freed;
+        chains.sort_unstable_by_key(|(other, _)| *other);
+        chains.into_iter().map(|(_, chain)| chain).collect()
+    }
+
+    /// What other streams have of a transaction.
+    fn others(&mut self, stream: u32, own: &Chain) -> impl Iterator<Item = (u32, &mut Chain)> {
+        let session = own.session.clone();
+        let open = self.open.iter_mut().map(|((other, _), chain)| (*other, chain));
+        open.filter(move |(other, chain)| *other != stream && session.is_some() && chain.session == session)
     }
 
     /// Takes an `abortTransaction`: what was kept never happened.

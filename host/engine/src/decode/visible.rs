@@ -14,6 +14,7 @@ use super::oplog::Entry;
 use super::transaction::{self, Chain, Seen};
 use super::{Decoder, Need};
 use crate::error::Result;
+use crate::model::Position;
 use crate::model::raw::Elements;
 
 /// A transaction of several entries that is larger than this is passed on in pieces with memory of their own.
@@ -21,27 +22,35 @@ const INLINE_BYTES_MAX: usize = 1 << 20;
 
 impl Decoder {
     pub(super) fn apply_ops(&mut self, entry: &Entry, stream: u32) -> Result<()> {
-        let place = self.streams.position();
-        match self.transactions.step(stream, entry, place, self.options.transaction_bytes)? {
+        let place = self.place();
+        match self.transactions.step(stream, entry, place.clone(), self.options.transaction_bytes)? {
             Seen::Visible(operations) => self.expand_inner(entry, &operations),
             Seen::Kept => Ok(()),
             Seen::Excess(operations) => {
                 self.excess = Some(operations);
                 Ok(())
             }
-            Seen::Ended(chain) => self.end(entry, stream, chain),
+            Seen::Ended(chain) => self.end(entry, stream, chain, place),
         }
     }
 
     /// A prepared transaction was committed. Of a cluster, what began before everything that was read may have parts on
     /// other shards that nothing here knows of.
-    pub(super) fn commit(&mut self, entry: &Entry, stream: u32, mut chains: Vec<Chain>) -> Result<()> {
+    pub(super) fn commit(&mut self, entry: &Entry, stream: u32) -> Result<()> {
+        let place = self.place();
+        if self.streams.was_handed_on(stream, entry.time) {
+            return self.transactions.commit_again(stream, entry, place);
+        }
+        if self.is_done(stream, entry.time) {
+            return self.transactions.commit_behind(stream, entry, place);
+        }
+        let mut chains = self.transactions.commit(stream, entry, place.clone())?;
         if chains.first().is_some_and(Chain::is_half_done) {
             return Err(across_shards::cut_in_two());
         }
         if chains.len() > 1 {
             let whole_max = self.options.atomic_bytes.max(INLINE_BYTES_MAX);
-            self.across = Some(Box::new(Across::new(entry.clone(), stream, chains, whole_max)?));
+            self.across = Some(Box::new(Across::new(entry.clone(), stream, chains, place, whole_max)?));
             return Ok(());
         }
         let Some(chain) = chains.pop() else { return Ok(()) };
@@ -49,13 +58,17 @@ impl Decoder {
             let is_behind = self.streams.is_behind_cut(entry.time);
             return if is_behind { Ok(()) } else { Err(across_shards::unseen_start(unread)) };
         }
-        self.end(entry, stream, chain)
+        self.end(entry, stream, chain, place)
     }
 
-    /// A small transaction that lies in memory is expanded in its place; any other one in steps.
-    pub(super) fn end(&mut self, entry: &Entry, stream: u32, chain: Chain) -> Result<()> {
-        if self.is_behind(entry.time) {
+    /// A small transaction that lies in memory is expanded in its place; any other one in steps. `place` is before its
+    /// end.
+    fn end(&mut self, entry: &Entry, stream: u32, mut chain: Chain, place: Position) -> Result<()> {
+        if self.is_done(stream, entry.time) {
             return Ok(());
+        }
+        if self.streams.is_cluster() {
+            chain.before = place;
         }
         let ending = Ending::new(entry.clone(), stream, chain, self.options.atomic_bytes);
         match ending.inline(INLINE_BYTES_MAX) {

@@ -98,7 +98,8 @@ mod tests {
         for (name, secs) in names.iter().zip([100, 300]) {
             shards.set_newest(name, at(secs));
         }
-        let positions = names.iter().map(|name| ShardPosition { name: Arc::clone(name), at: at(90) }).collect();
+        let positions =
+            names.iter().map(|name| ShardPosition { name: Arc::clone(name), at: at(90), open_since: None }).collect();
         shards.set_durable(&Position::Shards(Arc::new(ShardPositions { time: at(90), shards: positions })));
         let lags: Vec<u64> = shards.now().iter().map(ShardNow::lag_seconds).collect();
         assert_eq!(lags, [10, 210]);

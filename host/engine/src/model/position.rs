@@ -79,6 +79,9 @@ pub struct ShardPosition {
     /// The last entry that was handed on. With a term of -1 it is no entry but a moment: reading starts with the first
     /// entry at or after it.
     pub at: OpTime,
+    /// Where reading begins instead, when transactions were open at the cut: the oldest entry of this shard that tells
+    /// about one of them. What was visible at the cut is not handed on again.
+    pub open_since: Option<OpTime>,
 }
 
 /// A place in a source from which reading can go on.
@@ -146,8 +149,8 @@ impl Position {
         }
     }
 
-    /// The oldest time that reading from here may meet. Older than [`Position::time`] where reading starts before the
-    /// cut, at a moment: for the sake of transactions that are open at the cut.
+    /// The oldest time of which something may be handed on from here. Older than [`Position::time`] where reading starts
+    /// before the cut, at a moment: for the sake of transactions that are open at the cut.
     #[must_use]
     pub fn oldest(&self) -> OpTime {
         let moments = self.shards().iter().map(|shard| shard.at).filter(|at| at.term < 0);
@@ -167,8 +170,11 @@ impl Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.time().fmt(f)?;
-        for ShardPosition { name, at } in self.shards() {
+        for ShardPosition { name, at, open_since } in self.shards() {
             write!(f, ", {name} {at}")?;
+            if let Some(since) = open_since {
+                write!(f, " open since {since}")?;
+            }
         }
         Ok(())
     }

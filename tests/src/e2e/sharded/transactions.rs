@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use bson::{Document, Timestamp, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
+use oplogue_tests::patience;
 use oplogue_tests::servers::Options;
 use oplogue_tests::servers::cluster::Router;
 use oplogue_tests::servers::wire::{check, fault, session};
@@ -98,9 +99,26 @@ impl Transactions {
             order.reverse();
         }
         for shard in order {
-            self.until_done(shard, doc! { "commitTransaction": 1, "commitTimestamp": newest }).await?;
+            self.commit_on(shard, newest).await?;
         }
         Ok(())
+    }
+
+    /// Commits one shard's part of what is prepared.
+    async fn commit_on(&mut self, shard: usize, newest: Timestamp) -> Result<()> {
+        self.until_done(shard, doc! { "commitTransaction": 1, "commitTimestamp": newest }).await.map(|_| ())
+    }
+
+    /// Gives a user another key: gone from one shard, there on another.
+    async fn rekey(&mut self, id: i64, (from, to): (i64, i64), round: i64) -> Result<()> {
+        let (shard, version) = self.router.route(USERS, from as f64).await?;
+        let gone = doc! { "q": { "_id": id, "k": from }, "limit": 1 };
+        let delete = doc! { "delete": "users", "deletes": [gone], "shardVersion": version };
+        self.must(shard, delete).await?;
+        let (shard, version) = self.router.route(USERS, to as f64).await?;
+        let document = doc! { "_id": id, "k": to, "round": round };
+        let insert = doc! { "insert": "users", "documents": [document], "shardVersion": version };
+        self.must(shard, insert).await
     }
 
     /// A step that must be done, however often it takes: a prepared transaction outlives its primary.
@@ -152,14 +170,7 @@ async fn one_of_many_entries_on_both_shards() -> Result<()> {
         // Everybody goes to the other shard, and back in the second round.
         for id in (0..1000_i64).step_by(20) {
             let (from, to) = if round == 0 { (id, (id + 500) % 1000) } else { ((id + 500) % 1000, id) };
-            let (shard, version) = router.route(USERS, from as f64).await?;
-            let gone = doc! { "q": { "_id": id, "k": from }, "limit": 1 };
-            let delete = doc! { "delete": "users", "deletes": [gone], "shardVersion": version };
-            transactions.must(shard, delete).await?;
-            let (shard, version) = router.route(USERS, to as f64).await?;
-            let document = doc! { "_id": id, "k": to, "round": round };
-            let insert = doc! { "insert": "users", "documents": [document], "shardVersion": version };
-            transactions.must(shard, insert).await?;
+            transactions.rekey(id, (from, to), round).await?;
         }
         let newest = transactions.prepare().await?;
         rig.insert_users([1 + round]).await?;
@@ -167,5 +178,54 @@ async fn one_of_many_entries_on_both_shards() -> Result<()> {
         collector.run()?;
         transactions.commit_prepared(newest, backwards).await?;
     }
+    rig.finish(&[USERS], collector, &[]).await
+}
+
+/// Writes something and waits until the stored position is behind it.
+async fn store_a_position(rig: &Rig, k: i64) -> Result<()> {
+    rig.insert_users([k]).await?;
+    let shard = &rig.cluster.clients()[usize::from(k >= 500)];
+    let now = shard.database("admin").run_command(doc! { "hello": 1 }).await?.get_timestamp("operationTime")?;
+    let stored = rig.target.client().database("mongoshake").collection::<Document>("ckpt_default");
+    let (started, patience) = (Instant::now(), patience::at_most(PATIENCE));
+    while stored.find_one(doc! { "position.ts": { "$gte": now } }).await?.is_none() {
+        anyhow::ensure!(started.elapsed() < patience, "no position behind {now} is stored");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// Of two transactions that overlap the second one's beginning lies among the first one's entries, so no position is
+/// before one of them and behind the other.
+#[tokio::test]
+async fn those_that_overlap_are_known_after_every_kill() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    rig.insert_users((0..1000).step_by(20)).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log("overlap is over", PATIENCE).await?;
+    let mut router = rig.cluster.router(&rig.gossip);
+    let (mut first, mut second) = (Transactions::new(&rig), Transactions::new(&rig));
+    first.begin();
+    first.rekey(20, (20, 520), 0).await?;
+    let first_time = first.prepare().await?;
+    second.begin();
+    second.rekey(40, (40, 540), 0).await?;
+    second.rekey(560, (560, 60), 0).await?;
+    let second_time = second.prepare().await?;
+    store_a_position(&rig, 1).await?;
+    collector.kill9();
+    collector.run()?;
+    // Where the user is from now on, and changes again; that it is gone from the other shard is told last.
+    first.commit_on(1, first_time).await?;
+    let change = doc! { "q": { "_id": 20, "k": 520 }, "u": { "$set": { "name": "later" } } };
+    check(router.write(USERS, 520.0, doc! { "update": "users", "updates": [change] }).await?)?;
+    store_a_position(&rig, 2).await?;
+    collector.kill9();
+    collector.run()?;
+    first.commit_on(0, first_time).await?;
+    store_a_position(&rig, 3).await?;
+    collector.kill9();
+    collector.run()?;
+    second.commit_prepared(second_time, true).await?;
     rig.finish(&[USERS], collector, &[]).await
 }

@@ -101,7 +101,9 @@ impl MergedSource {
         // A time that is no longer there stays as it is, and opening says so.
         let from = if time.secs <= 1 || oldest > time.ts() { time.ts() } else { wanted.ts().max(oldest) };
         let at = OpTime::from_ts(from);
-        let shards = self.shards.iter().map(|shard| ShardPosition { name: Arc::clone(&shard.name), at }).collect();
+        let shards =
+            self.shards.iter().map(|shard| ShardPosition { name: Arc::clone(&shard.name), at, open_since: None });
+        let shards = shards.collect();
         Ok(Position::Shards(Arc::new(ShardPositions { time, shards })))
     }
 
@@ -159,10 +161,11 @@ impl Source for MergedSource {
         let position = self.resolve(from).await?;
         self.order = Order::new(self.shards.len());
         self.blocked_since = None;
-        let opened = self.shards.iter_mut().zip(position.shards()).map(|(shard, ShardPosition { at, .. })| async {
+        let opened = self.shards.iter_mut().zip(position.shards()).map(|(shard, position)| async {
+            let at = position.open_since.unwrap_or(position.at);
             let opened = match at.term {
-                ..0 => shard.oplog.open_from(*at).await,
-                _ => shard.oplog.open(&Position::Oplog(*at)).await,
+                ..0 => shard.oplog.open_from(at).await,
+                _ => shard.oplog.open(&Position::Oplog(at)).await,
             };
             opened.map_err(|e| e.context(format!("shard {}", shard.name)))
         });

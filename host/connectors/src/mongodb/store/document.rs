@@ -2,8 +2,8 @@
 //!
 //! `{_id: "<job>/<set>", format: "oplogue", name: "<set>", ckpt: <secs << 32 | inc>, stage, position: {ts, t, date},
 //! plugins: […], configuration, lease: {id, epoch, holder, since}, updated_at}`. Of a sharded source, `position` is a cut of
-//! cluster time and holds `shards: [{name, ts, t, date}]` besides: the last entry of each. `name` and `ckpt` mean what they mean in
-//! MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
+//! cluster time and holds `shards: [{name, ts, t, date, open_since: {ts, t, date}}]` besides: the last entry of each, and where it has to
+//! be read from when a transaction was open at the cut. `name` and `ckpt` mean what they mean in MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
 //! read back from `position` only.
 
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use oplogue_engine::checkpoint::{Checkpoint, Identity, Stage};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, OpTime, Position, ShardPosition, ShardPositions};
 use oplogue_engine::plugin::GenerationInfo;
+
+use super::super::topology;
 
 /// Marks our documents.
 pub(super) const FORMAT: &str = "oplogue";
@@ -64,10 +66,15 @@ pub(super) fn read(document: &Document) -> Result<Checkpoint> {
 
 fn write_position(position: &Position) -> Result<Document> {
     let time = position.time();
-    let mut written = doc! { "ts": timestamp(time), "t": time.term, "date": date(time) };
+    let mut written = op_time(time);
     if !position.shards().is_empty() {
-        let shards = position.shards().iter().map(|ShardPosition { name, at }| {
-            doc! { "name": &**name, "ts": timestamp(*at), "t": at.term, "date": date(*at) }
+        let shards = position.shards().iter().map(|ShardPosition { name, at, open_since }| {
+            let mut shard = doc! { "name": &**name };
+            shard.extend(op_time(*at));
+            if let Some(since) = open_since {
+                shard.insert("open_since", op_time(*since));
+            }
+            shard
         });
         written.insert("shards", shards.collect::<Vec<_>>());
     }
@@ -82,7 +89,7 @@ fn write_position(position: &Position) -> Result<Document> {
 /// The position of a document of ours.
 pub(super) fn position(document: &Document) -> Option<Position> {
     let position = document.get_document("position").ok()?;
-    let time = super::super::topology::op_time(position)?;
+    let time = topology::op_time(position)?;
     if let Ok(shards) = position.get_array("shards") {
         let shards = shards.iter().map(|shard| shard_position(shard.as_document()?)).collect::<Option<_>>()?;
         return Some(Position::Shards(Arc::new(ShardPositions { time, shards })));
@@ -97,7 +104,12 @@ pub(super) fn position(document: &Document) -> Option<Position> {
 }
 
 fn shard_position(shard: &Document) -> Option<ShardPosition> {
-    Some(ShardPosition { name: shard.get_str("name").ok()?.into(), at: super::super::topology::op_time(shard)? })
+    let name = shard.get_str("name").ok()?.into();
+    let open_since = match shard.get("open_since") {
+        Some(since) => Some(topology::op_time(since.as_document()?)?),
+        None => None,
+    };
+    Some(ShardPosition { name, at: topology::op_time(shard)?, open_since })
 }
 
 /// The position of MongoShake's document; none while it is only a place holder. Its `ckpt` is a number
@@ -115,6 +127,10 @@ pub(super) fn mongoshake(document: &Document) -> Option<Position> {
 
 pub(super) fn timestamp(time: OpTime) -> Timestamp {
     Timestamp { time: time.secs, increment: time.inc }
+}
+
+fn op_time(time: OpTime) -> Document {
+    doc! { "ts": timestamp(time), "t": time.term, "date": date(time) }
 }
 
 fn date(time: OpTime) -> DateTime {
@@ -228,8 +244,8 @@ mod tests {
         let time = OpTime::new(1_700_000_000, 5, 2);
         let token = Bytes::copy_from_slice(bson::rawdoc! { "_data": "82" }.as_bytes());
         let shards = vec![
-            ShardPosition { name: "s1".into(), at: time },
-            ShardPosition { name: "s2".into(), at: OpTime::new(1_600_000_000, 0, -1) },
+            ShardPosition { name: "s1".into(), at: time, open_since: Some(OpTime::new(1_700_000_000, 1, 2)) },
+            ShardPosition { name: "s2".into(), at: OpTime::new(1_600_000_000, 0, -1), open_since: None },
         ];
         let cut = Position::Shards(Arc::new(ShardPositions { time, shards }));
         for position in [Position::Oplog(time), Position::Stream { token, time }, cut] {

@@ -1,0 +1,214 @@
+//! Starts from every position that comes out, whatever is open there.
+//!
+//! Histories of a cluster are made up: writes, transactions of one and of several shards that overlap in every way,
+//! large, small, committed, aborted, and entries of one time on several shards. A run goes on from a position of an
+//! earlier run as the source would open it, and what comes out must be the rest of what comes out without any stop:
+//! nothing twice, nothing left out, nothing in another order. Nothing here needs a server.
+
+use std::collections::VecDeque;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::shards::{insert, insert_of, of_streams};
+use super::*;
+use crate::model::{ShardPosition, ShardPositions};
+
+const SHARDS: usize = 3;
+
+/// Histories that are tried.
+const SEEDS: u64 = 50;
+
+/// How often a run that began at a position of another one is left again.
+const DEPTH: usize = 3;
+
+/// A transaction that has begun.
+struct Begun {
+    number: i64,
+    parts: Vec<PartOf>,
+    is_prepared: bool,
+    is_aborted: bool,
+}
+
+/// What a shard has of it.
+struct PartOf {
+    stream: usize,
+    /// Its last entry there.
+    last: Option<u32>,
+    /// Entries that are to come before the end.
+    left: u32,
+}
+
+/// A history on its way.
+struct History {
+    random: StdRng,
+    /// Each entry with its stream and time.
+    entries: Vec<(usize, u32, Document)>,
+    newest: [u32; SHARDS],
+    begun: Vec<Begun>,
+    next_id: i32,
+}
+
+impl History {
+    fn of(seed: u64) -> Self {
+        let entries = (0..SHARDS).map(|stream| (stream, 1, insert(1, 0))).collect();
+        let random = StdRng::seed_from_u64(seed);
+        let mut history = Self { random, entries, newest: [1; SHARDS], begun: Vec::new(), next_id: 1 };
+        for number in 1..=60 {
+            let which = (!history.begun.is_empty()).then(|| history.random.random_range(0..history.begun.len()));
+            match (history.random.random_range(0..4), which) {
+                (0, _) => history.write(),
+                (1, _) => history.begin(number),
+                (_, Some(which)) => history.go_on(which),
+                (_, None) => {}
+            }
+        }
+        history.entries.sort_by_key(|(stream, at, _)| (*at, *stream));
+        history
+    }
+
+    /// Behind all there is, or now and then of the same time as another shard's entry.
+    fn time(&mut self, stream: usize) -> u32 {
+        let newest = self.newest.iter().copied().max().unwrap_or_default();
+        let same = self.newest[stream] < newest && self.random.random_bool(0.2);
+        self.newest[stream] = if same { newest } else { newest + 1 };
+        self.newest[stream]
+    }
+
+    fn id(&mut self) -> i32 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn write(&mut self) {
+        let stream = self.random.random_range(0..SHARDS);
+        let (at, id) = (self.time(stream), self.id());
+        self.entries.push((stream, at, insert(at, id)));
+    }
+
+    fn begin(&mut self, number: i64) {
+        let mut streams: Vec<usize> = (0..SHARDS).collect();
+        streams.shuffle(&mut self.random);
+        streams.truncate(self.random.random_range(1..=SHARDS));
+        let is_prepared = streams.len() > 1 || self.random.random_bool(0.5);
+        let is_aborted = self.random.random_bool(0.2);
+        let part = |stream| PartOf { stream, last: None, left: self.random.random_range(1..=2) };
+        let parts = streams.into_iter().map(part).collect();
+        self.begun.push(Begun { number, parts, is_prepared, is_aborted });
+    }
+
+    /// One more entry of a transaction: a part of it or, when all is prepared, one shard's end.
+    fn go_on(&mut self, which: usize) {
+        let mut transaction = self.begun.swap_remove(which);
+        let unfinished = transaction.parts.iter().filter(|part| part.left > 0).count();
+        let chosen = (unfinished > 0).then(|| self.random.random_range(0..unfinished));
+        let part = chosen.and_then(|chosen| transaction.parts.iter_mut().filter(|part| part.left > 0).nth(chosen));
+        if let Some(part) = part {
+            let at = self.time(part.stream);
+            let mut o = doc! { "applyOps": [insert_of(self.id()), insert_of(self.id())] };
+            match (part.left, transaction.is_prepared) {
+                (1, true) => _ = o.insert("prepare", true),
+                (1, false) => {}
+                _ => _ = o.insert("partialTxn", true),
+            }
+            self.entries.push((part.stream, at, command(at, o, part.last, transaction.number)));
+            (part.last, part.left) = (Some(at), part.left - 1);
+        } else if let Some(part) = transaction.parts.pop() {
+            // Everything is prepared before the first commit, so that is of a later time than all of it.
+            let at = self.newest.iter().copied().max().unwrap_or_default() + 1;
+            self.newest[part.stream] = at;
+            let o = match transaction.is_aborted {
+                true => doc! { "abortTransaction": 1 },
+                false => doc! { "commitTransaction": 1, "commitTimestamp": Timestamp { time: 100, increment: 7 } },
+            };
+            self.entries.push((part.stream, at, command(at, o, part.last, transaction.number)));
+        }
+        let ends_by_itself = !transaction.is_prepared && transaction.parts.iter().all(|part| part.left == 0);
+        if !transaction.parts.is_empty() && !ends_by_itself {
+            self.begun.push(transaction);
+        }
+    }
+
+    /// What a source delivers that is opened at a position: of each shard the entry that is named, and all behind it.
+    fn from(&self, position: &Position) -> VecDeque<(usize, Document)> {
+        let starts: Vec<u32> = position.shards().iter().map(|shard| shard.open_since.unwrap_or(shard.at).inc).collect();
+        for (stream, start) in starts.iter().enumerate() {
+            let is_there = self.entries.iter().any(|(of, at, _)| (*of, at) == (stream, start));
+            assert!(is_there, "{position} names an entry that is not there");
+        }
+        let there = self.entries.iter().filter(|(stream, at, _)| starts[*stream] <= *at);
+        there.map(|(stream, _, entry)| (*stream, entry.clone())).collect()
+    }
+}
+
+fn command(inc: u32, o: Document, previous: Option<u32>, number: i64) -> Document {
+    let fields = doc! { "op": "c", "ns": "admin.$cmd", "o": o };
+    with(entry(inc, fields), with(link(previous.map_or(NULL_TIME, at)), session(number)))
+}
+
+/// What came out, and all positions, each with the number of changes before it.
+#[derive(Default)]
+struct Run {
+    ids: Vec<i32>,
+    positions: Vec<(Position, usize)>,
+}
+
+/// Reads all of it, in replies of any length, from a source whose cursor is lost now and then.
+fn run(history: &History, start: &Position, options: &DecodeOptions, random: &mut StdRng) -> Run {
+    let mut decoder = Decoder::starting_at(Namespaces::shared(), options.clone(), start);
+    let mut out = Run::default();
+    let mut entries = history.from(start);
+    while !entries.is_empty() {
+        let count = random.random_range(1..=4).min(entries.len());
+        decoder.begin(of_streams(entries.drain(..count).collect()));
+        loop {
+            match decoder.step().unwrap() {
+                Step::Batch(batch) => {
+                    out.ids.extend(batch.changes.iter().map(|change| {
+                        let key = bson::RawDocument::from_bytes(change.key_document()).unwrap();
+                        key.get_i32("_id").unwrap()
+                    }));
+                    out.positions.push((batch.last, out.ids.len()));
+                }
+                Step::Need(Need::Memory { .. }) => decoder.granted(Permit::none()),
+                Step::Need(need) => panic!("{need:?}"),
+                Step::Done => break,
+            }
+        }
+        if random.random_bool(0.1) {
+            entries = history.from(&decoder.reopen());
+        }
+    }
+    out
+}
+
+#[test]
+fn a_start_from_any_position_gives_the_rest() {
+    for seed in 0..SEEDS {
+        let history = History::of(seed);
+        let mut random = StdRng::seed_from_u64(seed);
+        let first = |name: &str| ShardPosition { name: name.into(), at: at(1), open_since: None };
+        let shards = ["s1", "s2", "s3"].map(first).to_vec();
+        let start = Position::Shards(Arc::new(ShardPositions { time: at(1), shards }));
+        let options = DecodeOptions {
+            transaction_bytes: 1 << 20,
+            is_shard: true,
+            // Is about a first start's cut only.
+            cut_is_exact: random.random_bool(0.5),
+            atomic_bytes: if random.random_bool(0.5) { 1 << 20 } else { 0 },
+            ..DecodeOptions::default()
+        };
+        let whole = run(&history, &start, &options, &mut random);
+        let mut ahead = vec![(start, 0, 0)];
+        while let Some((position, done, depth)) = ahead.pop() {
+            let rest = run(&history, &position, &options, &mut random);
+            assert_eq!(rest.ids, whole.ids[done..], "seed {seed}, from {position}");
+            // All positions of the first run; of every other one any one.
+            let any = random.random_range(0..rest.positions.len().max(1));
+            let chosen = rest.positions.into_iter().enumerate().filter(|(n, _)| depth == 0 || *n == any);
+            let deeper = chosen.filter(|_| depth < DEPTH);
+            ahead.extend(deeper.map(|(_, (position, count))| (position, done + count, depth + 1)));
+        }
+    }
+}
