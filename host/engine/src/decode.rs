@@ -318,8 +318,13 @@ impl Decoder {
             }
             let first = self.changes.len();
             let before = self.safe_position();
-            self.expand(&entry, stream).map_err(|e| e.context(format!("oplog entry {}", entry.time)))?;
-            if self.is_done(stream, entry.time) {
+            let is_done = self.is_done(stream, entry.time);
+            match self.expand(&entry, stream) {
+                // What is on the target already need not be expressed.
+                Err(fault) if is_done && fault.kind() == Kind::CannotApply => self.counts.internal += 1,
+                expanded => expanded.map_err(|e| e.context(format!("oplog entry {}", entry.time)))?,
+            }
+            if is_done {
                 self.changes.truncate(first);
             }
             if self.ending.is_some() || self.across.is_some() {
@@ -338,7 +343,11 @@ impl Decoder {
 
     /// Whether what became visible at an entry is on the target for certain.
     fn is_done(&self, stream: u32, time: OpTime) -> bool {
-        let is_behind = self.options.cut_is_exact && self.streams.is_behind_cut(time);
+        let is_behind = if self.options.cut_is_exact {
+            self.streams.is_behind_cut(stream, time)
+        } else {
+            self.streams.is_long_behind_cut(stream, time)
+        };
         is_behind || self.streams.was_handed_on(stream, time)
     }
 
@@ -409,7 +418,9 @@ impl Decoder {
         self.counts.entries += 1;
         if entry.from_migrate && self.options.is_shard && !is_local_copy(entry.ns()) {
             self.counts.from_migrate += 1;
-            return refuse_resharding(entry);
+            // The copy has met the new collection, and leaves the changes of the old one out.
+            let is_behind = self.streams.is_behind_cut(stream, entry.time);
+            return if is_behind { Ok(()) } else { refuse_resharding(entry) };
         }
         if is_of_resharding(entry.ns()) {
             self.counts.internal += 1;

@@ -131,6 +131,8 @@ impl Servers {
         };
         let config_options = options(ConnectMode::Primary, &config.source_root_ca_file);
         let config_servers = connect(Side::Source, &uri.resolve()?, &config_options).await?;
+        // Entries of one time come in the shards' order, which a checkpoint counts on, however `mongo_urls` lists them.
+        shards.sort_by(|a, b| a.name.cmp(&b.name));
         let routing = reader::routing(&config_servers, &shards).await?;
         if config.sync_mode != checked::SyncMode::Full {
             routing.refuse_unmarked_leftovers().await?;

@@ -90,7 +90,7 @@ impl Across {
     /// `before` is the place before the commit. Up to `whole_max` bytes are passed on as one.
     ///
     /// # Errors
-    /// `CannotApply` when the beginning of a part was not read.
+    /// `CannotApply` for a part that only the oplog has.
     pub(super) fn new(
         commit: Entry,
         stream: u32,
@@ -98,9 +98,6 @@ impl Across {
         before: Position,
         whole_max: usize,
     ) -> Result<Self> {
-        if let Some(unread) = chains.iter().find_map(|chain| chain.head) {
-            return Err(unseen_start(unread));
-        }
         let mut pieces = VecDeque::new();
         for (part, chain) in chains.into_iter().enumerate() {
             for piece in chain.parts {

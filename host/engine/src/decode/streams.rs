@@ -5,9 +5,10 @@
 //! and must not be applied again. Order is not made here: the source hands entries on in the order of cluster time.
 //!
 //! A first start reads from some time *before* the cut, so that transactions that were open at the cut are seen from
-//! their beginning on all shards. Behind a copy, what is read of that time is applied once more, as after any restart;
-//! where somebody else brought the target to the cut it is left out. The position stays where it is until the cut is
-//! passed.
+//! their beginning on all shards. Behind a copy, what is read of that time is applied once more, as after any restart,
+//! except for its first third: there a transaction may have begun on one shard before reading did, and would be known by
+//! half. Where somebody else brought the target to the cut all of it is left out. The position stays where it is until
+//! the cut is passed.
 //!
 //! A later start knows which transactions were open at its cut, and where their oldest entries stand on each shard. What
 //! lies between these and the cut is read once more to know the transactions, and nothing of it is handed on: it was.
@@ -35,7 +36,7 @@ impl Streams {
     pub(super) fn at(start: &Position) -> Self {
         let shards = start.shards().to_vec();
         let skip = if shards.is_empty() { vec![Some(start.time())] } else { repeated(&shards) };
-        let first = shards.iter().filter_map(|shard| shard.open_since).fold(start.oldest(), earlier);
+        let first = start.needed_since();
         let is_behind = first.ts() < start.time().ts() || shards.iter().any(|shard| shard.open_since.is_some());
         Self { shards, skip, last: first, behind: is_behind.then(|| start.clone()) }
     }
@@ -56,9 +57,21 @@ impl Streams {
     }
 
     /// Whether what ended at `time` lies behind the cut of a first start, whenever it began.
-    pub(super) fn is_behind_cut(&self, time: OpTime) -> bool {
-        let is_first = |start: &&Position| start.oldest().ts() < start.time().ts();
-        self.behind.as_ref().filter(is_first).is_some_and(|start| time.ts() <= start.time().ts())
+    pub(super) fn is_behind_cut(&self, stream: u32, time: OpTime) -> bool {
+        self.cut_of(stream).is_some_and(|(_, cut)| time.ts() <= cut)
+    }
+
+    /// The same so early that transactions are not known as a whole.
+    pub(super) fn is_long_behind_cut(&self, stream: u32, time: OpTime) -> bool {
+        self.cut_of(stream).is_some_and(|(from, cut)| time.ts() <= from + (cut - from) / 3)
+    }
+
+    /// From when on a stream is read before the cut of a first start, and when that is.
+    fn cut_of(&self, stream: u32) -> Option<(u64, u64)> {
+        let start = self.behind.as_ref()?;
+        let is_moment = start.shards().get(stream as usize)?.at.term < 0;
+        let (from, cut) = (start.oldest().ts(), start.time().ts());
+        (is_moment && from < cut).then_some((from, cut))
     }
 
     /// Whether an entry was handed on before the start: it is read again for the transactions that were open there.
@@ -80,7 +93,7 @@ impl Streams {
                 return Err(bug(format!("the entry {time} of {} came after {}", shard.name, self.last)));
             }
             (shard.at, shard.open_since) = (time, None);
-            if !self.is_behind_cut(time) && !self.was_handed_on(stream, time) {
+            if !self.is_behind_cut(stream, time) && !self.was_handed_on(stream, time) {
                 self.behind = None;
             }
         }

@@ -32,7 +32,7 @@
 //! says of each shard from which entry on it must be read again to know all transactions that are open there, or that
 //! are visible with one shard's commit while another shard's is to come ([`Transactions::needed`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -85,14 +85,9 @@ pub(super) struct Chain {
 
 impl Chain {
     fn new(entry: &Entry, before: Position) -> Self {
-        let session = entry.session.clone();
+        let session = session(entry);
         let (first, head) = (entry.time, entry.previous);
         Self { before, first, head, parts: VecDeque::new(), session, committed: None, half_done: false }
-    }
-
-    /// Whether the start stands between this commit and another shard's.
-    pub(super) fn is_half_done(&self) -> bool {
-        self.half_done
     }
 
     /// Bytes of all operations.
@@ -141,6 +136,19 @@ pub(super) enum Seen {
     Ended(Chain),
 }
 
+/// What is known of a transaction of a cluster, when a commit of it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// All of it, or all of it was visible with another shard's commit.
+    Whole,
+    /// One shard had committed at the cut of a first start.
+    HalfDone,
+    /// The beginning of a part was not read.
+    Unread(OpTime),
+    /// The same, and what was known was taken for the whole.
+    Parted(OpTime),
+}
+
 /// An open chain's name: the stream it was read from and the `ts` of its last entry.
 ///
 /// The stream tells shards apart, whose oplogs count their own time.
@@ -152,6 +160,8 @@ pub(super) struct Transactions {
     open: HashMap<Key, Chain>,
     memory: usize,
     storing: Option<Key>,
+    /// Those of a cluster that were prepared and handed on while parts of them could be unknown.
+    early: HashSet<(Bytes, i64)>,
 }
 
 impl Transactions {
@@ -199,6 +209,32 @@ impl Transactions {
         Ok(())
     }
 
+    /// Looks at a transaction of a cluster whose commit is read next.
+    pub(super) fn known(&self, stream: u32, commit: &Entry) -> Known {
+        let Some(previous) = commit.previous else { return Known::Whole };
+        let Some(own) = self.open.get(&(stream, previous.ts())) else {
+            let is_parted = commit.session.as_ref().is_some_and(|session| self.early.contains(session));
+            return if is_parted { Known::Parted(previous) } else { Known::Unread(previous) };
+        };
+        if own.half_done {
+            return Known::HalfDone;
+        }
+        let parts = self.open.values().filter(|chain| own.session.is_some() && chain.session == own.session);
+        match parts.chain([own]).find_map(|chain| chain.head) {
+            Some(unread) if own.committed.is_none() => Known::Unread(unread),
+            Some(_) | None => Known::Whole,
+        }
+    }
+
+    /// Notes a transaction of which other parts may turn up; none do behind the cut of a first start.
+    pub(super) fn note_early(&mut self, commit: &Entry, is_behind_cut: bool) {
+        if is_behind_cut {
+            self.early.extend(session(commit));
+        } else if !self.early.is_empty() {
+            self.early = HashSet::new();
+        }
+    }
+
     /// Takes a `commitTransaction` of a prepared transaction: its chains, this shard's first. None are left when
     /// another shard's commit was read before.
     pub(super) fn commit(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<Vec<Chain>> {
@@ -225,7 +261,13 @@ impl Transactions {
     /// theirs may be behind the cut too.
     pub(super) fn commit_behind(&mut self, stream: u32, entry: &Entry, last: Position) -> Result<()> {
         let own = self.take(stream, entry, last)?;
-        self.others(stream, &own).for_each(|(_, chain)| chain.half_done = true);
+        let mut freed = 0;
+        for (_, chain) in self.others(stream, &own) {
+            freed += chain.memory();
+            chain.parts.clear();
+            chain.half_done = true;
+        }
+        self.memory -= freed;
         Ok(())
     }
 
@@ -320,6 +362,11 @@ fn refuse_operators(update: &[u8], known: &[&[u8]]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A copy: the slice would keep the whole reply alive.
+fn session(entry: &Entry) -> Option<(Bytes, i64)> {
+    entry.session.as_ref().map(|(id, number)| (Bytes::copy_from_slice(id), *number))
 }
 
 fn flag(entry: &Entry, name: &str) -> Result<bool> {

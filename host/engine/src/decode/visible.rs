@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::across_shards::{self, Across, Turn};
 use super::ending::{Ending, Next};
 use super::oplog::Entry;
-use super::transaction::{self, Chain, Seen};
+use super::transaction::{self, Chain, Known, Seen};
 use super::{Decoder, Need};
 use crate::error::Result;
 use crate::model::Position;
@@ -44,20 +44,28 @@ impl Decoder {
         if self.is_done(stream, entry.time) {
             return self.transactions.commit_behind(stream, entry, place);
         }
-        let mut chains = self.transactions.commit(stream, entry, place.clone())?;
-        if chains.first().is_some_and(Chain::is_half_done) {
-            return Err(across_shards::cut_in_two());
+        let is_cluster = self.streams.is_cluster();
+        let is_behind = self.streams.is_behind_cut(stream, entry.time);
+        match self.transactions.known(stream, entry) {
+            // In the copy, and the other parts are, unless their commits come behind the cut.
+            Known::HalfDone | Known::Unread(_) if is_behind => {
+                return self.transactions.commit_behind(stream, entry, place);
+            }
+            Known::HalfDone => return Err(across_shards::cut_in_two()),
+            Known::Unread(unread) | Known::Parted(unread) if is_cluster => {
+                return Err(across_shards::unseen_start(unread));
+            }
+            // On a set the beginning is found by the end.
+            Known::Whole | Known::Unread(_) | Known::Parted(_) => {}
         }
+        self.transactions.note_early(entry, is_behind);
+        let mut chains = self.transactions.commit(stream, entry, place.clone())?;
         if chains.len() > 1 {
             let whole_max = self.options.atomic_bytes.max(INLINE_BYTES_MAX);
             self.across = Some(Box::new(Across::new(entry.clone(), stream, chains, place, whole_max)?));
             return Ok(());
         }
         let Some(chain) = chains.pop() else { return Ok(()) };
-        if let Some(unread) = chain.head.filter(|_| self.streams.is_cluster()) {
-            let is_behind = self.streams.is_behind_cut(entry.time);
-            return if is_behind { Ok(()) } else { Err(across_shards::unseen_start(unread)) };
-        }
         self.end(entry, stream, chain, place)
     }
 

@@ -157,6 +157,13 @@ impl Position {
         moments.min_by_key(|at| at.ts()).filter(|at| at.ts() < self.time().ts()).unwrap_or_else(|| self.time())
     }
 
+    /// The oldest entry that the sources must still hold to go on from here.
+    #[must_use]
+    pub fn needed_since(&self) -> OpTime {
+        let open = self.shards().iter().filter_map(|shard| shard.open_since);
+        open.chain([self.oldest()]).min_by_key(|time| time.ts()).unwrap_or_default()
+    }
+
     /// The shards' own positions; none for a source that is one stream.
     #[must_use]
     pub fn shards(&self) -> &[ShardPosition] {

@@ -33,8 +33,9 @@ use crate::mongodb::oplog::{OplogOptions, OplogSource};
 /// oplog, and the delay of everything that happens elsewhere.
 const NUDGE_AFTER: Duration = Duration::from_millis(50);
 
-/// How far before a first start is read. A transaction lives for `transactionLifetimeLimitSeconds`, 60 by default, until
-/// it is prepared, and an instant from there to its commit.
+/// How far before a first start is read: the first third only to know what is open ([`oplogue_engine::decode`]). A
+/// transaction lives for `transactionLifetimeLimitSeconds`, 60 by default, until it is prepared, and an instant from there
+/// to its commit.
 const LOOK_BACK_SECS: u32 = 90;
 
 /// A nudge that takes longer than that is given up; the next one may find another primary.

@@ -240,12 +240,50 @@ fn before_the_cut_the_position_stays_and_what_began_earlier_is_there_already() {
     let early = OpTime::new(100, 2, -1);
     let start = cut(at(8), [early, early]);
     let mut decoder = from(&start);
-    let unseen = decoder.decode(of_streams(vec![(0, insert(3, 1)), (1, committed(7, 1))])).unwrap();
+    let unseen = decoder.decode(of_streams(vec![(0, insert(5, 1)), (1, committed(7, 1))])).unwrap();
     assert_eq!((operations(&unseen), &unseen[0].last), (vec![Operation::Insert], &start));
     let batches = decoder.decode(of_streams(vec![(0, insert(9, 1))])).unwrap();
     assert_eq!(batches[0].last, cut(at(9), [at(9), at(7)]));
     let error = decoder.decode(of_streams(vec![(1, committed(10, 1))])).unwrap_err();
     assert!(error.to_string().contains("open for long"), "{error}");
+}
+
+/// One part was prepared before reading began, the other one behind that: to know it as the whole would take half of the
+/// transaction away from the copy, which has all of it.
+#[test]
+fn behind_a_copy_a_transaction_that_is_known_by_half_is_left_out() {
+    let early = OpTime::new(100, 2, -1);
+    let start = cut(at(20), [early, early]);
+    let part = || (1, prepared(4, vec![delete_of(9)]));
+    let nothing = |batches: &[ChangeBatch]| operations(batches).is_empty();
+    // Read for its transactions only until 8. Both are committed by then, or one of them later.
+    for (deleted, inserted) in [(6, 7), (7, 10), (10, 7), (12, 10)] {
+        let mut decoder = from(&start);
+        let mut entries = vec![part(), (1, committed(deleted, 4)), (0, committed(inserted, 1))];
+        entries.sort_by_key(|(_, entry)| entry.get_timestamp("ts").unwrap());
+        assert!(nothing(&decoder.decode(of_streams(entries)).unwrap()), "{deleted} {inserted}");
+        assert_eq!(operations(&decoder.decode(of_streams(vec![(0, insert(21, 1))])).unwrap()).len(), 1);
+    }
+    // Not all of it is in the copy.
+    let mut decoder = from(&start);
+    assert!(nothing(&decoder.decode(of_streams(vec![part(), (0, committed(10, 1))])).unwrap()));
+    let error = decoder.decode(of_streams(vec![(1, committed(21, 4))])).unwrap_err();
+    assert!(error.to_string().contains("was being committed"), "{error}");
+    // It was open for long, and half of it is on its way.
+    let mut decoder = from(&start);
+    let half = decoder.decode(of_streams(vec![part(), (1, committed(9, 4))])).unwrap();
+    assert_eq!(operations(&half), [Operation::Delete]);
+    let error = decoder.decode(of_streams(vec![(0, committed(10, 1))])).unwrap_err();
+    assert!(error.to_string().contains("open for long"), "{error}");
+}
+
+/// A shard whose oplog had nothing that old when the position was stored.
+#[test]
+fn a_moment_of_one_shard_makes_no_cut_for_the_others() {
+    let start = cut(at(30), [at(29), OpTime::new(0, 0, -1)]);
+    let mut decoder = exactly_from(&start);
+    let batches = decoder.decode(of_streams(vec![(0, insert(29, 1)), (0, insert(30, 2)), (1, insert(50, 3))])).unwrap();
+    assert_eq!(operations(&batches).len(), 2);
 }
 
 /// As [`from`], with everything up to the cut on the target.
@@ -262,7 +300,8 @@ fn what_the_target_has_at_an_exact_cut_is_left_out() {
     let dropped = with(entry(6, doc! { "op": "c", "ns": "a.$cmd", "o": { "drop": "b" } }), doc! {});
     let parts = vec![(0, prepared(3, vec![delete_of(9)])), (1, prepared(4, vec![insert_of(9)])), (0, insert(5, 1))];
     assert!(operations(&decoder.decode(of_streams(parts)).unwrap()).is_empty());
-    let ended = vec![(0, dropped), (1, committed(7, 4)), (0, committed(8, 3))];
+    let unknown = entry(6, doc! { "op": "c", "ns": "a.$cmd", "o": { "somethingNew": "b" } });
+    let ended = vec![(0, dropped), (1, unknown), (1, committed(7, 4)), (0, committed(8, 3))];
     assert!(operations(&decoder.decode(of_streams(ended)).unwrap()).is_empty());
     let batches = decoder.decode(of_streams(vec![(1, insert(9, 2))])).unwrap();
     assert_eq!((operations(&batches), &batches[0].last), (vec![Operation::Insert], &cut(at(9), [at(8), at(9)])));
@@ -314,6 +353,10 @@ fn what_resharding_fills_is_no_change_and_its_end_stops_the_run() {
     assert!(operations(&decoder.decode(of_streams(vec![(0, copied)])).unwrap()).is_empty());
     let o = doc! { "renameCollection": "a.system.resharding.0123", "to": "a.b" };
     let renamed = entry(4, doc! { "op": "c", "ns": "a.$cmd", "o": o, "fromMigrate": true });
-    let error = decoder.decode(of_streams(vec![(0, renamed)])).unwrap_err();
+    let error = decoder.decode(of_streams(vec![(0, renamed.clone())])).unwrap_err();
     assert!(error.to_string().contains("reshardCollection"), "{error}");
+    // In the copy that was made since, it is over.
+    let early = OpTime::new(100, 2, -1);
+    let mut decoder = from(&cut(at(5), [early, early]));
+    assert!(operations(&decoder.decode(of_streams(vec![(0, renamed)])).unwrap()).is_empty());
 }

@@ -38,7 +38,7 @@ impl Saver {
             while let Some(checkpoint) = incoming.recv().await {
                 let saved = async {
                     store.save(&checkpoint).await?;
-                    sink.stored(checkpoint.position.oldest()).await?;
+                    sink.stored(checkpoint.position.needed_since()).await?;
                     Ok(checkpoint.position)
                 };
                 if results.send(saved.await).await.is_err() {
