@@ -23,6 +23,7 @@ use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, CreateIndex};
+use oplogue_engine::decode::BehindCut;
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::full_sync::FullSync;
 use oplogue_engine::metrics::{Metrics, Status, SyncStage};
@@ -378,8 +379,13 @@ impl Job {
         let overlap_until = start::overlap_mark([read, position.time(), source.written().await?]);
         source.open(position).await?;
         sink.load().await?;
-        // Behind a copy, what is read of the time before the start is applied once more, as after any restart.
-        let decoder = self.decoder(position, !sink.was_copied(stage == Stage::CatchUp));
+        let behind_cut = match (sink.was_copied(stage == Stage::CatchUp), stage) {
+            (false, _) => BehindCut::LeftOut,
+            (true, Stage::CatchUp) => BehindCut::Copied,
+            // As after any restart.
+            (true, Stage::FullSync | Stage::Incremental) => BehindCut::Repeated,
+        };
+        let decoder = self.decoder(position, behind_cut);
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
         let indexes_wait = Arc::new(AtomicBool::new(stage == Stage::CatchUp));

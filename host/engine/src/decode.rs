@@ -34,7 +34,7 @@ use across_shards::Across;
 use ending::Ending;
 use internal::{is_local_copy, is_of_resharding, is_of_views, refuse_resharding};
 use oplog::Entry;
-pub use options::{DecodeCounts, DecodeOptions};
+pub use options::{BehindCut, DecodeCounts, DecodeOptions};
 pub use stream::StreamDecoder;
 use streams::Streams;
 use transaction::Transactions;
@@ -343,10 +343,9 @@ impl Decoder {
 
     /// Whether what became visible at an entry is on the target for certain.
     fn is_done(&self, stream: u32, time: OpTime) -> bool {
-        let is_behind = if self.options.cut_is_exact {
-            self.streams.is_behind_cut(stream, time)
-        } else {
-            self.streams.is_long_behind_cut(stream, time)
+        let is_behind = match self.options.behind_cut {
+            BehindCut::LeftOut => self.streams.is_behind_cut(time),
+            BehindCut::Copied | BehindCut::Repeated => self.streams.is_long_behind_cut(time),
         };
         is_behind || self.streams.was_handed_on(stream, time)
     }
@@ -418,9 +417,9 @@ impl Decoder {
         self.counts.entries += 1;
         if entry.from_migrate && self.options.is_shard && !is_local_copy(entry.ns()) {
             self.counts.from_migrate += 1;
-            // The copy has met the new collection, and leaves the changes of the old one out.
-            let is_behind = self.streams.is_behind_cut(stream, entry.time);
-            return if is_behind { Ok(()) } else { refuse_resharding(entry) };
+            // A copy has met the new collection, and leaves the changes of the old one out.
+            let is_over = self.options.behind_cut == BehindCut::Copied && self.streams.is_behind_cut(entry.time);
+            return if is_over { Ok(()) } else { refuse_resharding(entry) };
         }
         if is_of_resharding(entry.ns()) {
             self.counts.internal += 1;

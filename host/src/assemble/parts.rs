@@ -19,7 +19,7 @@ use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::Stage;
 use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
 use oplogue_engine::conflict::Judge;
-use oplogue_engine::decode::{Decode, DecodeOptions, Decoder, StreamDecoder};
+use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, StreamDecoder};
 use oplogue_engine::error::Result;
 use oplogue_engine::full_sync::{FullSyncOptions, IndexTiming};
 use oplogue_engine::model::{OpTime, Position};
@@ -60,8 +60,8 @@ impl Job {
         }
     }
 
-    pub(super) fn decoder(&self, from: &Position, cut_is_exact: bool) -> Box<dyn Decode> {
-        let options = DecodeOptions { cut_is_exact, ..self.decode_options() };
+    pub(super) fn decoder(&self, from: &Position, behind_cut: BehindCut) -> Box<dyn Decode> {
+        let options = DecodeOptions { behind_cut, ..self.decode_options() };
         let namespaces = Arc::clone(&self.namespaces);
         match (self.config.incr.fetch_method, from) {
             (FetchMethod::ChangeStream, _) => Box::new(StreamDecoder::new(namespaces, options, from.clone())),
@@ -200,7 +200,7 @@ impl Job {
                 checked::Transactions::Atomic => self.config.limits.transaction_bytes,
             },
             is_shard: self.servers.cluster.is_some(),
-            cut_is_exact: false,
+            behind_cut: BehindCut::default(),
         }
     }
 }

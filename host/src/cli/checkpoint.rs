@@ -98,6 +98,16 @@ async fn act(command: &CheckpointCommand, config: &Config, replica_set: Option<&
         CheckpointCommand::Set { position, yes, .. } => {
             let store = open(config, &replica_set_of(config, replica_set).await?).await?;
             let change = format!("go on at {}", time_text(*position));
+            let stored = store.show().await?.into_iter().find(|one| one.id == store.id());
+            if let Some(stored) =
+                stored.and_then(|one| one.position).filter(|stored| stored.time().ts() < position.ts())
+            {
+                print(&format!(
+                    "WARNING: what happened after {} and before {} is then never applied",
+                    time_text(stored.time()),
+                    time_text(*position)
+                ));
+            }
             if !agreed(&store, &change, *yes).await? {
                 return Ok(Exit::Configuration);
             }

@@ -82,7 +82,9 @@ impl MongoStore {
     }
 
     /// The job's document: `<job>/<replica set>`.
-    fn id(&self) -> String {
+    /// The `_id` of this job's document.
+    #[must_use]
+    pub fn id(&self) -> String {
         format!("{}/{}", self.options.job, self.options.replica_set)
     }
 

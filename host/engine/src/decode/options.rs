@@ -27,9 +27,20 @@ pub struct DecodeOptions {
     /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
     /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
     pub is_shard: bool,
-    /// What was visible at the cut of a first start is on the target, and nowhere else: no copy was made that may have
-    /// read something of it, so nothing of it is applied again.
-    pub cut_is_exact: bool,
+    /// What to do with what was visible at the cut of a cluster's first start.
+    pub behind_cut: BehindCut,
+}
+
+/// How the target came to have what was visible at the cut of a cluster's first start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BehindCut {
+    /// Nobody but us wrote it, and more than that may be there: it is applied again, in order.
+    #[default]
+    Repeated,
+    /// The same, by a copy that was begun at the cut: what it met is what stood there then.
+    Copied,
+    /// Somebody brought the target to just this time: nothing of it is applied again.
+    LeftOut,
 }
 
 /// Entries seen, by what became of them.

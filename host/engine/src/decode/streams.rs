@@ -7,7 +7,9 @@
 //! A first start reads from some time *before* the cut, so that transactions that were open at the cut are seen from
 //! their beginning on all shards. Behind a copy, what is read of that time is applied once more, as after any restart,
 //! except for its first third: there a transaction may have begun on one shard before reading did, and would be known by
-//! half. Where somebody else brought the target to the cut all of it is left out. The position stays where it is until
+//! half. What is known by half later is left out too. That is safe: its documents are locked on every shard from a time
+//! before the first third's end to that shard's commit, so nothing that is repeated is about them. Where somebody else
+//! brought the target to the cut all of it is left out. The position stays where it is until
 //! the cut is passed.
 //!
 //! A later start knows which transactions were open at its cut, and where their oldest entries stand on each shard. What
@@ -57,21 +59,22 @@ impl Streams {
     }
 
     /// Whether what ended at `time` lies behind the cut of a first start, whenever it began.
-    pub(super) fn is_behind_cut(&self, stream: u32, time: OpTime) -> bool {
-        self.cut_of(stream).is_some_and(|(_, cut)| time.ts() <= cut)
+    pub(super) fn is_behind_cut(&self, time: OpTime) -> bool {
+        self.first_cut().is_some_and(|(_, cut)| time.ts() <= cut)
     }
 
     /// The same so early that transactions are not known as a whole.
-    pub(super) fn is_long_behind_cut(&self, stream: u32, time: OpTime) -> bool {
-        self.cut_of(stream).is_some_and(|(from, cut)| time.ts() <= from + (cut - from) / 3)
+    pub(super) fn is_long_behind_cut(&self, time: OpTime) -> bool {
+        self.first_cut().is_some_and(|(from, cut)| time.ts() <= from + (cut - from) / 3)
     }
 
-    /// From when on a stream is read before the cut of a first start, and when that is.
-    fn cut_of(&self, stream: u32) -> Option<(u64, u64)> {
+    /// From when on is read before the cut of a first start, and when that is.
+    fn first_cut(&self) -> Option<(u64, u64)> {
         let start = self.behind.as_ref()?;
-        let is_moment = start.shards().get(stream as usize)?.at.term < 0;
+        // A later position may have a moment too, of a shard that had nothing yet.
+        let is_first = start.shards().iter().all(|shard| shard.at.term < 0);
         let (from, cut) = (start.oldest().ts(), start.time().ts());
-        (is_moment && from < cut).then_some((from, cut))
+        (is_first && from < cut).then_some((from, cut))
     }
 
     /// Whether an entry was handed on before the start: it is read again for the transactions that were open there.
@@ -93,7 +96,7 @@ impl Streams {
                 return Err(bug(format!("the entry {time} of {} came after {}", shard.name, self.last)));
             }
             (shard.at, shard.open_since) = (time, None);
-            if !self.is_behind_cut(stream, time) && !self.was_handed_on(stream, time) {
+            if !self.is_behind_cut(time) && !self.was_handed_on(stream, time) {
                 self.behind = None;
             }
         }

@@ -45,7 +45,7 @@ impl Decoder {
             return self.transactions.commit_behind(stream, entry, place);
         }
         let is_cluster = self.streams.is_cluster();
-        let is_behind = self.streams.is_behind_cut(stream, entry.time);
+        let is_behind = self.streams.is_behind_cut(entry.time);
         match self.transactions.known(stream, entry) {
             // In the copy, and the other parts are, unless their commits come behind the cut.
             Known::HalfDone | Known::Unread(_) if is_behind => {

@@ -149,7 +149,7 @@ impl Position {
         }
     }
 
-    /// The oldest time of which something may be handed on from here. Older than [`Position::time`] where reading starts
+    /// The oldest time that is read for what may still be handed on from here. Older than [`Position::time`] where reading starts
     /// before the cut, at a moment: for the sake of transactions that are open at the cut.
     #[must_use]
     pub fn oldest(&self) -> OpTime {

@@ -276,7 +276,7 @@ fn other_shards(what: &str) -> Error {
     let text = format!(
         "{what}; a shard that joined or left may have taken documents along that no oplog shows: copy again after \
          `oplogue checkpoint reset`, or, when the shard was empty, say `oplogue checkpoint set TIME` with a time that \
-         every shard still holds"
+         every shard still holds and that is not later than the stored position"
     );
     Error::new(Side::Config, Kind::Misconfigured, text)
 }

@@ -279,17 +279,21 @@ fn behind_a_copy_a_transaction_that_is_known_by_half_is_left_out() {
 
 /// A shard whose oplog had nothing that old when the position was stored.
 #[test]
-fn a_moment_of_one_shard_makes_no_cut_for_the_others() {
-    let start = cut(at(30), [at(29), OpTime::new(0, 0, -1)]);
+fn a_moment_of_one_shard_makes_no_cut() {
+    let start = cut(at(30), [at(30), OpTime::new(0, 0, -1)]);
     let mut decoder = exactly_from(&start);
-    let batches = decoder.decode(of_streams(vec![(0, insert(29, 1)), (0, insert(30, 2)), (1, insert(50, 3))])).unwrap();
-    assert_eq!(operations(&batches).len(), 2);
+    let batches = decoder.decode(of_streams(vec![(0, insert(30, 1)), (1, insert(30, 2)), (1, insert(50, 3))])).unwrap();
+    assert_eq!(operations(&batches).len(), 2, "of one time, on the shard that had nothing yet");
 }
 
 /// As [`from`], with everything up to the cut on the target.
 fn exactly_from(start: &Position) -> Decoder {
-    let options =
-        DecodeOptions { transaction_bytes: 1 << 20, is_shard: true, cut_is_exact: true, ..DecodeOptions::default() };
+    let options = DecodeOptions {
+        transaction_bytes: 1 << 20,
+        is_shard: true,
+        behind_cut: BehindCut::LeftOut,
+        ..DecodeOptions::default()
+    };
     Decoder::starting_at(Namespaces::shared(), options, start)
 }
 
@@ -357,6 +361,7 @@ fn what_resharding_fills_is_no_change_and_its_end_stops_the_run() {
     assert!(error.to_string().contains("reshardCollection"), "{error}");
     // In the copy that was made since, it is over.
     let early = OpTime::new(100, 2, -1);
-    let mut decoder = from(&cut(at(5), [early, early]));
+    let options = DecodeOptions { is_shard: true, behind_cut: BehindCut::Copied, ..DecodeOptions::default() };
+    let mut decoder = Decoder::starting_at(Namespaces::shared(), options, &cut(at(5), [early, early]));
     assert!(operations(&decoder.decode(of_streams(vec![(0, renamed)])).unwrap()).is_empty());
 }
