@@ -78,7 +78,19 @@ async fn chaos_behind_a_white_list_and_a_rename() -> Result<()> {
     .await
 }
 
-/// Prints what a server has logged of a namespace: what a failed run leaves to look at.
+/// Prints how two sides came to differ: what a failed run leaves to look at.
+pub(super) async fn tell(rig: &Rig, comparison: &Comparison, collector: &Collector) -> Result<()> {
+    for difference in comparison.run().await?.iter().take(2) {
+        println!("{difference}\nsource's oplog of it:");
+        history(&rig.source, &difference.namespace).await?;
+        println!("target's oplog of it:");
+        history(&rig.target, &difference.namespace).await?;
+    }
+    println!("{}", collector.log());
+    Ok(())
+}
+
+/// What a server has logged of a namespace.
 async fn history(set: &ReplicaSet, namespace: &str) -> Result<()> {
     let oplog = set.client().database("local").collection::<Document>("oplog.rs");
     let database = namespace.split('.').next().unwrap_or_default();
@@ -139,13 +151,7 @@ async fn run(
     let comparison = expected(rig.comparison());
     let equal = comparison.wait(CALM, LONG_PATIENCE).await;
     if equal.is_err() {
-        for difference in comparison.run().await?.iter().take(2) {
-            println!("{difference}\nsource's oplog of it:");
-            history(&rig.source, &difference.namespace).await?;
-            println!("target's oplog of it:");
-            history(&rig.target, &difference.namespace).await?;
-        }
-        println!("{}", collector.log());
+        tell(&rig, &comparison, &collector).await?;
     }
     equal.with_context(|| format!("OPLOGUE_SEED={seed}:\n{}", collector.log_end()))?;
     let status = collector.terminate(PATIENCE).await?;

@@ -17,6 +17,7 @@ use oplogue_tests::servers::{Options, User};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::chaos;
 use super::crash::{kills, pause};
 use super::rig::{LONG_PATIENCE, PATIENCE, Rig, SENTINEL, handed_over};
 use crate::scripts;
@@ -73,7 +74,11 @@ async fn everything_from(version: &str) -> Result<()> {
     let steps = known("b");
     let steps = scripts::run(&client, &steps);
     tokio::try_join!(steps, kill_now_and_then(&mut collector, kills().div_ceil(3), 300..2_500, rig.load.seed))?;
-    rig.comparison().wait(SENTINEL, LONG_PATIENCE).await.with_context(|| format!("seed {}", rig.load.seed))?;
+    let equal = rig.comparison().wait(SENTINEL, LONG_PATIENCE).await;
+    if equal.is_err() {
+        chaos::tell(&rig, &rig.comparison(), &collector).await?;
+    }
+    equal.with_context(|| format!("seed {}", rig.load.seed))?;
     rig.finish(rig.comparison(), collector, &[]).await.with_context(|| format!("a source of version {version}"))
 }
 

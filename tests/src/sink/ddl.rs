@@ -106,6 +106,22 @@ async fn replayed_from_everywhere(commands: &[Document]) {
     }
 }
 
+/// A replay makes a dropped collection again; killed before it could say so, it leaves one that nobody knows.
+#[tokio::test]
+async fn what_a_killed_replay_made_goes_too() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[doc! { "create": "a" }, insert("a", 0..3), doc! { "drop": "a" }]).await;
+    let all = changes(&bench, since).await;
+    apply(&bench, &all, false).await;
+    bench.client.database("src").create_collection("a").await.unwrap();
+    bench.store.forget_the_mark();
+    let again = bench.restarted();
+    let all = changes(&again, since).await;
+    apply(&again, &all, true).await;
+    assert_equal(&again, "replayed").await;
+}
+
 /// Before 6.0 the shards of a cluster log the drop of a collection one after the other, and each takes writes until its own.
 #[tokio::test]
 async fn a_write_between_two_shards_drops_brings_nothing_back() {

@@ -31,6 +31,16 @@ impl Executor<'_> {
         }
         if let Some(source) = self.source {
             match self.sink.catalogue.standing(name, source) {
+                // Its collection went, this entry was repeated, and the run that made it again was killed before it could
+                // say so.
+                Standing::Other
+                    if let Some(uuid) = present.and_then(|info| info.uuid)
+                        && !self.sink.catalogue.is_claimed(uuid)
+                        && !self.sink.catalogue.stands_anywhere(source) =>
+                {
+                    self.sink.catalogue.must_claim(name, source, uuid).await?;
+                    return Ok(skipped("create", name));
+                }
                 Standing::Own(_) | Standing::Other => return Ok(skipped("create", name)),
                 Standing::Unclaimed(uuid) => {
                     self.sink.catalogue.must_claim(name, source, uuid).await?;
