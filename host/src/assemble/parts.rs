@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, StreamOptions};
+use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, Shown, StreamOptions};
 use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget, Sharding};
 use oplogue_connectors::mongodb::mark::Marks;
@@ -15,20 +15,21 @@ use oplogue_connectors::mongodb::shards::merged::MergedSource;
 use oplogue_connectors::mongodb::shards::reader::ShardedReader;
 use oplogue_connectors::mongodb::sink::{DdlRefused, MissingDocument, MongoSink, Rules, SinkOptions};
 use oplogue_connectors::mongodb::snapshot::{SnapshotOptions, SnapshotSource};
+use oplogue_connectors::mongodb::topology;
 use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::Stage;
 use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
 use oplogue_engine::conflict::Judge;
 use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, StreamDecoder};
-use oplogue_engine::error::Result;
+use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSyncOptions, IndexTiming};
 use oplogue_engine::model::{OpTime, Position};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::source::{SnapshotReader, Source};
 use oplogue_engine::spill::{Spill, SpillOptions};
 
-use super::Job;
 use super::servers::{Cluster, Servers};
+use super::{Job, start};
 
 /// A collection larger than this is copied in several `_id` ranges.
 const PARTITION_BYTES: u64 = 64 << 20;
@@ -58,6 +59,30 @@ impl Job {
                 Box::new(ChangeStreamSource::new(client, options, budget))
             }
         }
+    }
+
+    /// Refuses what the change stream of an older source says nothing about, rather than to copy it and leave it there.
+    pub(super) async fn refuse_hidden(&self) -> Result<()> {
+        let follows = self.config.sync_mode != checked::SyncMode::Full;
+        if !follows || self.config.incr.fetch_method != FetchMethod::ChangeStream {
+            return Ok(());
+        }
+        let found = topology::cluster(Side::Source, &self.servers.source, &self.servers.mode.criteria()).await?;
+        if Shown::by(found.version).ddl {
+            return Ok(());
+        }
+        let hidden = start::system_collections(&*self.reader(), &self.chain(), &self.namespaces).await?;
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = hidden.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "the change streams of MongoDB {} show no change of {}: read the oplog instead \
+             (incr_sync.mongo_fetch_method = oplog), or leave it out (filter.namespace.black)",
+            topology::version_text(found.version),
+            names.join(", ")
+        );
+        Err(Error::new(Side::Source, Kind::Unsupported, text))
     }
 
     pub(super) fn decoder(&self, from: &Position, behind_cut: BehindCut) -> Box<dyn Decode> {

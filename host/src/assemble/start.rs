@@ -13,7 +13,7 @@ use oplogue_engine::checkpoint::{Found, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::SyncMode;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime, Position};
+use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, Namespaces, OpTime, Position};
 use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::source::{SnapshotReader, Window};
@@ -115,6 +115,26 @@ pub async fn ordered_collections(
         }
     }
     Ok(ordered)
+}
+
+/// Collections whose documents the server keeps under a name of its own (`system.buckets.…`, `system.js`), as far as the
+/// chain lets them pass.
+///
+/// # Errors
+/// The reader's and the chain's.
+pub async fn system_collections(
+    reader: &dyn SnapshotReader,
+    chain: &Arc<dyn PluginChain>,
+    namespaces: &Namespaces,
+) -> Result<Vec<Namespace>> {
+    let mut found = Vec::new();
+    for plan in reader.collections().await? {
+        let is_of_system = plan.kind == "timeseries" || plan.namespace.collection().starts_with("system.");
+        if is_of_system && chain.route(namespaces.intern(plan.namespace.as_str()))?.is_some() {
+            found.push(plan.namespace);
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

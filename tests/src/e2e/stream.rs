@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use bson::{Document, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
 use oplogue_tests::load::Load;
+use oplogue_tests::servers::Options;
 
 use super::rig::{PATIENCE, Rig, handed_over};
 
@@ -80,4 +81,24 @@ async fn a_checkpoint_of_mongoshakes_change_streams_is_taken_over() -> Result<()
     load.reach(300, PATIENCE).await?;
     load.stop().await?;
     rig.finish(rig.comparison(), collector, &[]).await
+}
+
+/// Before 6.0 a change stream shows nothing of the collections behind time-series.
+#[tokio::test]
+async fn what_an_older_stream_hides_is_not_left_behind() -> Result<()> {
+    let source = Options { version: "5.0.4".to_owned(), ..Options::guide_source() };
+    let rig = Rig::of(source, Options::guide_target()).await?;
+    let series = doc! { "create": "measured", "timeseries": { "timeField": "t" } };
+    rig.source.client().database("shop").run_command(series).await?;
+    let config = rig.config()?.set("incr_sync.mongo_fetch_method", "change_stream");
+    let mut collector = Collector::start(&config)?;
+    anyhow::ensure!(!collector.wait(PATIENCE).await?.success(), "it runs:\n{}", collector.log_end());
+    let log = collector.log();
+    anyhow::ensure!(log.contains("show no change of shop.measured"), "{log}");
+    let names = rig.target.client().database("shop").list_collection_names().await?;
+    anyhow::ensure!(names.is_empty(), "copied: {names:?}");
+    let mut without = Collector::start(&config.set("filter.namespace.black", "shop.measured"))?;
+    handed_over(&mut without).await?;
+    anyhow::ensure!(without.terminate(PATIENCE).await?.success(), "{}", without.log_end());
+    Ok(())
 }

@@ -14,7 +14,7 @@ use super::{Answer, Decode, DecodeCounts, DecodeOptions, Step, ddl};
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::raw::{Elements, kind};
-use crate::model::{Change, ChangeBatch, NamespaceId, Namespaces, Operation, Position, RawBatch};
+use crate::model::{Change, ChangeBatch, Ddl, NamespaceId, Namespaces, Operation, Position, RawBatch};
 
 /// Decodes the events of one stream, in order.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl StreamDecoder {
                 self.counts.own += 1;
                 continue;
             }
-            out.extend(ddl::decode(&command, &self.namespaces)?);
+            out.extend(ddl::decode(&command, &self.namespaces)?.map(of_view));
         }
         Ok(())
     }
@@ -231,6 +231,17 @@ impl Decode for StreamDecoder {
         self.fragments.clear();
         self.last.clone()
     }
+}
+
+/// A view is the only thing without an identity that servers show the drop of (DDL is followed from 6.0 on, where each
+/// collection has one), and nothing that is none may be dropped for it.
+fn of_view(mut change: Change) -> Change {
+    if change.collection.is_none()
+        && let Some(Ddl::Drop { namespace, .. }) = change.ddl.as_deref()
+    {
+        change.ddl = Some(Box::new(Ddl::DropView { namespace: *namespace }));
+    }
+    change
 }
 
 #[cfg(test)]

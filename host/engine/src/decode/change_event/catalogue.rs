@@ -46,7 +46,9 @@ impl Event {
         let commands = match operation {
             "create" => vec![document(&[text("create", &collection), described.to_vec()])],
             "drop" => vec![document(&[text("drop", &collection)])],
-            "modify" if self.is_view_of_buckets()? => Vec::new(),
+            "modify" if self.view()?.is_some_and(|on| on.starts_with(BUCKETS)) => Vec::new(),
+            // The event shows the whole view, as the oplog does.
+            "modify" if self.view()?.is_some() => vec![document(&[text("create", &collection), described.to_vec()])],
             "modify" => vec![document(&[text("collMod", &collection), described.to_vec()])],
             "createIndexes" => {
                 self.each_index(|spec| Ok(vec![text("createIndexes", &collection), inside(spec).to_vec()]))?
@@ -65,11 +67,11 @@ impl Event {
         Ok(commands.into_iter().map(|command| self.entry(&database, command)).collect())
     }
 
-    /// Whether the view that a time-series shows itself through has changed: it follows its buckets, whose change is an
-    /// event of its own, and cannot be changed by itself.
-    fn is_view_of_buckets(&self) -> Result<bool> {
+    /// What a view is on. The one that a time-series shows itself through follows its buckets, whose change is an event of
+    /// its own, and cannot be changed by itself.
+    fn view(&self) -> Result<Option<&str>> {
         let on = if self.command.is_empty() { None } else { raw::find(&self.command, "viewOn")? };
-        Ok(on.and_then(|on| string(on.value)).is_some_and(|on| on.starts_with(BUCKETS)))
+        Ok(on.and_then(|on| string(on.value)))
     }
 
     fn part(&self, field: &str) -> Result<String> {

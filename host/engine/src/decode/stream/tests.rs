@@ -221,6 +221,24 @@ fn ddl_stands_alone_and_reads_like_the_oplogs() {
     assert!(matches!(ddl(7, 0), Ddl::DropDatabase { database } if name(database.source) == "a.$cmd"));
 }
 
+/// A view has no identity. Changed, it is made anew, as it is by the oplog; and nothing that is no view goes for one.
+#[test]
+fn views_read_like_the_oplogs() {
+    let view = doc! { "viewOn": "base", "pipeline": [{ "$match": { "x": 1 } }], "collation": { "locale": "de" } };
+    let events = [
+        event(1, "create", doc! { "operationDescription": view.clone() }),
+        event(2, "modify", doc! { "operationDescription": view.clone() }),
+        event(3, "drop", doc! {}),
+    ];
+    let mut decoder = decoder();
+    let batches = decoder.decode(reply(&events, None)).unwrap();
+    let ddl = |batch: usize| batches[batch].changes[0].ddl.as_deref().unwrap();
+    for made in [ddl(0), ddl(1)] {
+        assert!(matches!(made, Ddl::Create { options, .. } if read(options) == view), "{made:?}");
+    }
+    assert!(matches!(ddl(2), Ddl::DropView { .. }), "{:?}", ddl(2));
+}
+
 #[test]
 fn own_collections_and_notices_are_counted() {
     let mut decoder = decoder();
@@ -248,5 +266,5 @@ fn the_view_of_a_time_series_is_not_changed_by_itself() {
     let batches = decoder().decode(reply(&events, None)).unwrap();
     let shape: Vec<_> = batches.iter().map(|b| (b.changes.len(), b.last.time().inc)).collect();
     assert_eq!(shape, [(1, 2), (1, 3)]);
-    assert!(matches!(batches[0].changes[0].ddl.as_deref(), Some(Ddl::CollMod { .. })));
+    assert!(matches!(batches[0].changes[0].ddl.as_deref(), Some(Ddl::Create { .. })));
 }
