@@ -26,6 +26,7 @@ impl Filter for MaskField {
         for path in config.texts("unset") {
             patch = patch.unset(path);
         }
+        patch.check()?;
         Ok(Self { namespaces: config.texts("namespaces").map(str::to_owned).collect(), patch })
     }
 
@@ -51,6 +52,12 @@ oplogue_plugin::export_transform!(MaskField, manifest = "manifest-v2.json");
 mod tests {
     use super::*;
     use oplogue_plugin::{Batch, Edits, Op, bindings, bson};
+
+    #[test]
+    fn a_field_has_one_rule() {
+        let rules = Json::parse(r#"{"mask":["ssn"],"rename":["ssn:tax_id"]}"#).unwrap();
+        assert!(MaskField::new(&rules).err().unwrap().message.contains("ssn"));
+    }
 
     #[test]
     fn a_masked_insert() {

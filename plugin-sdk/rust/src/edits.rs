@@ -139,11 +139,12 @@ impl Edit<'_> {
     /// An update of which nothing is left is dropped. Deletes and DDL pass.
     ///
     /// # Errors
-    /// The body is malformed.
+    /// The body is malformed, or the rules clash ([`Patch::check`]).
     pub fn patch(&mut self, entry: &Entry<'_>, patch: &Patch) -> Result<(), Failure> {
         if matches!(entry.op, Op::Delete | Op::Ddl) || entry.body.is_empty() {
             return Ok(());
         }
+        patch.check()?;
         let start = self.edits.out.len();
         self.rewrite(|out| patch.write(entry.op, entry.body, out))?;
         if !entry.op.is_document() && self.edits.out.len() - start == bson::EMPTY.len() {

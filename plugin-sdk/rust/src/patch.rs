@@ -4,6 +4,7 @@
 //! travel: whole documents, the sections of a diff tree, dotted modifier names. Arrays on the way are entered: `a.b`
 //! means `b` of `a` and of every document in an array `a`. Bytes that no rule touches are copied in long spans.
 
+use crate::Failure;
 use crate::batch::Op;
 use crate::bson::{self, Element, Malformed, Value, elements, kind};
 
@@ -11,6 +12,8 @@ use crate::bson::{self, Element, Malformed, Value, elements, kind};
 #[derive(Debug, Clone, Default)]
 pub struct Patch {
     root: Node,
+    /// The path of a rule that another rule is in the way of.
+    clash: Option<String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -63,8 +66,21 @@ impl Patch {
     }
 
     fn with(mut self, path: &str, action: Action) -> Self {
-        self.root.add(path, action);
+        if !self.root.add(path, action) && self.clash.is_none() {
+            self.clash = Some(path.to_owned());
+        }
         self
+    }
+
+    /// Says whether all rules can hold: at most one for a field, and none inside a field that has one. Call it in
+    /// [`crate::Filter::new`]; rules that clash change no entry, they fail it.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.clash.as_ref().map_or(Ok(()), |path| {
+            Err(Failure::new(format!("two rules are about {path}, or one is about a field that it is a part of")))
+        })
     }
 
     /// Appends the edited body to `out`. Answers `false`, and appends nothing, when no rule applies.
@@ -164,19 +180,23 @@ enum Met<'n> {
 }
 
 impl Node {
-    fn add(&mut self, path: &str, action: Action) {
-        let Some((head, tail)) = path.split_once('.') else {
-            self.fields.retain(|(name, _)| name != path);
-            self.fields.push((path.to_owned(), Step::Act(action)));
-            return;
-        };
-        if let Some((_, Step::Into(node))) = self.fields.iter_mut().find(|(name, _)| name == head) {
-            return node.add(tail, action);
-        }
-        if self.fields.iter().all(|(name, _)| name != head) {
-            let mut node = Self::default();
-            node.add(tail, action);
-            self.fields.push((head.to_owned(), Step::Into(node)));
+    /// Whether the rule has a place of its own.
+    fn add(&mut self, path: &str, action: Action) -> bool {
+        let (head, tail) = path.split_once('.').map_or((path, None), |(head, tail)| (head, Some(tail)));
+        let there = self.fields.iter_mut().find(|(name, _)| name == head).map(|(_, step)| step);
+        match (there, tail) {
+            (Some(Step::Into(node)), Some(tail)) => node.add(tail, action),
+            (Some(_), _) => false,
+            (None, Some(tail)) => {
+                let mut node = Self::default();
+                node.add(tail, action);
+                self.fields.push((head.to_owned(), Step::Into(node)));
+                true
+            }
+            (None, None) => {
+                self.fields.push((head.to_owned(), Step::Act(action)));
+                true
+            }
         }
     }
 
@@ -367,6 +387,17 @@ mod tests {
         assert_eq!(apply(&mask(), Op::Insert, body), expected);
         let other = doc! { "_id": 1, "x": { "ssn": 1 } };
         assert_eq!(apply(&mask(), Op::Snapshot, other.clone()), other);
+    }
+
+    #[test]
+    fn rules_that_clash_are_named() {
+        assert!(mask().check().is_ok());
+        let twice = Patch::default().overwrite("ssn", "***").rename("ssn", "tax_id");
+        let above = Patch::default().overwrite("home.zip", 0).rename("home", "address");
+        let below = Patch::default().unset("home").overwrite("home.zip", 0);
+        for (patch, path) in [(twice, "ssn"), (above, "home"), (below, "home.zip")] {
+            assert!(patch.check().unwrap_err().message.contains(path));
+        }
     }
 
     #[test]
