@@ -72,7 +72,7 @@ async fn a_checkpoint_is_shown_set_and_reset() {
 
     // Forward something is left out; backwards nothing is. The set's name is given instead of asked.
     let (_, text) = operator.says(&["checkpoint", "set", "1700000000.4"]);
-    assert!(text.contains("WARNING: what happened after Timestamp(1700000000, 3)"), "{text}");
+    assert!(text.contains("WARNING: what happened after 2023-11-14"), "{text}");
     let name = stored.get_str("name").unwrap();
     let earlier = ["checkpoint", "set", "2023-11-14T00:00:00Z", "--yes", "--replica-set", name];
     let (code, text) = operator.says(&earlier);

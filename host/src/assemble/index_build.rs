@@ -140,7 +140,8 @@ impl IndexesAtMark {
             return Ok(all);
         }
         let Parts { reader, chain, namespaces, .. } = &self.parts;
-        let plan = Plan::make(&**reader, chain, namespaces).await?;
+        // What came since the copy may have no place in one: it is refused where it is made, not here.
+        let plan = Plan::standing(&**reader, chain, namespaces).await?;
         for collection in plan.collections.iter().filter(|c| c.has_documents()) {
             let specs = reader.indexes(&collection.plan.namespace).await?;
             let specs: Vec<_> = specs.into_iter().filter(|spec| waits_for_mark(spec)).collect();

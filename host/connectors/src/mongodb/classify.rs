@@ -67,9 +67,9 @@ pub fn of_code(code: i32) -> Option<Kind> {
         // ReadConcernMajorityNotAvailableYet, QueryPlanKilled, NetworkInterfaceExceededTimeLimit, NoSuchSession,
         // SnapshotTooOld, SnapshotUnavailable, NoSuchTransaction, ExceededTimeLimit,
         // TransactionExceededLifetimeLimitSeconds, ReauthenticationRequired, IngressRequestRateLimitExceeded,
-        // SocketException, Interrupted.
-        6 | 7 | 24 | 46 | 50 | 64 | 89 | 94 | 112 | 133 | 134 | 175 | 202 | 206 | 239 | 246 | 251 | 262 | 290 | 391
-        | 462 | 9001 | 11601 => Kind::Unavailable,
+        // SocketException, Interrupted; NoProgressMade (of a `mongos` while chunks move), TemporarilyUnavailable.
+        6 | 7 | 24 | 46 | 50 | 64 | 82 | 89 | 94 | 112 | 133 | 134 | 175 | 202 | 206 | 239 | 246 | 251 | 262 | 290
+        | 365 | 391 | 462 | 9001 | 11601 => Kind::Unavailable,
         // ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary and its old form, NotPrimaryNoSecondaryOk,
         // NotPrimaryOrSecondary, InterruptedAtShutdown, InterruptedDueToReplStateChange.
         91 | 189 | 10107 | 10058 | 13435 | 13436 | 11600 | 11602 => Kind::FailedOver,
@@ -82,9 +82,9 @@ pub fn of_code(code: i32) -> Option<Kind> {
         // UnknownReplWriteConcern, InvalidNamespace, UnsatisfiableWriteConcern.
         73 | 79 | 100 => Kind::Misconfigured,
         // BadValue, FailedToParse, TypeMismatch, IllegalOperation, CommandNotFound, InvalidOptions,
-        // CommandNotSupported, NotAReplicaSet, CommandNotSupportedOnView, NotImplemented,
+        // CommandNotSupported, NotAReplicaSet, NotImplemented,
         // OperationNotSupportedInTransaction, UnsupportedOpQueryCommand, unknown pipeline stage, unknown field.
-        2 | 9 | 14 | 20 | 59 | 72 | 115 | 123 | 166 | 238 | 263 | 352 | 40324 | 40415 => Kind::Unsupported,
+        2 | 9 | 14 | 20 | 59 | 72 | 115 | 123 | 238 | 263 | 352 | 40324 | 40415 => Kind::Unsupported,
         // DuplicateKey and its old forms.
         11000 | 11001 | 12582 => Kind::Conflict,
         // InvalidBSON.
@@ -94,8 +94,10 @@ pub fn of_code(code: i32) -> Option<Kind> {
         // NamespaceNotFound, IndexNotFound, PathNotViable, ConflictingUpdateOperators, NamespaceExists,
         // DollarPrefixedFieldName, InvalidIdField, EmptyFieldName, DottedFieldName, ImmutableField,
         // CannotCreateIndex, IndexOptionsConflict, IndexKeySpecsConflict, DocumentValidationFailure,
-        // InvalidIndexSpecificationOption, BSONObjectTooLarge, what `$collStats` of 4.4 says for NamespaceNotFound.
-        26 | 27 | 28 | 40 | 48 | 52 | 53 | 56 | 57 | 66 | 67 | 85 | 86 | 121 | 197 | 10334 | 40280 => Kind::CannotApply,
+        // InvalidIndexSpecificationOption, BSONObjectTooLarge, CommandNotSupportedOnView, what `$collStats` of 4.4 says for NamespaceNotFound.
+        26 | 27 | 28 | 40 | 48 | 52 | 53 | 56 | 57 | 66 | 67 | 85 | 86 | 121 | 166 | 197 | 10334 | 40280 => {
+            Kind::CannotApply
+        }
         _ => return None,
     })
 }

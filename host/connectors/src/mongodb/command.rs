@@ -110,6 +110,18 @@ impl<'a> Statement<'a> {
         })
     }
 
+    /// The same for a document that is there: none is made.
+    pub(crate) fn of_what_stands(self) -> Self {
+        match self {
+            Self::Update { key, update, .. } => Self::Update { key, update, upsert: false },
+            Self::Pipeline { key, stages, .. } => Self::Pipeline { key, stages, upsert: false },
+            Self::Routed { statement, route } => {
+                Self::Routed { statement: Box::new(statement.of_what_stands()), route }
+            }
+            other @ (Self::Insert(_) | Self::Modify { .. } | Self::Literal { .. } | Self::Delete { .. }) => other,
+        }
+    }
+
     pub(crate) fn verb(&self) -> Verb {
         match self {
             Self::Insert(_) => Verb::Insert,

@@ -303,7 +303,8 @@ impl CopyTarget for MongoCopyTarget {
     async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
         let name = self.sink.namespaces.name(target);
         let specs: Vec<&Bytes> = specs.iter().collect();
-        self.sink.build_indexes(&name, &specs, self.concern().await?).await
+        // When they stand, they are not built again: a fail-over must not take them back.
+        self.sink.build_indexes(&name, &specs, Concern::Majority).await
     }
 }
 

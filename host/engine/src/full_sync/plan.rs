@@ -71,6 +71,25 @@ impl Plan {
         Ok(plan)
     }
 
+    /// What stands there now and has documents, whatever it would be to copy all of it.
+    ///
+    /// # Errors
+    /// As [`Plan::make`], but for what cannot be copied side by side.
+    pub async fn standing(
+        reader: &dyn SnapshotReader,
+        chain: &Arc<dyn PluginChain>,
+        namespaces: &Namespaces,
+    ) -> Result<Self> {
+        let mut plan = Self::default();
+        for collection in reader.collections().await?.into_iter().filter(|collection| collection.kind != "view") {
+            let source = namespaces.intern(collection.namespace.as_str());
+            if let Some(target) = chain.route(source)? {
+                plan.collections.push(PlannedCollection { plan: collection, source, target });
+            }
+        }
+        Ok(plan)
+    }
+
     /// A plan of one collection, which is read under the name it has now and goes through the chain under `source`.
     #[must_use]
     pub fn of_one(plan: CollectionPlan, source: NamespaceId, target: NamespaceId) -> Self {

@@ -342,6 +342,16 @@ impl Core {
         }
     }
 
+    /// Puts a write before everything that waits in the lane of its collection.
+    fn enqueue_first(&mut self, pending: Pending) {
+        let address = pending.address;
+        let lane = self.spread.lane(address, true);
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.push_first(pending);
+            self.spread.enter(address.0);
+        }
+    }
+
     /// A collection created now may be one that must keep its order as a whole.
     fn learn(&mut self, ddl: &crate::model::Ddl, source: Option<CollectionUuid>) {
         if let crate::model::Ddl::Create { namespace, options } = ddl

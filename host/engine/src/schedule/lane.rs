@@ -203,6 +203,14 @@ impl Lane {
         false
     }
 
+    /// Adds a write before everything that waits.
+    pub fn push_first(&mut self, pending: Pending) {
+        let mut wave = Wave { bytes: pending.bytes(), ..Wave::default() };
+        wave.index.insert(pending.address, 0);
+        wave.entries.push(Some(pending));
+        self.waves.push_front(wave);
+    }
+
     /// The next flush, if the lane is idle and something waits.
     pub fn start_flush(&mut self) -> Option<Vec<Write>> {
         if self.in_flight.is_some() {

@@ -72,7 +72,8 @@ impl MongoSink {
         }
     }
 
-    async fn prove_same_leader(&self) -> Result<()> {
+    /// A document that is missing, or a value that is taken, may be so on another primary than the one that was written to.
+    pub(super) async fn prove_same_leader(&self) -> Result<()> {
         let term = self.durability().await?.term;
         let first = self.leader.load(Ordering::Relaxed);
         if first == term || first == 0 {

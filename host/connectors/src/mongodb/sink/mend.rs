@@ -21,6 +21,7 @@ use super::plan::{Form, Plan, plan, whole};
 use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
+use crate::mongodb::literal::needs_literal;
 use crate::mongodb::writer::RawWriter;
 
 /// How often one statement is sent again, in whatever forms, before its error is final.
@@ -100,8 +101,15 @@ impl MongoSink {
         Ok(match cured {
             Cure::Accept => Next::Done(FlushReport::default()),
             Cure::Again => Next::Send(statement),
+            Cure::Refuse if item.overlap && cure::is_by_index(error) => {
+                Next::Whole(self.refetch(place, item.index, item.write).await?)
+            }
             Cure::Refuse => Next::Done(self.refuse(place, item.index, item.write, error).await?),
             Cure::Duplicate => self.duplicate(place, item, error).await?,
+            // The server would put its own time into it.
+            Cure::InsertAnew if body(item.write).is_some_and(|document| needs_literal(document).unwrap_or(true)) => {
+                Next::Done(self.refuse(place, item.index, item.write, error).await?)
+            }
             Cure::DeleteFirst | Cure::InsertAnew => {
                 let delete = Statement::Delete { key: &item.write.key };
                 match (self.send_one(place, &delete, item.write.origin, true).await?, body(item.write)) {
@@ -194,6 +202,7 @@ impl MongoSink {
                 }
             }
             MissingDocument::Stop => {
+                self.prove_same_leader().await?;
                 let id = shown_id(&item.write.key);
                 let text = format!(
                     "update {}: the target has no document {id} (incr_sync.executor.missing_document = stop)",
@@ -229,7 +238,7 @@ impl MongoSink {
             },
         };
         let mut tried = self.put_all(place, &statements, write.origin).await?;
-        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) {
+        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) && !needs_literal(document)? {
             tried =
                 self.put_all(place, &[Statement::Delete { key }, Statement::Insert(document)], write.origin).await?;
         }

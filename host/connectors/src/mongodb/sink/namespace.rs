@@ -101,8 +101,11 @@ impl MongoSink {
             }
             let overlap = self.is_overlap(write);
             let again = clears && overlap && matches!(write.content, Content::Insert(_));
+            // A document that is not there went later, and to make it again would evict one that stays.
+            let gone = info.is_some_and(|info| info.capped) && overlap && matches!(write.content, Content::Replace(_));
             match plan(write, self.form(&place, overlap && !again))? {
                 Plan::One(statement) => {
+                    let statement = if gone { statement.of_what_stands() } else { statement };
                     self.count_form(&statement);
                     items.push(Item { index: *index, write, statement, overlap, again });
                 }

@@ -150,7 +150,13 @@ impl Core {
         if self.parked.is_delete(&address) {
             for pending in self.parked.take(&address) {
                 self.tracker.park(&pending.acks, false)?;
-                self.enqueue(pending);
+                // In order, it came before everything that waits. Where a collation makes two `_id`s one, it must not take
+                // what was written since.
+                if pending.write.in_order {
+                    self.enqueue_first(pending);
+                } else {
+                    self.enqueue(pending);
+                }
             }
         }
         if self.parked.bytes > PARKED_BYTES_MAX {
