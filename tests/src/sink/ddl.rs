@@ -359,12 +359,26 @@ async fn repeated_inserts_push_nothing_out_of_a_full_capped_collection() {
         [insert("cap", 0..3), delete(1), insert("cap", 3..4), insert("cap", 4..6), delete(4), insert("cap", 6..7)];
     // One comes back under its `_id`, behind documents that were inserted meanwhile.
     let back = [insert("cap", 10..13), delete(11), insert("cap", 11..12), delete(12), insert("cap", 13..14)];
-    replayed_from_everywhere(&[[full].as_slice(), &evicted, &back].concat()).await;
+    replayed_from_everywhere(&[[full.clone()].as_slice(), &evicted, &back].concat()).await;
+    // What was replaced and then evicted does not come back for what stays.
+    let replaced = doc! { "update": "cap", "updates": [{ "q": { "_id": 0 }, "u": { "_id": 0, "in": "pac" } }] };
+    replayed_from_everywhere(&[full, insert("cap", 0..3), replaced, insert("cap", 3..4)]).await;
     // 4096 bytes: a document shrinks, and those that found room then stay.
     let small = doc! { "create": "cap", "capped": true, "size": 4096 };
     let shrunk =
         [put(1, 900), put(2, 1500), put(3, 900), resize(2, 100), put(4, 900), put(5, 900), delete(4), put(6, 700)];
     replayed_from_everywhere(&[[small].as_slice(), &shrunk].concat()).await;
+}
+
+/// A document is repeated in a state that an index of later does not take.
+#[tokio::test]
+async fn an_index_is_younger_than_what_is_repeated() {
+    let both = doc! { "insert": "x", "documents": [{ "_id": 1, "a": [1], "b": [2] }, { "_id": 2, "a": 1, "b": [3] }] };
+    let one = doc! { "update": "x", "updates": [{ "q": { "_id": 1 }, "u": { "$set": { "b": 1 } } }] };
+    let again = doc! { "update": "x", "updates": [{ "q": { "_id": 2 }, "u": { "_id": 2, "a": [4], "b": [5] } }] };
+    let gone = doc! { "delete": "x", "deletes": [{ "q": { "_id": 2 }, "limit": 1 }] };
+    let index = doc! { "createIndexes": "x", "indexes": [{ "key": { "a": 1, "b": 1 }, "name": "a_b" }] };
+    replayed_from_everywhere(&[both, one, again, gone, index]).await;
 }
 
 #[tokio::test]
