@@ -171,6 +171,7 @@ async fn ddl_is_shown_as_the_oplog_has_it() {
         doc! { "createIndexes": "cc", "indexes": [{ "key": { "q": 1 }, "name": "q", "sparse": true }, { "key": { "r": 1 }, "name": "r" }] },
         doc! { "collMod": "cc", "index": { "name": "q", "hidden": true } },
         doc! { "dropIndexes": "cc", "index": "*" },
+        doc! { "collMod": "seen", "viewOn": "cc", "pipeline": [{ "$match": { "q": 1 } }] },
         doc! { "drop": "seen" },
     ];
     for command in commands {
@@ -197,7 +198,8 @@ async fn ddl_is_shown_as_the_oplog_has_it() {
     }
     assert_eq!((of("createIndexes").len(), of("dropIndexes").len(), of("collMod").len()), (2, 2, 1));
     assert_eq!((of("renameCollection").len(), of("dropDatabase").len()), (2, 1));
-    assert!(of("drop").into_iter().any(|change| name(change) == "shop.seen"));
+    assert_eq!(created.iter().filter(|name| *name == "shop.seen").count(), 2, "a changed view is made anew");
+    assert!(of("drop (view)").into_iter().any(|change| name(change) == "shop.seen"));
     let buckets =
         changes.iter().filter(|c| c.operation == Operation::Insert && name(c) == "shop.system.buckets.series");
     assert_eq!(buckets.count(), 1, "what a time-series holds is shown");

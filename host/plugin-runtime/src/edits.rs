@@ -92,6 +92,11 @@ impl Checked {
             if verdict & MOVED != 0
                 && let Some(to) = self.edits.ns.get(place).and_then(|ns| self.namespaces.get(*ns as usize))
             {
+                // Elsewhere it is no part of what its collection became: it goes there in overlap too, and does not go
+                // with that collection's drop.
+                if change.target != *to && change.operation != Operation::Ddl {
+                    change.collection = None;
+                }
                 change.target = *to;
             }
             let outcome = match verdict & !MOVED {

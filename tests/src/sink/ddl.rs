@@ -122,6 +122,28 @@ async fn what_a_killed_replay_made_goes_too() {
     assert_equal(&again, "replayed").await;
 }
 
+/// Two go to one, and only one of them can be paired with it.
+#[tokio::test]
+async fn a_second_source_of_a_collection_is_not_taken_for_gone() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[insert("one", 0..1), insert("two", 5..6), doc! { "create": "later" }]).await;
+    let merged = |bench: &Bench, mut all: Vec<Change>| {
+        all.retain(|change| change.ddl.is_none() || bench.names.name(change.source).as_str() == "src.later");
+        let both = bench.names.intern("src.both");
+        all.iter_mut().filter(|change| change.ddl.is_none()).for_each(|change| change.target = both);
+        all
+    };
+    let all = merged(&bench, changes(&bench, since).await);
+    let [one, _two, later] = all.as_slice() else { panic!("{all:?}") };
+    apply(&bench, &[one.clone(), later.clone()], false).await;
+    // Killed before the second one was written: it is older than the newest DDL.
+    let again = bench.restarted();
+    let all = merged(&again, changes(&again, since).await);
+    apply(&again, &all, true).await;
+    assert_eq!(again.documents("src.both").await.len(), 2);
+}
+
 /// Before 6.0 the shards of a cluster log the drop of a collection one after the other, and each takes writes until its own.
 #[tokio::test]
 async fn a_write_between_two_shards_drops_brings_nothing_back() {

@@ -406,11 +406,7 @@ impl Catalogue {
             return Whereabouts::Gone;
         }
         let Some(target) = state.target_of.get(&source) else {
-            // Nothing introduced it, and no DDL touched it, or it would be known. When another collection's copy has
-            // the name by now, it went before anybody looked.
-            let info = state.collections.get(name).and_then(|info| info.uuid);
-            let taken = info.is_some_and(|uuid| state.source_of.contains_key(&uuid));
-            return if taken && time.ts() < state.mark.ts() { Whereabouts::Gone } else { Whereabouts::Here };
+            return Whereabouts::Here;
         };
         let is_it = |info: &CollectionInfo| info.uuid.as_ref() == Some(target);
         if state.collections.get(name).is_some_and(is_it) {
@@ -418,6 +414,15 @@ impl Catalogue {
         }
         let found = state.collections.iter().find(|(_, info)| is_it(info));
         found.map_or(Whereabouts::Gone, |(name, _)| Whereabouts::At(name.clone()))
+    }
+
+    /// Whether nothing introduced a source collection, and no DDL up to a mark later than `time` touched it, or it would be
+    /// known; and another collection's copy has the name by now. It went before anybody looked, or both go there.
+    pub(crate) fn may_have_gone(&self, name: &Namespace, source: CollectionUuid, time: OpTime) -> bool {
+        let state = self.read();
+        let standing = state.collections.get(name).and_then(|info| info.uuid);
+        let is_taken = standing.is_some_and(|uuid| state.source_of.contains_key(&uuid));
+        is_taken && !state.target_of.contains_key(&source) && time.ts() < state.mark.ts()
     }
 
     /// Whether `name` holds the copy of a source collection other than `source`.

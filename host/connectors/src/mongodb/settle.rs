@@ -193,7 +193,9 @@ impl MongoSink {
     ) -> Result<Option<OpTime>> {
         let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
         for (index, write) in writes.iter().enumerate() {
-            groups.entry(write.target).or_default().push((index, write));
+            if let Some(destination) = self.destination(write) {
+                groups.entry(destination).or_default().push((index, write));
+            }
         }
         let mut images = Vec::with_capacity(groups.len());
         for (namespace, group) in &groups {

@@ -37,10 +37,9 @@ impl MongoSink {
         if is_in_copy && !self.catalogue.is_known(uuid) {
             return Ok(true);
         }
-        if !self.options.after_copy {
-            return Ok(false);
-        }
-        if !self.catalogue.is_of_another(name, uuid) {
+        let may_have_gone = !self.options.ddl_ignored && self.catalogue.may_have_gone(name, uuid, write.time);
+        let may_be_another = self.options.after_copy && self.catalogue.is_of_another(name, uuid);
+        if !may_have_gone && !may_be_another {
             return Ok(false);
         }
         Ok(!self.goes_on(write.source, uuid).await?)

@@ -22,7 +22,7 @@ impl MongoSink {
         if target.is_mongos {
             return self.write_in_parts(waves).await;
         }
-        let groups = by_namespace(waves);
+        let groups = self.by_destination(waves);
         let mut prepared = Vec::with_capacity(groups.len());
         for (namespace, group) in &groups {
             prepared.push(self.prepare(*namespace, group, target).await?);
@@ -60,6 +60,26 @@ impl MongoSink {
         self.write_in_parts(waves).await
     }
 
+    /// The writes of each wave by the collection that they belong to now, in source order; indices count through all waves.
+    fn by_destination<'w>(&self, waves: &'w [Vec<Write>]) -> Vec<(NamespaceId, Vec<Indexed<'w>>)> {
+        let mut groups: Vec<(NamespaceId, Vec<Indexed<'_>>)> = Vec::new();
+        let mut index = 0;
+        for wave in waves {
+            let first = groups.len();
+            for write in wave {
+                if let Some(destination) = self.destination(write) {
+                    let known = groups.iter_mut().skip(first).find(|(namespace, _)| *namespace == destination);
+                    match known {
+                        Some((_, group)) => group.push((index, write)),
+                        None => groups.push((destination, vec![(index, write)])),
+                    }
+                }
+                index += 1;
+            }
+        }
+        groups
+    }
+
     /// Wave by wave. Where unique keys collide, what is left is settled together.
     async fn write_in_parts(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
         use oplogue_engine::sink::Sink as _;
@@ -87,22 +107,4 @@ impl MongoSink {
         }
         Ok(WholeReport { report: all, at_once: false })
     }
-}
-
-/// The writes of each wave by their collection, in source order; indices count through all waves.
-fn by_namespace(waves: &[Vec<Write>]) -> Vec<(NamespaceId, Vec<Indexed<'_>>)> {
-    let mut groups: Vec<(NamespaceId, Vec<Indexed<'_>>)> = Vec::new();
-    let mut index = 0;
-    for wave in waves {
-        let first = groups.len();
-        for write in wave {
-            let known = groups.iter_mut().skip(first).find(|(namespace, _)| *namespace == write.target);
-            match known {
-                Some((_, group)) => group.push((index, write)),
-                None => groups.push((write.target, vec![(index, write)])),
-            }
-            index += 1;
-        }
-    }
-    groups
 }
