@@ -55,7 +55,8 @@ impl Job {
                 Box::new(MergedSource::new(shards, routing, &options, &budget, database, status))
             }
             (FetchMethod::ChangeStream, _) => {
-                let options = StreamOptions { mode, reply_events: entries, ..StreamOptions::default() };
+                let needs_ddl = self.config.filter.ddl_enable;
+                let options = StreamOptions { mode, reply_events: entries, needs_ddl, ..StreamOptions::default() };
                 Box::new(ChangeStreamSource::new(client, options, budget))
             }
         }

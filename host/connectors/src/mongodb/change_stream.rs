@@ -41,11 +41,13 @@ pub struct StreamOptions {
     pub reply_events: u32,
     /// How long the server holds a request while there is nothing new; an idle source gives a heartbeat that often.
     pub await_time: Duration,
+    /// A member that shows no DDL is not read.
+    pub needs_ddl: bool,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        Self { mode: ConnectMode::Primary, reply_events: 5000, await_time: Duration::from_secs(1) }
+        Self { mode: ConnectMode::Primary, reply_events: 5000, await_time: Duration::from_secs(1), needs_ddl: false }
     }
 }
 
@@ -266,7 +268,17 @@ impl Source for ChangeStreamSource {
         refuse_cluster(&cluster)?;
         self.member = tail::pick_member(&self.client, self.options.mode).await?;
         self.prove_not_ahead(from.time()).await?;
-        let shown = Shown::by(cluster.version);
+        // In the middle of an upgrade the members are of several versions.
+        let version = topology::cluster(Side::Source, &self.client, &self.member).await?.version;
+        let shown = Shown::by(version);
+        if self.options.needs_ddl && !shown.ddl {
+            let text = format!(
+                "the member that is to be read is of MongoDB {}, whose change streams show no DDL (filter.ddl_enable): \
+                 nothing is read until it is of 6.0 or later",
+                topology::version_text(version)
+            );
+            return Err(Error::new(Side::Source, Kind::Unavailable, text));
+        }
         let cursor = self.find(from, shown).await?;
         self.tail.put(Some(cursor));
         self.ready = Some(self.read().await?);
