@@ -154,6 +154,7 @@ impl Bench {
             content: Content::Patch(vec![Patch::Diff(Bytes::from(diff.into_bytes()))]),
             overlap,
             origin: None,
+            moved: false,
             in_order: false,
             time: OpTime::default(),
             collection: None,

@@ -128,6 +128,7 @@ impl Passage {
             collection: write.collection,
             origin: write.origin,
             not_before_ms: 0,
+            moved: false,
             ddl: None,
         };
         let last = Position::Oplog(write.time);

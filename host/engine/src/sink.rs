@@ -71,8 +71,18 @@ pub struct Write {
     pub collection: Option<CollectionUuid>,
     /// The cluster that the change came to the source from; `None`: it was made at the source.
     pub origin: Option<Origin>,
+    /// A plugin has moved it: it is no part of what its collection became.
+    pub moved: bool,
     /// It must not be written before those that stand before it in its flush.
     pub in_order: bool,
+}
+
+impl Write {
+    /// The source collection whose copy it is written to.
+    #[must_use]
+    pub fn belongs_to(&self) -> Option<CollectionUuid> {
+        self.collection.filter(|_| !self.moved)
+    }
 }
 
 /// Why one statement was not applied.

@@ -267,6 +267,7 @@ fn entry(names: &Namespaces, i: usize) -> Fallible<Change> {
         collection: None,
         origin: None,
         not_before_ms: 0,
+        moved: false,
         ddl: None,
     })
 }

@@ -94,9 +94,7 @@ impl Checked {
             {
                 // Elsewhere it is no part of what its collection became: it goes there in overlap too, and does not go
                 // with that collection's drop.
-                if change.target != *to && change.operation != Operation::Ddl {
-                    change.collection = None;
-                }
+                change.moved |= change.target != *to;
                 change.target = *to;
             }
             let outcome = match verdict & !MOVED {

@@ -65,7 +65,9 @@ impl Job {
     /// Refuses what the change stream of an older source says nothing about, rather than to copy it and leave it there.
     pub(super) async fn refuse_hidden(&self) -> Result<()> {
         let follows = self.config.sync_mode != checked::SyncMode::Full;
-        if !follows || self.config.incr.fetch_method != FetchMethod::ChangeStream {
+        // With DDL no such member is read at all.
+        let needs_ddl = self.config.filter.ddl_enable;
+        if !follows || needs_ddl || self.config.incr.fetch_method != FetchMethod::ChangeStream {
             return Ok(());
         }
         let found = topology::cluster(Side::Source, &self.servers.source, &self.servers.mode.criteria()).await?;

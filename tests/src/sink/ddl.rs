@@ -52,7 +52,8 @@ pub(super) async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
             time: change.time,
             collection: change.collection,
             origin: change.origin,
-            in_order: false,
+            moved: false,
+            in_order: true,
         };
         assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     }

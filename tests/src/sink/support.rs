@@ -120,6 +120,7 @@ impl Bench {
             time: OpTime::default(),
             collection: None,
             origin: None,
+            moved: false,
             in_order: false,
         }
     }

@@ -235,9 +235,9 @@ fn stage(start: RawStart, shown: Shown) -> Result<RawDocumentBuf> {
         stream.append(bson::cstr!("showExpandedEvents"), true);
         // The buckets of time-series collections.
         stream.append(bson::cstr!("showSystemEvents"), true);
+        // What `convertToCapped` and its like have copied. Without the renames behind that, it would stay there.
+        stream.append(bson::cstr!("showMigrationEvents"), true);
     }
-    // What `convertToCapped` and its like have copied.
-    stream.append(bson::cstr!("showMigrationEvents"), true);
     match shown.updates {
         Updates::Diffs => stream.append(bson::cstr!("showRawUpdateDescription"), true),
         Updates::Documents => stream.append(bson::cstr!("fullDocument"), "updateLookup"),

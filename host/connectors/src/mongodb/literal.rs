@@ -4,7 +4,7 @@
 //! server's clock, and a replacement with a top-level name that begins with `$` is refused. Such documents go as a
 //! pipeline, `[{$replaceWith: {$literal: document}}]`. The walk only skips over values, so it is part of every copy.
 
-use oplogue_engine::model::raw::{Elements, Malformed, kind};
+use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 
 /// Whether `document` must be written under `$literal`.
 ///
@@ -13,12 +13,28 @@ use oplogue_engine::model::raw::{Elements, Malformed, kind};
 pub fn needs_literal(document: &[u8]) -> Result<bool, Malformed> {
     for element in Elements::new(document)? {
         let element = element?;
-        let zero_time = element.kind == kind::TIMESTAMP && element.value == [0; 8];
-        if zero_time || element.name.first() == Some(&b'$') {
+        if is_zero_time(&element) || element.name.first() == Some(&b'$') {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether a server puts its own time into an insert of it.
+///
+/// # Errors
+/// When the bytes are no BSON document.
+pub(crate) fn has_zero_time(document: &[u8]) -> Result<bool, Malformed> {
+    for element in Elements::new(document)? {
+        if is_zero_time(&element?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_zero_time(element: &raw::Element<'_>) -> bool {
+    element.kind == kind::TIMESTAMP && element.value == [0; 8]
 }
 
 #[cfg(test)]

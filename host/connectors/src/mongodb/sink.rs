@@ -242,7 +242,7 @@ impl MongoSink {
     /// The namespace that a write goes to; `None` when it belongs to a collection that a later DDL dropped already.
     /// In overlap the collection counts and not its name. Where DDL is not replayed, names are all that counts.
     pub(super) fn destination(&self, write: &Write) -> Option<NamespaceId> {
-        let Some(source) = write.collection.filter(|_| !self.options.ddl_ignored) else {
+        let Some(source) = write.belongs_to().filter(|_| !self.options.ddl_ignored) else {
             return Some(write.target);
         };
         if !write.overlap {

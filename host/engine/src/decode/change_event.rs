@@ -176,6 +176,7 @@ impl Event {
             collection: self.collection,
             origin: None,
             not_before_ms: 0,
+            moved: false,
             ddl: None,
         }
     }

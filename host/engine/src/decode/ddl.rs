@@ -107,6 +107,7 @@ fn change(entry: &Entry, ddl: Ddl, namespaces: &Namespaces) -> Change {
         collection: entry.collection,
         origin: entry.origin,
         not_before_ms: 0,
+        moved: false,
         ddl: Some(Box::new(ddl)),
     }
 }

@@ -197,6 +197,7 @@ impl Entry {
             collection: self.collection,
             origin: self.origin,
             not_before_ms: 0,
+            moved: false,
             ddl: None,
         })
     }

@@ -443,6 +443,7 @@ fn snapshot_batch(task: &Task, documents: &Bytes, permit: Permit, after: OpTime,
             collection: task.collection.plan.uuid,
             origin: None,
             not_before_ms: 0,
+            moved: false,
             ddl: None,
         });
     }

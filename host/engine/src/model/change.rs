@@ -73,6 +73,8 @@ pub struct Change {
     pub origin: Option<Origin>,
     /// Wall-clock milliseconds before which the change must not be written; 0 = at once. Set by delay plugins.
     pub not_before_ms: i64,
+    /// A plugin has moved it to another namespace than its collection's.
+    pub moved: bool,
     /// The parsed command of a [`Operation::Ddl`].
     pub ddl: Option<Box<Ddl>>,
 }

@@ -323,6 +323,7 @@ impl Core {
             time: change.time,
             collection: change.collection,
             origin: change.origin,
+            moved: change.moved,
             in_order: false,
         };
         Ok(Pending { address, write, acks: Acks::one(slot) })

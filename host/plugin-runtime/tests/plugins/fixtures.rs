@@ -129,6 +129,7 @@ pub(crate) fn change(names: &Namespaces, operation: Operation, ns: &str, body: &
         collection: None,
         origin: None,
         not_before_ms: 0,
+        moved: false,
         ddl: None,
     }
 }

@@ -21,7 +21,7 @@ use super::plan::{Form, Plan, plan, whole};
 use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
-use crate::mongodb::literal::needs_literal;
+use crate::mongodb::literal::has_zero_time;
 use crate::mongodb::writer::RawWriter;
 
 /// How often one statement is sent again, in whatever forms, before its error is final.
@@ -107,7 +107,7 @@ impl MongoSink {
             Cure::Refuse => Next::Done(self.refuse(place, item.index, item.write, error).await?),
             Cure::Duplicate => self.duplicate(place, item, error).await?,
             // The server would put its own time into it.
-            Cure::InsertAnew if body(item.write).is_some_and(|document| needs_literal(document).unwrap_or(true)) => {
+            Cure::InsertAnew if body(item.write).is_some_and(|document| has_zero_time(document).unwrap_or(true)) => {
                 Next::Done(self.refuse(place, item.index, item.write, error).await?)
             }
             Cure::DeleteFirst | Cure::InsertAnew => {
@@ -238,7 +238,7 @@ impl MongoSink {
             },
         };
         let mut tried = self.put_all(place, &statements, write.origin).await?;
-        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) && !needs_literal(document)? {
+        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) && !has_zero_time(document)? {
             tried =
                 self.put_all(place, &[Statement::Delete { key }, Statement::Insert(document)], write.origin).await?;
         }

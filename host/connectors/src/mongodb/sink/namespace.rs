@@ -102,7 +102,11 @@ impl MongoSink {
             let overlap = self.is_overlap(write);
             let again = clears && overlap && matches!(write.content, Content::Insert(_));
             // A document that is not there went later, and to make it again would evict one that stays.
-            let gone = info.is_some_and(|info| info.capped) && overlap && matches!(write.content, Content::Replace(_));
+            // Only in order is a replacement the source's, and not a delete and an insert that were merged.
+            let gone = write.in_order
+                && overlap
+                && info.is_some_and(|info| info.capped)
+                && matches!(write.content, Content::Replace(_));
             match plan(write, self.form(&place, overlap && !again))? {
                 Plan::One(statement) => {
                     let statement = if gone { statement.of_what_stands() } else { statement };
@@ -182,7 +186,7 @@ impl MongoSink {
     /// Learns source collections that nothing introduced, so that a later DDL and a replay can tell them apart.
     async fn meet_collections(&self, name: &Namespace, writes: &[(usize, &Write)]) -> Result<()> {
         let mut last = None;
-        for source in writes.iter().filter_map(|(_, write)| write.collection) {
+        for source in writes.iter().filter_map(|(_, write)| write.belongs_to()) {
             if last.replace(source) != Some(source) {
                 self.catalogue.meet(name, source).await?;
             }

@@ -191,6 +191,7 @@ mod tests {
             time: OpTime::default(),
             collection: None,
             origin: None,
+            moved: false,
             in_order: false,
         }
     }

@@ -30,7 +30,7 @@ impl MongoSink {
     /// # Errors
     /// Those of the source.
     pub(in crate::mongodb) async fn superseded(&self, name: &Namespace, write: &Write) -> Result<bool> {
-        let Some(uuid) = write.collection.filter(|_| write.overlap) else {
+        let Some(uuid) = write.belongs_to().filter(|_| write.overlap) else {
             return Ok(false);
         };
         let is_in_copy = self.options.copied_at.is_some_and(|copied| write.time.ts() <= copied.ts());

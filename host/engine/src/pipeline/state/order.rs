@@ -22,6 +22,7 @@ fn insert(id: i32, inc: u32, target: NamespaceId, collection: Option<CollectionU
         collection,
         origin: None,
         not_before_ms: 0,
+        moved: false,
         ddl: None,
     }
 }

@@ -44,6 +44,7 @@ fn change(operation: Operation, ns: NamespaceId, inc: u32, key: Bytes, body: Byt
         collection: None,
         origin: None,
         not_before_ms: 0,
+        moved: false,
         ddl: None,
     }
 }

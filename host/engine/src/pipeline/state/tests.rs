@@ -90,6 +90,7 @@ fn change(inc: u32, namespace: NamespaceId, body: Bytes) -> Change {
         collection: None,
         origin: None,
         not_before_ms: 0,
+        moved: false,
         ddl: None,
     }
 }

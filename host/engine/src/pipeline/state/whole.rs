@@ -201,6 +201,7 @@ mod tests {
             collection: None,
             origin: None,
             not_before_ms: 0,
+            moved: false,
             ddl: None,
         }
     }

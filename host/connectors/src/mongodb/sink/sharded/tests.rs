@@ -38,6 +38,7 @@ fn write(content: Content) -> Write {
         time: OpTime::default(),
         collection: None,
         origin: None,
+        moved: false,
         in_order: false,
     }
 }
