@@ -94,7 +94,8 @@ pub fn of_code(code: i32) -> Option<Kind> {
         // NamespaceNotFound, IndexNotFound, PathNotViable, ConflictingUpdateOperators, NamespaceExists,
         // DollarPrefixedFieldName, InvalidIdField, EmptyFieldName, DottedFieldName, ImmutableField,
         // CannotCreateIndex, IndexOptionsConflict, IndexKeySpecsConflict, DocumentValidationFailure,
-        // InvalidIndexSpecificationOption, BSONObjectTooLarge, CommandNotSupportedOnView, what `$collStats` of 4.4 says for NamespaceNotFound.
+        // InvalidIndexSpecificationOption, BSONObjectTooLarge, CommandNotSupportedOnView (a view stands there now), what
+        // `$collStats` of 4.4 says for NamespaceNotFound.
         26 | 27 | 28 | 40 | 48 | 52 | 53 | 56 | 57 | 66 | 67 | 85 | 86 | 121 | 166 | 197 | 10334 | 40280 => {
             Kind::CannotApply
         }

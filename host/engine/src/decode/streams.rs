@@ -9,8 +9,7 @@
 //! except for its first third: there a transaction may have begun on one shard before reading did, and would be known by
 //! half. What is known by half later is left out too. That is safe: its documents are locked on every shard from a time
 //! before the first third's end to that shard's commit, so nothing that is repeated is about them. Where somebody else
-//! brought the target to the cut all of it is left out. The position stays where it is until
-//! the cut is passed.
+//! brought the target to the cut all of it is left out. The position stays where it is until the cut is passed.
 //!
 //! A later start knows which transactions were open at its cut, and where their oldest entries stand on each shard. What
 //! lies between these and the cut is read once more to know the transactions, and nothing of it is handed on: it was.

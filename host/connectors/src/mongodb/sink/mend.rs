@@ -114,6 +114,10 @@ impl MongoSink {
                 let delete = Statement::Delete { key: &item.write.key };
                 match (self.send_one(place, &delete, item.write.origin, true).await?, body(item.write)) {
                     (Ok(_), Some(document)) if cured == Cure::InsertAnew => Next::Send(Statement::Insert(document)),
+                    // What stood there is gone: a statement for a document that is there would write nothing now.
+                    (Ok(_), Some(document)) if place.shard_key.is_none() => {
+                        Next::Send(Statement::replace(&item.write.key, document)?)
+                    }
                     (Ok(_), _) => Next::Send(statement),
                     (Err(_), _) => Next::Done(self.refuse(place, item.index, item.write, error).await?),
                 }

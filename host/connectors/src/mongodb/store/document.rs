@@ -2,8 +2,9 @@
 //!
 //! `{_id: "<job>/<set>", format: "oplogue", name: "<set>", ckpt: <secs << 32 | inc>, stage, position: {ts, t, date},
 //! plugins: […], configuration, lease: {id, epoch, holder, since}, updated_at}`. Of a sharded source, `position` is a cut of
-//! cluster time and holds `shards: [{name, ts, t, date, open_since: {ts, t, date}}]` besides: the last entry of each, and where it has to
-//! be read from when a transaction was open at the cut. `name` and `ckpt` mean what they mean in MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
+//! cluster time and holds `shards: [{name, ts, t, date, open_since: {ts, t, date}}]` besides: the last entry of each, and
+//! where it has to be read from when a transaction was open at the cut. `name` and `ckpt` mean what they mean in
+//! MongoShake's document, so a user who goes back finds a position there; `format` tells the two apart. Positions are
 //! read back from `position` only.
 
 use std::sync::Arc;
