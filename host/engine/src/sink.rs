@@ -46,8 +46,13 @@ pub enum Content {
     Replace(Bytes),
     /// Changes to the document that stands there, applied one after the other, as one atomic write.
     Patch(Vec<Patch>),
-    /// `base`, then `patches` over it, as one atomic replacing or creating write.
-    Patched { base: Bytes, patches: Vec<Patch> },
+    /// `base`, then `patches` over it, as one atomic write.
+    Patched {
+        base: Bytes,
+        patches: Vec<Patch>,
+        /// The base is a new document: all is an insert. Otherwise the target's is replaced or, when absent, created.
+        inserted: bool,
+    },
     /// The document goes; absence is success.
     Delete,
 }

@@ -124,9 +124,10 @@ async fn what_fits_one_by_one_but_not_together_is_written_one_by_one() {
     let bench = pair.bench(SinkOptions::default());
     let large = |byte: &str| byte.repeat(10 * 1024 * 1024);
     let base = raw(&doc! { "_id": 1, "a": large("a") });
-    let first = raw(&doc! { "u": { "a": 1 }, "i": { "b": large("b") } });
+    // It does not fit the base, so that the server is asked.
+    let first = raw(&doc! { "d": { "missing": false }, "u": { "a": 1 }, "i": { "b": large("b") } });
     let second = raw(&doc! { "u": { "b": 2 }, "i": { "c": 3 } });
-    let content = Content::Patched { base, patches: vec![Patch::Diff(first), Patch::Diff(second)] };
+    let content = Content::Patched { base, patches: vec![Patch::Diff(first), Patch::Diff(second)], inserted: false };
     let write = bench.write("s.c", "t.c", &doc! { "_id": 1 }, content, true);
     assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     let expected = doc! { "_id": 1, "a": 1, "b": 2, "c": 3 };

@@ -204,6 +204,35 @@ async fn a_taken_id_is_kept_replaced_or_stops_the_run() {
 }
 
 #[tokio::test]
+async fn an_insert_with_updates_behind_it_is_ruled_over_like_an_insert() {
+    let there = doc! { "_id": 1, "old": true };
+    let base = doc! { "_id": 1, "new": 1 };
+    let diff = |diff: &Document| vec![Patch::Diff(raw(diff))];
+    let (known, unfit) = (doc! { "u": { "new": 2 } }, doc! { "u": { "other": 3 } });
+    // What the second one comes to is for the server to say, which takes more than one statement.
+    for (update, came) in [(&known, doc! { "_id": 1, "new": 2 }), (&unfit, doc! { "_id": 1, "new": 1, "other": 3 })] {
+        for (rules, replaced) in [(Rules::default(), false), (retry(), true)] {
+            let (_set, bench) = bench(rules, None, &[], std::slice::from_ref(&there)).await;
+            let content = || Content::Patched { base: raw(&base), patches: diff(update), inserted: true };
+            let write = bench.write("s.c", "t.c", &doc! { "_id": 1 }, content(), false);
+            assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
+            assert_eq!(found(&bench).await, [if replaced { came.clone() } else { there.clone() }]);
+            assert_eq!(bench.sink.counts().conflicts, 1);
+            // Nothing stands in its way; and then it does, in overlap, and is what was written before.
+            for overlap in [false, true] {
+                let write = bench.write("s.c", "t.c", &doc! { "_id": 1 }, content(), overlap);
+                if !overlap {
+                    bench.client.database("t").collection::<Document>("c").delete_many(doc! {}).await.unwrap();
+                }
+                assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
+                assert_eq!(found(&bench).await, std::slice::from_ref(&came));
+            }
+            assert_eq!(bench.sink.counts().conflicts, 1);
+        }
+    }
+}
+
+#[tokio::test]
 async fn duplicates_of_named_indexes_are_given_up_and_others_stop() {
     let all = [doc! { "_id": 1, "u": 1, "v": 1 }];
     let rules = || Rules::Settings(DuplicateKeys::Skip(vec![SkipRule::parse("t.c:u_1").unwrap()]));

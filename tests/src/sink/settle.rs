@@ -3,10 +3,15 @@
 //! A settlement passes through states that the source never had, so each test looks at the end state of every document.
 //! When a settlement is due is the pipeline's decision and never tested here.
 
+use std::sync::Arc;
+
 use bson::{Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::WriteConcern;
 use oplogue_connectors::mongodb::sink::SinkOptions;
+use oplogue_engine::error::Result;
+use oplogue_engine::model::{ChangeBatch, NamespaceId};
+use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, retain};
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::ReplicaSet;
 
@@ -155,4 +160,50 @@ async fn documents_of_different_moments_are_read_at_one() {
     let report = bench.sink.settle(&[removal(1)], true).await.unwrap();
     assert!(matches!(report.refused.as_slice(), [(0, Refusal::UniqueKey { .. })]), "{:?}", report.refused);
     assert_eq!(found(&bench).await.last(), Some(&start[2]));
+}
+
+/// A chain that drops every document with a field `hidden`.
+struct Hiding;
+
+impl PluginChain for Hiding {
+    fn worker(self: Arc<Self>) -> Result<Box<dyn ChainWorker>> {
+        Ok(Box::new(Self))
+    }
+
+    fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
+        Ok(Some(source))
+    }
+
+    fn generations(&self) -> Vec<GenerationInfo> {
+        Vec::new()
+    }
+}
+
+impl ChainWorker for Hiding {
+    fn process(&mut self, batch: &mut ChangeBatch) -> Result<ChainReport> {
+        retain(batch, |change| oplogue_engine::model::raw::find(&change.body, "hidden").unwrap().is_none());
+        Ok(ChainReport::default())
+    }
+}
+
+#[tokio::test]
+async fn what_a_plugin_drops_stays_as_it_is() {
+    let start = [doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 3, "u": 3 }];
+    let (set, _bench) = unique(&start).await;
+    let bench = Bench::passing(set.client(), Arc::new(Hiding));
+    let source = bench.client.database("s").collection::<Document>("c");
+    let now = [doc! { "_id": 1, "u": 8, "hidden": true }, doc! { "_id": 2, "u": 9 }];
+    source.insert_many(&now).write_concern(WriteConcern::majority()).await.unwrap();
+    // Read from the source: one that a plugin drops, one that it lets through, and one that is not there any more.
+    let writes = [1, 2, 3].map(|id| {
+        let update = doc! { "$unset": { "gone": true } };
+        let content = Content::Patch(vec![Patch::Modifiers(raw(&update))]);
+        bench.write("s.c", "t.c", &doc! { "_id": id }, content, true)
+    });
+    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [start[0].clone(), now[1].clone()]);
+    // Each alone, where they are not asked for together.
+    assert_eq!(bench.sink.settle(&writes[..1], true).await.unwrap().refused, []);
+    assert_eq!(bench.sink.write(&writes[..1]).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [start[0].clone(), now[1].clone()]);
 }

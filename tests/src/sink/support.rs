@@ -16,6 +16,7 @@ use oplogue_connectors::mongodb::sink::{MongoSink, Rules, SinkOptions};
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
 use oplogue_engine::error::Result;
 use oplogue_engine::model::{CollectionUuid, Namespaces, OpTime};
+use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 /// Identity pairs in memory.
@@ -102,6 +103,14 @@ impl Bench {
         );
         let log = records.map(|database| ConflictLog::new(client, database, "test"));
         Self { sink: Arc::new(sink.ruled_by(rules).recording_to(log)), ..plain }
+    }
+
+    /// A sink that takes what it reads whole from the source through `chain`.
+    pub(super) fn passing(client: Client, chain: Arc<dyn PluginChain>) -> Self {
+        let plain = Self::new(client.clone(), SinkOptions::default());
+        let store = Arc::clone(&plain.store) as Arc<dyn CheckpointStore>;
+        let sink = MongoSink::new(client.clone(), Some(client), store, Arc::clone(&plain.names), plain.options);
+        Self { sink: Arc::new(sink.passing(chain)), ..plain }
     }
 
     /// The same after a restart: what is known comes from the store and the server.

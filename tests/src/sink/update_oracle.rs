@@ -224,8 +224,8 @@ async fn check(bench: &Bench, trial: &Trial, applier: Option<Strangers>) -> Vec<
         }
     }
     wrong.extend(settled(bench, trial).await);
-    for over_a_base in [false, true] {
-        wrong.extend(joined(bench, trial, over_a_base).await);
+    for base in [Base::Target, Base::Replaced, Base::Inserted] {
+        wrong.extend(joined(bench, trial, base).await);
     }
     if let Some(strangers) = applier {
         let strangers = strangers(trial);
@@ -247,21 +247,35 @@ async fn settled(bench: &Bench, trial: &Trial) -> Vec<Wrong> {
     compare("settled in a transaction", trial.states.last().unwrap(), &found)
 }
 
+/// What diffs that are joined are applied to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Base {
+    /// What the target has.
+    Target,
+    /// A document that goes with them and replaces the target's, in overlap.
+    Replaced,
+    /// A new document that goes with them.
+    Inserted,
+}
+
 /// Each document's entries as one statement, where all of them are diffs.
-async fn joined(bench: &Bench, trial: &Trial, over_a_base: bool) -> Vec<Wrong> {
-    put(&bench.client, "copy", trial.states[0].values()).await;
+async fn joined(bench: &Bench, trial: &Trial, base: Base) -> Vec<Wrong> {
+    let stands = trial.states[0].values().filter(|_| base != Base::Inserted);
+    put(&bench.client, "copy", stands).await;
     let mut writes = Vec::new();
     let mut expected = Documents::new();
     for (id, entries) in &trial.entries {
         let diffs: Option<Vec<Patch>> = entries.iter().map(|logged| diff(&logged.content)).collect();
         let (Some(patches), Some(start)) = (diffs, trial.states[0].get(id)) else { continue };
-        let content = if over_a_base {
-            Content::Patched { base: bytes::Bytes::copy_from_slice(start.as_bytes()), patches }
-        } else {
-            Content::Patch(patches)
+        let document = bytes::Bytes::copy_from_slice(start.as_bytes());
+        let content = match base {
+            Base::Target => Content::Patch(patches),
+            Base::Replaced => Content::Patched { base: document, patches, inserted: false },
+            Base::Inserted => Content::Patched { base: document, patches, inserted: true },
         };
+        let overlap = base != Base::Inserted;
         let time = entries.last().unwrap().time;
-        writes.push(Write { time, ..bench.write("src.c", "copy.c", &doc! { "_id": *id }, content, true) });
+        writes.push(Write { time, ..bench.write("src.c", "copy.c", &doc! { "_id": *id }, content, overlap) });
         expected.extend(trial.states.last().unwrap().get(id).map(|document| (*id, document.clone())));
     }
     for chunk in writes.chunks(100) {
@@ -269,7 +283,7 @@ async fn joined(bench: &Bench, trial: &Trial, over_a_base: bool) -> Vec<Wrong> {
     }
     let mut found = cases::documents(&bench.client, "copy", "c").await.unwrap();
     found.retain(|id, _| expected.contains_key(id));
-    compare(&format!("in one statement, over a base: {over_a_base}"), &expected, &found)
+    compare(&format!("in one statement, over {base:?}"), &expected, &found)
 }
 
 fn diff(content: &Content) -> Option<Patch> {

@@ -122,7 +122,7 @@ impl ConflictLog {
         match &write.content {
             Content::Insert(document) | Content::Replace(document) => w.raw_document("document", document),
             Content::Patch(patches) => append_patches(&mut w, patches),
-            Content::Patched { base, patches } => {
+            Content::Patched { base, patches, .. } => {
                 w.raw_document("document", base);
                 append_patches(&mut w, patches);
             }
@@ -140,8 +140,8 @@ impl ConflictLog {
 /// The operation's name in records and logs.
 pub(crate) fn operation(content: &Content) -> &'static str {
     match content {
-        Content::Insert(_) => "insert",
-        Content::Replace(_) | Content::Patched { .. } => "replace",
+        Content::Insert(_) | Content::Patched { inserted: true, .. } => "insert",
+        Content::Replace(_) | Content::Patched { inserted: false, .. } => "replace",
         Content::Patch(_) => "update",
         Content::Delete => "delete",
     }
@@ -179,7 +179,7 @@ fn fingerprint(content: &Content) -> i64 {
         Content::Insert(document) | Content::Replace(document) => take(document),
         Content::Delete => {}
         Content::Patch(patches) => patches.iter().for_each(|patch| take(patch.document())),
-        Content::Patched { base, patches } => {
+        Content::Patched { base, patches, .. } => {
             take(base);
             patches.iter().for_each(|patch| take(patch.document()));
         }

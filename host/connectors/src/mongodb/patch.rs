@@ -2,13 +2,15 @@
 //!
 //! A `$v: 2` diff is parsed once into a tree of borrowed bytes ([`diff`]). Outside of overlap, and only when every
 //! path is plain, the tree becomes classic modifiers ([`fast`]), which cost the target least. Everywhere else it
-//! becomes one aggregation stage that does what the server's own applier does, level by level ([`exact`]). Nothing
-//! here talks to a server, and no user's value is ever decoded.
+//! becomes one aggregation stage that does what the server's own applier does, level by level ([`exact`]). Diffs behind a
+//! whole document that goes with them become that document ([`over`]). Nothing here talks to a server, and no user's
+//! value is ever decoded.
 
 pub(crate) mod diff;
 pub(crate) mod exact;
 pub(crate) mod fast;
 pub(crate) mod modifiers;
+pub(crate) mod over;
 pub(crate) mod shape;
 
 pub(crate) use diff::ObjectDiff;

@@ -6,7 +6,7 @@
 //! that an update would use. What collides even so is a conflict with a document outside of the group; it is
 //! ruled over ([`overrule`]) and reported, and the rest is settled without it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bson::Document;
 use bytes::Bytes;
@@ -18,10 +18,10 @@ use oplogue_engine::sink::{FlushReport, Write, newest_write};
 
 use super::classify;
 use super::command::{self, Manner, Statement, StatementError};
-use super::patch::{self, modifiers};
+use super::patch::{self, modifiers, over};
 use super::patience::answered;
 use super::sink::sharded::{no_place, upsert_at};
-use super::sink::{MongoSink, Obstacle};
+use super::sink::{MongoSink, Obstacle, Original};
 use super::transaction::{self, Broken, Committed, Transaction};
 use super::writer::RawWriter;
 
@@ -34,6 +34,9 @@ pub(super) use overrule::Settlement;
 
 /// Writes with their places, by collection and the cluster that they come from.
 type Groups<'w> = BTreeMap<(NamespaceId, Option<model::Origin>), Vec<(usize, &'w Write)>>;
+
+/// Each with the index of its image.
+type Indexed<T> = Vec<(usize, T)>;
 
 /// What one transaction does to one collection.
 #[derive(Clone, Copy)]
@@ -60,6 +63,16 @@ enum Unwritten {
     Broken(Broken),
     /// The server refused to compute the image with this index.
     Image(usize),
+}
+
+impl From<Original> for Computed {
+    fn from(original: Original) -> Self {
+        match original {
+            Original::Document(document) => Self::Document(document),
+            Original::Absent => Self::Absent,
+            Original::Dropped => Self::Dropped,
+        }
+    }
 }
 
 impl From<Broken> for Unwritten {
@@ -235,22 +248,23 @@ impl MongoSink {
         if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
             return Ok(Some((moving().nth(at).map_or(0, |(at, _)| at), error)));
         }
+        let finals = match self.finals(name, moving())? {
+            Ok(finals) => finals,
+            Err(no_place) => return Ok(Some(no_place)),
+        };
+        // Nobody makes way for a document that does not come.
+        let mut coming = BTreeSet::new();
+        for (at, _) in &finals {
+            let Some(image) = images.get(*at) else { continue };
+            coming.insert(DocumentKey::of_document(image.key()).map_err(Error::from)?);
+        }
+        let ways = obstacles.iter().filter(|(owner, _)| coming.contains(owner));
         let ways: Vec<Statement<'_>> =
-            obstacles.iter().map(|(_, obstacle)| Statement::Delete { key: &obstacle.selector }).collect();
+            ways.map(|(_, obstacle)| Statement::Delete { key: &obstacle.selector }).collect();
         if let Some((_, error)) = self.send_in(open, name, &ways, manner).await? {
             let kind = classify::of_code(error.code).unwrap_or(Kind::CannotApply);
             let text = format!("delete what stands in the way in {name}: {} (code {})", error.message, error.code);
             return Err(Error::new(Side::Sink, kind, text).into());
-        }
-        let mut finals: Vec<(usize, Statement<'_>)> = Vec::with_capacity(images.len());
-        let shard_key = self.catalogue.shard_key(name);
-        for (at, (image, computed)) in moving() {
-            let Some(statement) = image.statement(computed)? else { continue };
-            match shard_key.as_deref().map(|key| upsert_at(key, statement.clone())) {
-                None => finals.push((at, statement)),
-                Some(Ok(routed)) => finals.push((at, routed)),
-                Some(Err(why)) => return Ok(Some((at, no_place(&why)))),
-            }
         }
         for run in finals.chunk_by(|a, b| a.1.verb() == b.1.verb()) {
             let statements: Vec<Statement<'_>> = run.iter().map(|(_, statement)| statement.clone()).collect();
@@ -259,6 +273,25 @@ impl MongoSink {
             }
         }
         Ok(None)
+    }
+
+    /// What is written of these images, each with its index; the other way, the one of which nobody knows where to.
+    fn finals<'i, 'a: 'i>(
+        &self,
+        name: &Namespace,
+        moving: impl Iterator<Item = (usize, (&'i Image<'a>, &'i Computed))>,
+    ) -> Result<Result<Indexed<Statement<'i>>, (usize, StatementError)>> {
+        let shard_key = self.catalogue.shard_key(name);
+        let mut finals: Vec<(usize, Statement<'_>)> = Vec::new();
+        for (at, (image, computed)) in moving {
+            let Some(statement) = image.statement(computed)? else { continue };
+            match shard_key.as_deref().map(|key| upsert_at(key, statement.clone())) {
+                None => finals.push((at, statement)),
+                Some(Ok(routed)) => finals.push((at, routed)),
+                Some(Err(why)) => return Ok(Err((at, no_place(&why)))),
+            }
+        }
+        Ok(Ok(finals))
     }
 
     /// What all these images come to. Those that only the source has are read there, before the others are computed.
@@ -273,7 +306,7 @@ impl MongoSink {
         let mut all: Vec<Computed> = Vec::with_capacity(images.len());
         for (at, image) in images.iter().enumerate() {
             if matches!(image.origin(), Origin::Source) {
-                all.push(read.next().flatten().map_or(Computed::Absent, Computed::Document));
+                all.push(read.next().map_or(Computed::Absent, Computed::from));
                 continue;
             }
             let found = self.compute(open, name, image).await;
@@ -296,6 +329,9 @@ impl MongoSink {
         match image.origin() {
             Origin::Known => Ok(Computed::Nothing),
             Origin::Source => self.read_source(image).await,
+            Origin::Diffs(Some(base), diffs) if let Some(known) = over::apply(base, diffs.iter().copied()) => {
+                Ok(Computed::Document(Bytes::from(known)))
+            }
             // An upsert must name the shard of what it makes, which a pipeline does not tell.
             Origin::Diffs(Some(_), _) if self.catalogue.shard_key(name).is_some() => self.read_source(image).await,
             Origin::Diffs(base, diffs) => match patch::pipeline(dialect, base, diffs) {
@@ -330,7 +366,7 @@ impl MongoSink {
     }
 
     async fn read_source(&self, image: &Image<'_>) -> Result<Computed, Broken> {
-        Ok(self.fetch(image.last()).await?.map_or(Computed::Absent, Computed::Document))
+        Ok(self.fetch(image.last()).await?.into())
     }
 
     /// One that the target does not have is read from the source: outside of overlap, where documents expire, and where

@@ -55,6 +55,7 @@ pub use judge::Rules;
 pub(super) use lose::Loss;
 pub(super) use mend::shown_id;
 pub(super) use obstacle::Obstacle;
+pub(super) use original::Original;
 use predecessor::Predecessors;
 use together::Together;
 
@@ -344,8 +345,12 @@ fn bypass() -> Need {
 impl Sink for MongoSink {
     async fn write(&self, writes: &[Write]) -> Result<FlushReport> {
         let target = self.target().await?;
+        let computed: Vec<(usize, Write)> =
+            writes.iter().enumerate().filter_map(|(index, write)| Some((index, plan::computed(write)?))).collect();
+        let mut known = computed.iter().peekable();
         let mut groups: BTreeMap<NamespaceId, Vec<(usize, &Write)>> = BTreeMap::new();
         for (index, write) in writes.iter().enumerate() {
+            let write = known.next_if(|(at, _)| *at == index).map_or(write, |(_, computed)| computed);
             if let Some(destination) = self.destination(write) {
                 groups.entry(destination).or_default().push((index, write));
             }

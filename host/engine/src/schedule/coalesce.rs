@@ -42,17 +42,23 @@ pub fn merge(earlier: Content, later: Content, same_side: bool) -> Merge {
     match (earlier, later) {
         // A delete needs nothing of what was before, and neither does a whole document.
         (_, Content::Delete) => Merge::Merged(Content::Delete),
-        (Content::Insert(_), Content::Replace(document)) if same_side => Merge::Merged(Content::Insert(document)),
-        (_, Content::Replace(document) | Content::Insert(document)) => Merge::Merged(Content::Replace(document)),
-        (_, patched @ Content::Patched { .. }) => Merge::Merged(patched),
-        (Content::Insert(base) | Content::Replace(base), Content::Patch(patches))
-            if same_side && pipeline(&patches) =>
-        {
-            Merge::Merged(Content::Patched { base, patches })
+        (Content::Insert(_) | Content::Patched { inserted: true, .. }, Content::Replace(document)) if same_side => {
+            Merge::Merged(Content::Insert(document))
         }
-        (Content::Patched { base, patches }, Content::Patch(more)) => match join(patches, more, same_side) {
-            Ok(patches) => Merge::Merged(Content::Patched { base, patches }),
-            Err((patches, more)) => Merge::Apart(Content::Patched { base, patches }, Content::Patch(more)),
+        (_, Content::Replace(document) | Content::Insert(document)) => Merge::Merged(Content::Replace(document)),
+        // What was before is replaced.
+        (_, Content::Patched { base, patches, .. }) => {
+            Merge::Merged(Content::Patched { base, patches, inserted: false })
+        }
+        (Content::Insert(base), Content::Patch(patches)) if same_side && pipeline(&patches) => {
+            Merge::Merged(Content::Patched { base, patches, inserted: true })
+        }
+        (Content::Replace(base), Content::Patch(patches)) if same_side && pipeline(&patches) => {
+            Merge::Merged(Content::Patched { base, patches, inserted: false })
+        }
+        (Content::Patched { base, patches, inserted }, Content::Patch(more)) => match join(patches, more, same_side) {
+            Ok(patches) => Merge::Merged(Content::Patched { base, patches, inserted }),
+            Err((patches, more)) => Merge::Apart(Content::Patched { base, patches, inserted }, Content::Patch(more)),
         },
         (Content::Patch(patches), Content::Patch(more)) => match join(patches, more, same_side) {
             Ok(patches) => Merge::Merged(Content::Patch(patches)),
@@ -125,7 +131,13 @@ mod tests {
         let two = merged(diff(1), diff(2));
         assert_eq!(two, Content::Patch(vec![Patch::Diff(doc(1)), Patch::Diff(doc(2))]));
         let over = merged(merged(Content::Insert(doc(9)), diff(1)), diff(2));
-        assert_eq!(over, Content::Patched { base: doc(9), patches: vec![Patch::Diff(doc(1)), Patch::Diff(doc(2))] });
+        let patches = vec![Patch::Diff(doc(1)), Patch::Diff(doc(2))];
+        assert_eq!(over, Content::Patched { base: doc(9), patches, inserted: true });
+        assert_eq!(merged(over.clone(), Content::Replace(doc(3))), Content::Insert(doc(3)));
+        let replaced = merged(Content::Delete, over);
+        assert!(matches!(replaced, Content::Patched { inserted: false, .. }), "it must not meet what it replaces");
+        let over = merged(Content::Replace(doc(9)), diff(1));
+        assert!(matches!(over, Content::Patched { inserted: false, .. }));
     }
 
     #[test]

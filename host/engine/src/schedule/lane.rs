@@ -100,7 +100,7 @@ impl Pending {
         match &mut self.write.content {
             Content::Insert(document) | Content::Replace(document) => own(document),
             Content::Patch(patches) => own_all(patches),
-            Content::Patched { base, patches } => {
+            Content::Patched { base, patches, .. } => {
                 own(base);
                 own_all(patches);
             }
@@ -117,7 +117,7 @@ impl Pending {
             + match &self.write.content {
                 Content::Insert(document) | Content::Replace(document) => document.len(),
                 Content::Patch(list) => patches(list),
-                Content::Patched { base, patches: list } => base.len() + patches(list),
+                Content::Patched { base, patches: list, .. } => base.len() + patches(list),
                 Content::Delete => 0,
             }
     }

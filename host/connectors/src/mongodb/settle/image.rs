@@ -60,6 +60,8 @@ pub(super) enum Computed {
     Nothing,
     /// The source has no such document.
     Absent,
+    /// A plugin keeps the source's document from the target.
+    Dropped,
     Document(Bytes),
     /// The pipeline that makes the document.
     Stages(Vec<u8>),
@@ -117,9 +119,14 @@ impl<'a> Image<'a> {
         image
     }
 
-    /// Whether it stays where it is: it was only taken along, and the source does not have it.
+    /// Whether what the target has of it stays: a plugin drops what it became, or it was only taken along and the source
+    /// does not have it.
     pub(super) fn stays(&self, computed: &Computed) -> bool {
-        self.writes.is_empty() && matches!(computed, Computed::Absent)
+        match computed {
+            Computed::Dropped => true,
+            Computed::Absent => self.writes.is_empty(),
+            Computed::Nothing | Computed::Document(_) | Computed::Stages(_) => false,
+        }
     }
 
     /// Whether the source has another answer to what it shall become.
@@ -133,7 +140,7 @@ impl<'a> Image<'a> {
             Content::Insert(document) | Content::Replace(document) => self.start(Base::Document(document)),
             Content::Delete => self.start(Base::Gone),
             Content::Patch(patches) => self.patches.extend(patches),
-            Content::Patched { base, patches } => {
+            Content::Patched { base, patches, .. } => {
                 self.start(Base::Document(base));
                 self.patches.extend(patches);
             }
@@ -193,7 +200,7 @@ impl<'a> Image<'a> {
             (Computed::Document(document), _) => Some(whole(key, document)?),
             (Computed::Stages(stages), _) => Some(Statement::Pipeline { key, stages: stages.clone(), upsert: true }),
             (Computed::Nothing, Base::Document(base)) if self.patches.is_empty() => Some(whole(key, base)?),
-            (Computed::Nothing | Computed::Absent, _) => None,
+            (Computed::Nothing | Computed::Absent | Computed::Dropped, _) => None,
         })
     }
 }

@@ -17,6 +17,7 @@ use super::counters::count;
 use super::cure::{self, Cure, cure};
 use super::lose::{Loss, refused};
 use super::namespace::{Item, Place};
+use super::original::Original;
 use super::plan::{Form, Plan, plan, whole};
 use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
@@ -160,12 +161,22 @@ impl MongoSink {
 
     /// An insert, outside of overlap, whose `_id` is taken.
     async fn duplicate<'a>(&self, place: &Place, item: &Item<'a>, error: &StatementError) -> Result<Next<'a>> {
-        let Some(document) = body(item.write) else {
+        // Of an insert with updates behind it, this is the first statement.
+        let inserted = match item.statement.core() {
+            Statement::Insert(document) => Some(*document),
+            Statement::Update { .. }
+            | Statement::Modify { .. }
+            | Statement::Literal { .. }
+            | Statement::Pipeline { .. }
+            | Statement::Routed { .. }
+            | Statement::Delete { .. } => None,
+        };
+        let Some(document) = body(item.write).map(AsRef::as_ref).or(inserted) else {
             return Ok(Next::Done(FlushReport::default()));
         };
         let replaces = item.overlap || self.options.insert_on_dup_update;
         if replaces && place.shard_key.is_some() {
-            return Ok(Next::Whole(self.put(place, item.index, item.write, document).await?));
+            return Ok(Next::Done(self.put(place, item.index, item.write, document).await?));
         }
         if replaces {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
@@ -179,7 +190,8 @@ impl MongoSink {
             return Ok(Next::Send(Statement::replace(&item.write.key, document)?));
         }
         let refusal = self.conclude(loss, ruling).await?;
-        Ok(Next::Done(refusal.map_or_else(FlushReport::default, |refusal| refused(item.index, refusal))))
+        // What stands there is somebody else's: updates behind the insert are not for it.
+        Ok(Next::Whole(refusal.map_or_else(FlushReport::default, |refusal| refused(item.index, refusal))))
     }
 
     /// An update whose document the target does not have: outside of overlap, or in a collection whose documents
@@ -218,11 +230,11 @@ impl MongoSink {
     }
 
     /// Writes the whole document as the source has it now; nothing when the source has none any more, since its
-    /// delete is on the way.
+    /// delete is on the way, or when a plugin keeps it from the target.
     async fn refetch(&self, place: &Place, index: usize, write: &Write) -> Result<FlushReport> {
         match self.fetch(write).await? {
-            Some(document) => self.put(place, index, write, &document).await,
-            None => Ok(FlushReport::default()),
+            Original::Document(document) => self.put(place, index, write, &document).await,
+            Original::Absent | Original::Dropped => Ok(FlushReport::default()),
         }
     }
 

@@ -22,6 +22,23 @@ use crate::mongodb::writer::RawWriter;
 /// a chunk takes seconds.
 const READS_MAX: usize = 20;
 
+/// What the source has for a write.
+#[derive(Debug)]
+pub(in crate::mongodb) enum Original {
+    /// The document, as the plugins make it.
+    Document(Bytes),
+    /// None: its delete is on its way.
+    Absent,
+    /// One that a plugin keeps from the target: what the target has of it stays.
+    Dropped,
+}
+
+impl Original {
+    fn of_passed(passed: Option<Bytes>) -> Self {
+        passed.map_or(Self::Dropped, Self::Document)
+    }
+}
+
 /// Documents by their `_id`, and the time of the reading.
 struct Together {
     documents: HashMap<DocumentKey, Bytes>,
@@ -31,7 +48,7 @@ struct Together {
 impl MongoSink {
     /// Reads a document from the source, majority-committed and not older than the write, and takes it through the plugins
     /// to put it on the target.
-    pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Option<Bytes>> {
+    pub(in crate::mongodb) async fn fetch(&self, write: &Write) -> Result<Original> {
         let (document, read_at) = self.read_original(write).await?;
         self.counters.one_refetched();
         self.future.note(write.target, &write.key, read_at.unwrap_or(write.time), write.time);
@@ -45,15 +62,15 @@ impl MongoSink {
 
     /// [`Self::fetch`] for several documents, of one moment where one question can ask for all of them: they are of one
     /// collection of a replica set. Elsewhere one after the other.
-    pub(in crate::mongodb) async fn fetch_all(&self, writes: &[&Write]) -> Result<Vec<Option<Bytes>>> {
+    pub(in crate::mongodb) async fn fetch_all(&self, writes: &[&Write]) -> Result<Vec<Original>> {
         if let Some(mut found) = self.read_together(writes).await? {
             let mut all = Vec::with_capacity(writes.len());
             for write in writes {
                 self.counters.one_refetched();
                 self.future.note(write.target, &write.key, found.read_at.unwrap_or(write.time), write.time);
                 all.push(match found.documents.remove(&DocumentKey::of_document(&write.key)?) {
-                    Some(document) => self.passage.take(write, document).await?,
-                    None => None,
+                    Some(document) => Original::of_passed(self.passage.take(write, document).await?),
+                    None => Original::Absent,
                 });
             }
             return Ok(all);
@@ -87,10 +104,13 @@ impl MongoSink {
 
     /// [`Self::fetch`] only to look at the document.
     pub(super) async fn look_up(&self, write: &Write) -> Result<Option<Bytes>> {
-        Ok(self.read_original(write).await?.0)
+        Ok(match self.read_original(write).await?.0 {
+            Original::Document(document) => Some(document),
+            Original::Absent | Original::Dropped => None,
+        })
     }
 
-    async fn read_original(&self, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
+    async fn read_original(&self, write: &Write) -> Result<(Original, Option<OpTime>)> {
         let mut name = self.namespaces.name(write.source);
         let Some(source) = &self.source else {
             let text = format!("read a whole document of {name}: the sink was given no source to read from");
@@ -112,8 +132,8 @@ impl MongoSink {
             }
         }
         let passed = match document {
-            Some(document) => self.passage.take(write, document).await?,
-            None => None,
+            Some(document) => Original::of_passed(self.passage.take(write, document).await?),
+            None => Original::Absent,
         };
         Ok((passed, read_at))
     }

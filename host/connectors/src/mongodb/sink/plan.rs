@@ -49,8 +49,23 @@ pub(crate) fn plan(write: &Write, form: Form) -> Result<Plan<'_>> {
         Content::Insert(document) | Content::Replace(document) => whole(key, document),
         Content::Delete => Ok(Plan::One(Statement::Delete { key })),
         Content::Patch(patches) => updating(key, None, patches, form),
-        Content::Patched { base, patches } => updating(key, Some(base), patches, form),
+        // Somebody else's document must not be taken for the base, so the base is inserted first.
+        Content::Patched { base, patches, inserted: true } if !form.overlap => {
+            let insert = if needs_literal(base)? { whole(key, base)? } else { Plan::One(Statement::Insert(base)) };
+            steps(key, Some(insert), patches, form)
+        }
+        Content::Patched { base, patches, .. } => updating(key, Some(base), patches, form),
     }
+}
+
+/// The write of a whole document with diffs over it as one of the document that they come to; `None` when it is none, or
+/// when a server must say what they come to.
+pub(crate) fn computed(write: &Write) -> Option<Write> {
+    let Content::Patched { base, patches, inserted } = &write.content else { return None };
+    let diffs: Vec<&[u8]> = patches.iter().map(as_diff).collect::<Option<_>>()?;
+    let document = bytes::Bytes::from(patch::over::apply(base, diffs)?);
+    let content = if *inserted { Content::Insert(document) } else { Content::Replace(document) };
+    Some(Write { content, ..write.clone() })
 }
 
 /// The document that selects the target's document.
@@ -94,7 +109,7 @@ fn updating<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], for
             Err(e) => unreadable(e)?,
         }
     }
-    steps(key, base, patches, form)
+    steps(key, base.map(|base| whole(key, base)).transpose()?, patches, form)
 }
 
 fn one_diff<'a>(key: &'a [u8], diff: &'a [u8], form: Form) -> Result<Plan<'a>> {
@@ -153,9 +168,8 @@ fn modifiers_plan<'a>(key: &'a [u8], modifiers: &'a [u8], form: Form) -> Result<
 }
 
 /// Each patch on its own, in order, behind the base.
-pub(crate) fn steps<'a>(key: &'a [u8], base: Option<&'a [u8]>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
+pub(crate) fn steps<'a>(key: &'a [u8], base: Option<Plan<'a>>, patches: &'a [Patch], form: Form) -> Result<Plan<'a>> {
     let mut steps = Vec::with_capacity(patches.len() + 1);
-    let base = base.map(|base| whole(key, base)).transpose()?;
     // Over a base that was just written the update can only be in its right state.
     let form = if base.is_some() { Form { overlap: false, fast: false, ..form } } else { form };
     let updates = patches.iter().map(|patch| match patch {
@@ -200,6 +214,12 @@ mod tests {
         Patch::Diff(Bytes::from(rawdoc! { "u": { "x": 1 } }.into_bytes()))
     }
 
+    /// A diff that does not fit the base.
+    fn unfit(inserted: bool) -> Write {
+        let base = Bytes::from(rawdoc! { "_id": 1 }.into_bytes());
+        write(Content::Patched { base, patches: vec![diff()], inserted })
+    }
+
     const AFTER: Form = Form { overlap: false, fast: true, upsert: false, dialect: Dialect::V5_0 };
     const OVERLAP: Form = Form { overlap: true, fast: true, upsert: false, dialect: Dialect::V5_0 };
 
@@ -217,6 +237,31 @@ mod tests {
         let insert = write(Content::Insert(Bytes::from(rawdoc! { "_id": 1 }.into_bytes())));
         assert!(matches!(plan(&insert, AFTER).unwrap(), Plan::One(Statement::Insert(_))));
         assert!(matches!(plan(&insert, OVERLAP).unwrap(), Plan::One(Statement::Update { upsert: true, .. })));
+    }
+
+    #[test]
+    fn an_insert_with_updates_is_the_insert_of_what_they_come_to() {
+        let base = Bytes::from(rawdoc! { "_id": 1, "x": 0 }.into_bytes());
+        let after = Bytes::from(rawdoc! { "_id": 1, "x": 1 }.into_bytes());
+        let patched = |inserted| write(Content::Patched { base: base.clone(), patches: vec![diff()], inserted });
+        assert_eq!(computed(&patched(true)).unwrap().content, Content::Insert(after.clone()));
+        assert_eq!(computed(&patched(false)).unwrap().content, Content::Replace(after));
+        assert!(computed(&write(Content::Patch(vec![diff()]))).is_none());
+    }
+
+    #[test]
+    fn an_insert_whose_updates_only_a_server_understands_never_takes_what_stands_for_its_base() {
+        assert!(computed(&unfit(true)).is_none());
+        let steps = |write: &Write, form| match plan(write, form).unwrap() {
+            Plan::Steps(steps) => steps.iter().map(|step| format!("{step:?}")).collect::<Vec<_>>(),
+            other @ (Plan::One(_) | Plan::Refetch | Plan::Nothing) => vec![format!("{other:?}")],
+        };
+        let apart = steps(&unfit(true), AFTER);
+        assert!(apart.len() == 2 && apart[0].starts_with("Insert(") && apart[1].contains("upsert: false"), "{apart:?}");
+        for (inserted, form) in [(true, OVERLAP), (false, AFTER), (false, OVERLAP)] {
+            let one = steps(&unfit(inserted), form);
+            assert!(one.len() == 1 && one[0].contains("upsert: true"), "{one:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use oplogue_engine::sink::{Content, FlushReport, Write};
 use super::counters::count;
 use super::mend::{batches, documents};
 use super::namespace::{Apart, Item, Place, Prepared};
-use super::plan::{Form, Plan, steps};
+use super::plan::{Form, Plan, steps, whole};
 use super::{MongoSink, merge};
 use crate::mongodb::command::{self, Statement, StatementError};
 use crate::mongodb::shard_key::{Route, ShardKey, Unroutable};
@@ -68,8 +68,8 @@ pub(super) fn place<'a>(
     let plan = match (plan, &write.content) {
         (Plan::One(_) | Plan::Steps(_), _) if may_change && rules.fallback => Plan::Refetch,
         // What it becomes in the end has no place that could be told: one after the other.
-        (Plan::One(_), Content::Patched { base, patches }) if may_change => {
-            steps(&write.key, Some(base), patches, rules.form)?
+        (Plan::One(_), Content::Patched { base, patches, .. }) if may_change => {
+            steps(&write.key, Some(whole(&write.key, base)?), patches, rules.form)?
         }
         (plan, _) => plan,
     };

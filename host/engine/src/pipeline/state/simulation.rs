@@ -123,7 +123,7 @@ impl Target {
                 Some(doc) => patch(doc, patches),
                 None => assert!(write.overlap, "an update of a missing document after the mark: {write:?}"),
             },
-            Content::Patched { base, patches } => {
+            Content::Patched { base, patches, .. } => {
                 let mut doc = vec![number(base, "p")];
                 patch(&mut doc, patches);
                 self.docs.insert(at, doc);

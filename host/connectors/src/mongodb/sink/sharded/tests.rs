@@ -158,7 +158,7 @@ fn an_update_of_the_key_is_judged_by_the_server_or_written_whole() {
 fn a_document_and_an_update_of_its_key_go_one_after_the_other() {
     let key = key(doc! { "k": 1 });
     let base = bytes(&rawdoc! { "_id": 7, "k": 2 });
-    let merged = |patch| write(Content::Patched { base: base.clone(), patches: vec![patch] });
+    let merged = |patch| write(Content::Patched { base: base.clone(), patches: vec![patch], inserted: false });
     let harmless = merged(diff(rawdoc! { "i": { "x": 1 } }));
     let all = placed(&key, AFTER, false, &harmless, &[]);
     assert_eq!(all.len(), 1);
