@@ -274,15 +274,16 @@ impl Chain {
         true
     }
 
-    /// A batch went through generations that are on trial.
-    pub(crate) fn count_trial(&self, version: u64) {
+    /// A batch went through generations that are on trial. It counts for the plugins, by their places in the chain, that
+    /// took part in it.
+    pub(crate) fn count_trial(&self, version: u64, took_part: impl Fn(usize) -> bool) {
         let mut state = lock(&self.state);
         if state.active.version != version {
             return;
         }
         let mut ended = false;
-        for slot in &mut state.slots {
-            if slot.trial_left > 0 {
+        for (plugin, slot) in state.slots.iter_mut().enumerate() {
+            if slot.trial_left > 0 && took_part(plugin) {
                 slot.trial_left -= 1;
                 if slot.trial_left == 0 {
                     slot.standby = None;

@@ -69,6 +69,7 @@ impl ConflictPlugin {
         let shown = GuestConflict::from(conflict);
         let mut retries = 0;
         loop {
+            let fresh = seat.guest.is_none();
             let fault = match ask_once(seat, generation, &shown) {
                 Ok(ruling) => match checked(conflict, ruling) {
                     Ok(ruling) => return Ok(ruling),
@@ -76,6 +77,12 @@ impl ConflictPlugin {
                 },
                 Err(fault) => fault,
             };
+            // An instance may be worn out by what it was shown before.
+            if fault.poisons() && !fresh {
+                seat.guest = None;
+                generation.counts.faults.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             let pause = match &fault {
                 Fault::Failure(failure) if retries < RETRIES_MAX => failure.retry_after_ms,
                 Fault::Failure(_)
@@ -154,7 +161,7 @@ impl Judge for ConflictPlugin {
                 Ok(ruling) => {
                     seat.faults_in_a_row = 0;
                     if active.trial {
-                        self.chain.count_trial(active.version);
+                        self.chain.count_trial(active.version, |_| true);
                     }
                     return Ok(ruling);
                 }

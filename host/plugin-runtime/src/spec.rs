@@ -150,7 +150,7 @@ pub struct ChainOptions {
     pub poll: Duration,
     /// A changed file is loaded when its bytes stood still for this long.
     pub settle: Duration,
-    /// A new generation stays on trial for this many batches; a fault in that time brings the former one back.
+    /// A new generation stays on trial for this many batches in which it takes part; a fault in that time brings the former one back.
     pub trial_batches: u64,
 }
 

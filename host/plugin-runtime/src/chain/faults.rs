@@ -63,7 +63,7 @@ impl Worker {
         };
         self.after_fault(plugin, &fault);
         let seat = self.seats.get(plugin).ok_or_else(|| bug("a plugin has no seat"))?;
-        let generation = Arc::clone(&seat.generation);
+        let (generation, fresh) = (Arc::clone(&seat.generation), seat.fresh);
         if self.active.trial && chain.roll_back(&generation, &fault.to_string()) {
             return Err(Halt::Again);
         }
@@ -76,8 +76,10 @@ impl Worker {
             return if rest.is_empty() { Ok(()) } else { self.show(chain, batch, plugin, &rest, limits.hard) };
         }
         if items.len() == 1 {
-            // Only the full time condemns an entry.
-            if matches!(fault, Fault::Time(_)) && hard < limits.hard {
+            // Only the full time condemns an entry, and only an instance that has nothing behind it: another one may be
+            // worn out by what it was shown before.
+            let hurried = matches!(fault, Fault::Time(_)) && hard < limits.hard;
+            if hurried || (fault.poisons() && !fresh) {
                 return self.show(chain, batch, plugin, items, limits.hard);
             }
             return self.poison(chain, batch, plugin, items, &fault);

@@ -58,6 +58,16 @@ pub(super) struct Seat {
     pub(super) guest: Option<Guest>,
     /// Entries in a row that the plugin could not handle.
     pub(super) poisoned_in_a_row: u32,
+    /// The last call was the first one of its instance.
+    pub(super) fresh: bool,
+    /// It had a part in the batch at hand.
+    took_part: bool,
+}
+
+impl Seat {
+    fn new(generation: &Arc<Generation>) -> Self {
+        Self { generation: Arc::clone(generation), guest: None, poisoned_in_a_row: 0, fresh: false, took_part: false }
+    }
 }
 
 /// One worker's state. The chain is handed to every call, so that the chain itself can own a worker.
@@ -103,7 +113,9 @@ impl Worker {
             match self.run(chain, batch) {
                 Ok(report) => {
                     if backup.is_some() {
-                        chain.count_trial(self.active.version);
+                        chain.count_trial(self.active.version, |plugin| {
+                            self.seats.get(plugin).is_some_and(|seat| seat.took_part)
+                        });
                     }
                     return Ok(report);
                 }
@@ -141,7 +153,7 @@ impl Worker {
                 Some(seat) if Arc::ptr_eq(&seat.generation, generation) => seat,
                 Some(_) | None => {
                     changed = true;
-                    Seat { generation: Arc::clone(generation), guest: None, poisoned_in_a_row: 0 }
+                    Seat::new(generation)
                 }
             };
             self.seats.push(seat);
@@ -159,6 +171,10 @@ impl Worker {
         self.slow.clear();
         self.expansions.clear();
         self.pending.iter_mut().for_each(Vec::clear);
+        for seat in &mut self.seats {
+            // A filter is asked for routes, which are remembered.
+            seat.took_part = seat.generation.module.manifest.kind == PluginKind::Filter && !batch.changes.is_empty();
+        }
         self.take_hops(&mut batch.changes);
         let slow = std::mem::take(&mut self.slow);
         for at in &slow {
@@ -386,6 +402,10 @@ impl Worker {
         self.columns.fill(batch.seq, items, &batch.changes, &chain.namespaces).ok_or_else(missing)?;
         let columns = std::mem::take(&mut self.columns);
         let started = Instant::now();
+        if let Some(seat) = self.seats.get_mut(plugin) {
+            seat.fresh = seat.guest.is_none();
+            seat.took_part = true;
+        }
         let guest = self.guest(plugin);
         let answer = guest.and_then(|guest| guest.process(&columns, hard));
         self.columns = columns;

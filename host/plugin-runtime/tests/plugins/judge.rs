@@ -94,6 +94,15 @@ fn faults_meet_the_policy_and_the_next_conflict_is_ruled_again() {
 }
 
 #[test]
+fn an_instance_that_is_worn_out_costs_no_ruling() {
+    let judge = contrary("wear-out", OnError::Fail);
+    for _ in 0..9 {
+        assert_eq!(judge.rule(&conflict()).unwrap(), Ruling::Record);
+    }
+    assert_eq!(judge.chain().stats()[0].faults, 4, "two conflicts an instance");
+}
+
+#[test]
 fn a_memory_limit_stops_the_run_whatever_the_policy() {
     for policy in [OnError::Fail, OnError::Skip, OnError::Drop] {
         let error = contrary("hog", policy).rule(&conflict()).unwrap_err().to_string();

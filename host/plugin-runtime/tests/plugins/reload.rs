@@ -156,6 +156,25 @@ fn a_new_version_that_faults_on_trial_is_rolled_back() {
 }
 
 #[test]
+fn what_a_version_was_not_asked_about_is_no_trial() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.wasm");
+    let manifest = |version: &str| json!({ "name": "m", "version": version, "kind": "transform", "wants": "full", "config": { "type": "object" } });
+    std::fs::write(&path, with_manifest(&mask_field(""), Some(&manifest("1")))).unwrap();
+    let config = json!({ "mask": ["ssn"], "process": "trap-always" });
+    let spec = PluginSpec { on_error: OnError::Drop, ..PluginSpec::file("mask", &path, config) };
+    let mut stream = Stream::with(vec![spec], ChainOptions { watch: false, trial_batches: 2, ..options() });
+    assert_eq!(mask_of_a_batch(&mut stream), "***");
+    replace(&path, &with_manifest(&guest("faulty"), Some(&manifest("2"))));
+    assert_eq!(stream.chain.reload("mask").unwrap().generation, 2);
+    for _ in 0..5 {
+        stream.run(Vec::new());
+    }
+    assert_eq!(mask_of_a_batch(&mut stream), "***", "the former version still stands by");
+    assert_eq!(stream.chain.generations()[0].generation, 1);
+}
+
+#[test]
 fn after_the_trial_a_fault_meets_the_policy() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.wasm");

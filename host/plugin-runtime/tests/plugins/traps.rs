@@ -133,6 +133,19 @@ fn faults_in_decide_stop_the_stream_whatever_the_policy() {
 }
 
 #[test]
+fn an_instance_that_is_worn_out_condemns_no_entry() {
+    let mut stream = Stream::new(vec![with("wear-out", OnError::Drop)]);
+    for id in 0..10 {
+        let batch = vec![stream.insert("a.b", &doc! { "_id": id })];
+        assert_eq!(ids(&stream.run(batch)), [id], "alone in its batch");
+    }
+    for _ in 0..10 {
+        let batch = changes(&stream);
+        assert_eq!(stream.run(batch).len(), 100);
+    }
+}
+
+#[test]
 fn a_plugin_may_ask_for_time() {
     let mut stream = Stream::new(vec![with("retry-once", OnError::Fail)]);
     let batch = changes(&stream);

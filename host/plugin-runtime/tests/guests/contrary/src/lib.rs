@@ -45,6 +45,7 @@ impl Judge for Contrary {
             "hog" => hog(),
             "refuse" => Err(Failure::new("I cannot decide")),
             "retry-once" if CALLS.get() == 1 => Err(Failure { message: "not yet".to_owned(), retry_after_ms: Some(1) }),
+            "wear-out" if CALLS.get() > 2 => panic!("worn out"),
             _ => Ok(Ruling::Record),
         }
     }

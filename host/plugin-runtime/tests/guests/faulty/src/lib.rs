@@ -126,6 +126,10 @@ fn fail(mode: &str, poison: Option<usize>) -> Result<(), Failure> {
         ("refuse-poison", Some(at)) => Err(failure("poison refused", Some(at as u32), None)),
         ("trap-always", _) => panic!("process gave up"),
         ("loop-always", _) => spin(),
+        ("wear-out", _) => {
+            CALLS.set(CALLS.get() + 1);
+            if CALLS.get() > 2 { panic!("worn out") } else { Ok(()) }
+        }
         ("refuse-batch", _) => Err(failure("not this batch", None, None)),
         ("retry-once", _) => {
             CALLS.set(CALLS.get() + 1);
