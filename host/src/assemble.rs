@@ -6,6 +6,7 @@
 
 mod adopt;
 mod border;
+pub mod changed;
 mod index_build;
 mod parts;
 mod servers;
@@ -20,7 +21,7 @@ use oplogue_connectors::mongodb::patience;
 use oplogue_connectors::mongodb::sink::MongoSink;
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions};
 use oplogue_engine::budget::Budget;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::{self, CreateIndex};
 use oplogue_engine::decode::BehindCut;
@@ -121,6 +122,12 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let store = Arc::new(store.of_shards(shards));
     let found = patiently(&hooks.stop, || store.acquire()).await?;
     let lease = patiently(&hooks.stop, || store.lease_identity()).await?;
+
+    if let Found::Ours(stored) = &found
+        && !stored.configuration.is_empty()
+    {
+        changed::report(&stored.plugins, &chain.generations());
+    }
 
     let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
     // What this run has stored last, for its report.

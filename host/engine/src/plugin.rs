@@ -64,6 +64,8 @@ pub struct GenerationInfo {
     pub version: String,
     /// SHA-256 of the module, hexadecimal.
     pub sha256: String,
+    /// SHA-256 of its configuration, hexadecimal; empty where an older checkpoint does not tell.
+    pub configuration: String,
 }
 
 /// The chain without plugins: everything passes, under its own name.

@@ -82,6 +82,7 @@ impl Generation {
             generation: self.number,
             version: self.module.manifest.version.clone(),
             sha256: self.module.sha256.clone(),
+            configuration: self.module.config_sha256.clone(),
         }
     }
 

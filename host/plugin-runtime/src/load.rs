@@ -28,6 +28,7 @@ pub(crate) struct Module {
     pub(crate) sha256: String,
     pub(crate) limits: Limits,
     pub(crate) config: String,
+    pub(crate) config_sha256: String,
     plugin: String,
     pre: InstancePre<State>,
 }
@@ -51,11 +52,13 @@ impl Module {
         check_world(&runtime.engine, &component, manifest.kind)?;
         let linker = link(&runtime.engine, &component, spec)?;
         let pre = linker.instantiate_pre(&component).map_err(|e| LoadError::Start(format!("{e:#}")))?;
+        let config = config.to_string();
         let module = Self {
             manifest,
             sha256: sha256(bytes),
             limits: spec.limits,
-            config: config.to_string(),
+            config_sha256: sha256(config.as_bytes()),
+            config,
             plugin: spec.name.clone(),
             pre,
         };

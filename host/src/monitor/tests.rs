@@ -31,6 +31,7 @@ fn monitored() -> Monitored {
         generation: 1,
         version: "1.0.0".into(),
         sha256: String::new(),
+        configuration: String::new(),
     }]);
     let metrics = Metrics::new();
     metrics.source.read(4, 2012, 12_585);

@@ -38,6 +38,26 @@ async fn a_white_list_a_rename_and_a_delay() -> Result<()> {
     rig.finish(comparison, collector, &[]).await
 }
 
+#[tokio::test]
+async fn a_list_that_changed_between_two_runs_is_said() -> Result<()> {
+    const SAID: &str = "are not those of the checkpoint";
+    let rig = Rig::start().await?;
+    let white = |list: &str| Ok::<_, anyhow::Error>(rig.config()?.set("filter.namespace.white", list));
+    let mut collector = Collector::start(&white("shop")?)?;
+    handed_over(&mut collector).await?;
+    rig.source.client().database("shop").collection("c00").insert_one(doc! { "_id": 0 }).await?;
+    passed(&rig, &collector).await?;
+    for (list, said) in [("shop", false), ("shop;stock", true)] {
+        assert!(collector.terminate(PATIENCE).await?.success(), "{}", collector.log_end());
+        collector = Collector::start(&white(list)?)?;
+        rig.source.client().database("shop").collection("c00").insert_one(doc! { "list": list }).await?;
+        passed(&rig, &collector).await?;
+        assert_eq!(collector.log().contains(SAID), said, "{}", collector.log_end());
+    }
+    assert!(collector.log().contains("namespace-filter is configured otherwise"), "{}", collector.log_end());
+    rig.finish(rig.comparison(), collector, &[SAID]).await
+}
+
 /// The guide's example: the checkpoint's database passes, but for what Oplogue keeps there itself.
 #[tokio::test]
 async fn the_checkpoints_database_passes_by_copy_and_by_stream() -> Result<()> {

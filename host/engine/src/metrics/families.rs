@@ -432,6 +432,7 @@ mod tests {
             generation: 3,
             version: "1.0.0".into(),
             sha256: String::new(),
+            configuration: String::new(),
         }]);
         status.shards().set_newest(&"s1".into(), crate::model::OpTime::new(7, 1, 1));
         let text = Metrics::new().encode(&status).unwrap();

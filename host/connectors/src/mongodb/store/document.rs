@@ -144,6 +144,7 @@ fn write_plugin(info: &GenerationInfo) -> Document {
         "generation": info.generation.cast_signed(),
         "version": &info.version,
         "sha256": &info.sha256,
+        "configuration": &info.configuration,
     }
 }
 
@@ -153,6 +154,7 @@ fn read_plugin(document: &Document) -> GenerationInfo {
         generation: document.get_i64("generation").unwrap_or_default().cast_unsigned(),
         version: text(document, "version"),
         sha256: text(document, "sha256"),
+        configuration: text(document, "configuration"),
     }
 }
 
@@ -235,6 +237,7 @@ mod tests {
                 generation: 3,
                 version: "0.1.0".to_owned(),
                 sha256: "ab".to_owned(),
+                configuration: "ef".to_owned(),
             }],
             configuration: "cd".to_owned(),
         }
