@@ -404,6 +404,31 @@ async fn an_index_is_younger_than_what_is_repeated() {
     replayed_from_everywhere(&[both, one, again, gone, index]).await;
 }
 
+/// The other way round: an index that is gone is made again over documents that it never had to take.
+#[tokio::test]
+async fn an_index_is_older_than_what_it_is_repeated_over() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    let fits = doc! { "insert": "x", "documents": [{ "_id": 1, "a": [1], "b": 2, "at": [1, 2] }, { "_id": 2 }] };
+    let both = doc! { "key": { "a": 1, "b": 1 }, "name": "a_b" };
+    let place = doc! { "key": { "at": "2dsphere" }, "name": "place" };
+    let index = doc! { "createIndexes": "x", "indexes": [both, place] };
+    let gone = doc! { "dropIndexes": "x", "index": ["a_b", "place"] };
+    let set = doc! { "$set": { "b": [2], "at": "nowhere" } };
+    let unfit = doc! { "update": "x", "updates": [{ "q": { "_id": 1 }, "u": set }] };
+    run(&bench, &[fits, index, gone, unfit]).await;
+    let all = changes(&bench, since).await;
+    apply(&bench, &all, false).await;
+    for from in 0..all.len() {
+        let again = bench.restarted();
+        again.store.forget_the_mark();
+        let all = changes(&again, since).await;
+        apply(&again, &all[from..], true).await;
+        again.sink.build_postponed_indexes().await.unwrap();
+        assert_equal(&again, &format!("replayed from entry {from} of {}", all.len())).await;
+    }
+}
+
 #[tokio::test]
 async fn clustered_collections_follow() {
     let (source, ..) = start().await;

@@ -162,6 +162,25 @@ async fn documents_of_different_moments_are_read_at_one() {
     assert_eq!(found(&bench).await.last(), Some(&start[2]));
 }
 
+/// A document is settled in a state that an index of later does not take.
+#[tokio::test]
+async fn an_index_may_be_younger_than_what_is_settled() {
+    let (_set, bench) = unique(&[doc! { "_id": 2, "u": 2 }]).await;
+    let things = bench.client.database("t").collection::<Document>("c");
+    things.create_index(IndexModel::builder().keys(doc! { "a": 1, "b": 1 }).build()).await.unwrap();
+    let now = doc! { "_id": 1, "u": 1, "a": [1], "b": 2 };
+    let source = bench.client.database("s").collection::<Document>("c");
+    source.insert_one(&now).write_concern(WriteConcern::majority()).await.unwrap();
+    let then = Content::Insert(raw(&doc! { "_id": 1, "u": 1, "a": [1], "b": [2] }));
+    let write = |overlap| bench.write("s.c", "t.c", &doc! { "_id": 1 }, then.clone(), overlap);
+    assert_eq!(bench.sink.settle(&[write(true)], false).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await[0], now);
+    // After the overlap nothing explains it.
+    let refused = bench.sink.settle(&[write(false)], true).await.unwrap().refused;
+    assert!(matches!(refused.as_slice(), [(0, Refusal::Refused { code: 171, .. })]), "{refused:?}");
+    assert_eq!(found(&bench).await[0], now);
+}
+
 /// A chain that drops every document with a field `hidden`.
 struct Hiding;
 

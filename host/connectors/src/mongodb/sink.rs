@@ -34,7 +34,7 @@ use super::{classify, topology};
 mod adopted;
 mod capped;
 mod counters;
-mod cure;
+pub(super) mod cure;
 mod future;
 mod judge;
 mod lose;

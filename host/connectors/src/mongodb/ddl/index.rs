@@ -1,8 +1,8 @@
 //! `createIndexes` and `dropIndexes`.
 //!
 //! A specification goes over as the source has it, without the namespace that old servers put in. What cannot stand
-//! yet, because the collection is in overlap, is kept for the overlap mark: unique indexes that do not hold, and those
-//! that would let documents expire whose life is still to be prolonged.
+//! yet, because the collection is in overlap, is kept for the overlap mark: unique indexes that do not hold, indexes that
+//! a document of another moment does not fit, and those that would let documents expire whose life is still to be prolonged.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,6 +18,7 @@ use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visib
 use crate::mongodb::command::{Concern, DUPLICATE_KEY};
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
+use crate::mongodb::sink::cure::is_by_index;
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, command};
 
@@ -71,7 +72,8 @@ impl Executor<'_> {
             Some(INDEX_OPTIONS_CONFLICT | INDEX_KEY_SPECS_CONFLICT) if self.overlap => {
                 Ok(skipped("createIndexes", name))
             }
-            Some(DUPLICATE_KEY) if self.overlap => {
+            // A document in between does not fit it.
+            Some(code) if self.overlap && (code == DUPLICATE_KEY || is_by_index(code)) => {
                 self.postpone(name, target, spec).await;
                 Ok(None)
             }

@@ -13,6 +13,7 @@ use oplogue_engine::sink::{Content, FlushReport, Write};
 use super::image::Image;
 use super::moment::READINGS;
 use crate::mongodb::command::StatementError;
+use crate::mongodb::sink::cure::is_by_index;
 use crate::mongodb::sink::{Loss, MongoSink, Obstacle, Rules, is_unique, refusal};
 
 /// Documents that one group may be written over: each may stand in the way of one unique index.
@@ -99,6 +100,12 @@ impl MongoSink {
         let mut image = open.images.remove(at);
         if is_unique(error) && !open.last_word {
             open.report.refused.extend(image.writes.iter().map(|(index, _)| (*index, refusal(error))));
+            return Ok(());
+        }
+        // What is repeated may be older than the index: the source's document fits it.
+        if is_by_index(error.code) && image.last().overlap && !image.from_source {
+            image.from_source = true;
+            open.images.insert(at, image);
             return Ok(());
         }
         let ruling = if image.overrules || self.inserts_over(&image, error) {

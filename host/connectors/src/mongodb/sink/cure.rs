@@ -62,9 +62,9 @@ pub(crate) fn cure(content: &Content, statement: &Statement<'_>, error: &Stateme
 
 /// Whether an index, and not a unique one, refuses the document: two arrays, no place on earth, no language. A document
 /// that is repeated may be older than the index; a secondary takes it then.
-pub(crate) fn is_by_index(error: &StatementError) -> bool {
+pub(in crate::mongodb) fn is_by_index(code: i32) -> bool {
     // CannotBuildIndexKeys, CannotIndexParallelArrays; 2d, 2dsphere, hashed over an array, text.
-    matches!(error.code, 201 | 171 | 13026 | 13027 | 13067 | 13068 | 16755 | 16756 | 16766 | 16804 | 17261 | 17262)
+    matches!(code, 201 | 171 | 13026 | 13027 | 13067 | 13068 | 16755 | 16756 | 16766 | 16804 | 17261 | 17262)
 }
 
 fn is_whole(content: &Content) -> bool {

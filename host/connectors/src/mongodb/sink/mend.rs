@@ -102,7 +102,7 @@ impl MongoSink {
         Ok(match cured {
             Cure::Accept => Next::Done(FlushReport::default()),
             Cure::Again => Next::Send(statement),
-            Cure::Refuse if item.overlap && cure::is_by_index(error) => {
+            Cure::Refuse if item.overlap && cure::is_by_index(error.code) => {
                 Next::Whole(self.refetch(place, item.index, item.write).await?)
             }
             Cure::Refuse => Next::Done(self.refuse(place, item.index, item.write, error).await?),
