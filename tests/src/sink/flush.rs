@@ -207,6 +207,9 @@ async fn an_unknown_outcome_is_an_error_of_the_whole_flush() {
     for failure in [
         doc! { "failCommands": ["insert"], "closeConnection": true },
         doc! { "failCommands": ["insert"], "errorCode": 10107 },
+        // What a `mongos` says while chunks move, and a member that gives up under load.
+        doc! { "failCommands": ["insert"], "errorCode": 82 },
+        doc! { "failCommands": ["insert"], "errorCode": 365 },
         doc! { "failCommands": ["insert"], "writeConcernError": { "code": 91, "errmsg": "shutting down" } },
     ] {
         set.fail_command(doc! { "times": 1 }, failure.clone()).await.unwrap();
