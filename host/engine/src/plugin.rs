@@ -143,7 +143,9 @@ impl Passage {
         .await?;
         *idle = Some(worker);
         report?;
-        Ok(batch.changes.pop().map(|change| change.body))
+        // One that a plugin moves elsewhere is no document of the place that asks for it.
+        let here = batch.changes.pop().filter(|change| !change.moved || change.target == write.target);
+        Ok(here.map(|change| change.body))
     }
 }
 

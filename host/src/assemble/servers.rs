@@ -17,6 +17,7 @@ use oplogue_connectors::mongodb::shards::routing::Routing;
 use oplogue_connectors::mongodb::shards::{CLUSTER_NAME, reader};
 use oplogue_connectors::mongodb::topology;
 use oplogue_engine::config::Config;
+use oplogue_engine::config::checked::apart::kept_apart;
 use oplogue_engine::config::checked::{self, FetchMethod, PluginEntry, PluginPath};
 use oplogue_engine::config::uri::MongoUri;
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -118,7 +119,7 @@ impl Servers {
             connect(Side::Store, &config.checkpoint.url.resolve()?, &options).await?
         };
         // As `oplogue check` has it, which sees only what the addresses are called.
-        let kept_apart = !config.transform_namespace.is_empty() && !config.filter.white.is_empty();
+        let kept_apart = kept_apart(&config.filter.white, &config.transform_namespace).is_ok();
         let mut is_cluster_target = false;
         for shard in &shards {
             let checked = Check { config, other_than: (!kept_apart).then_some(&shard.client), mode };

@@ -14,6 +14,11 @@ const DELAY: u8 = 3;
 const DEAD_LETTER: u8 = 5;
 const MOVED: u8 = 0x10;
 
+/// Whether an entry with this verdict goes no further.
+fn ends(verdict: u8) -> bool {
+    matches!(verdict, DROP | DEAD_LETTER)
+}
+
 /// The answer to a batch, column by column.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Edits {
@@ -43,7 +48,7 @@ impl Edits {
             self.verdict.resize(self.entries, KEEP);
         }
         if let Some(verdict) = self.verdict.get_mut(at) {
-            *verdict = (*verdict & MOVED) | value;
+            *verdict = if ends(value) { value } else { (*verdict & MOVED) | value };
         }
     }
 
@@ -84,7 +89,7 @@ impl Edit<'_> {
         self.edits.set_arg(self.at, note);
     }
 
-    /// The entry goes to another namespace, whatever else happens to it.
+    /// The entry goes to another namespace, whatever else happens to it; one that ends here goes nowhere.
     pub fn move_to(&mut self, namespace: &str) {
         let edits = &mut *self.edits;
         let known = edits.namespaces.iter().position(|n| n == namespace);
@@ -100,7 +105,7 @@ impl Edit<'_> {
         }
         if let (Some(ns), Some(verdict)) = (edits.ns.get_mut(self.at), edits.verdict.get_mut(self.at)) {
             *ns = at as u32;
-            *verdict |= MOVED;
+            *verdict |= if ends(*verdict) { 0 } else { MOVED };
         }
     }
 
@@ -174,6 +179,21 @@ mod tests {
         edits.edit(1).replace(&bson::EMPTY);
         assert_eq!(edits.verdict, [0, REPLACE | MOVED]);
         assert_eq!((edits.ns, edits.namespaces), (vec![0, 0], vec!["a.b".to_owned()]));
+    }
+
+    #[test]
+    fn what_ends_here_goes_nowhere() {
+        let mut edits = Edits::keep_all(4);
+        for at in 0..2 {
+            edits.edit(at).move_to("a.b");
+            edits.edit(at + 2).drop_entry();
+        }
+        edits.edit(0).drop_entry();
+        edits.edit(1).dead_letter("it is poison");
+        edits.edit(2).move_to("a.b");
+        edits.edit(3).dead_letter("it is poison");
+        edits.edit(3).move_to("a.b");
+        assert_eq!(edits.verdict, [DROP, DEAD_LETTER, DROP, DEAD_LETTER]);
     }
 
     #[test]

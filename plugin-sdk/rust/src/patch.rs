@@ -204,6 +204,7 @@ impl Node {
         self.fields.iter().find(|(field, _)| field.as_bytes() == name).map(|(_, step)| step)
     }
 
+    /// `append`: it is a whole document, and no section of a diff.
     fn document(&self, document: &[u8], out: &mut Vec<u8>, append: bool) -> Changed {
         let mut splice = Splice::new(document, out);
         let mut seen = 0_u64;
@@ -218,7 +219,7 @@ impl Node {
                 }
                 Step::Act(Action::Rename(to)) => splice.put(&element, element.kind, to.as_bytes(), element.value),
                 Step::Act(Action::Unset) => splice.skip(&element),
-                Step::Into(node) => node.value(&element, &mut splice, append)?,
+                Step::Into(node) => node.value(&element, &mut splice)?,
             }
         }
         if append {
@@ -233,19 +234,19 @@ impl Node {
         Ok(splice.finish())
     }
 
-    /// The rules below a field, applied to its value.
-    fn value(&self, element: &Element<'_>, splice: &mut Splice<'_, '_>, append: bool) -> Result<(), Malformed> {
+    /// The rules below a field, applied to its value, which is a whole one wherever it stands.
+    fn value(&self, element: &Element<'_>, splice: &mut Splice<'_, '_>) -> Result<(), Malformed> {
         match element.kind {
-            kind::DOCUMENT => splice.nest(element, false, |value, out| self.document(value, out, append)),
-            kind::ARRAY => splice.nest(element, false, |value, out| self.array(value, out, append)),
+            kind::DOCUMENT => splice.nest(element, false, |value, out| self.document(value, out, true)),
+            kind::ARRAY => splice.nest(element, false, |value, out| self.array(value, out)),
             _ => Ok(()),
         }
     }
 
-    fn array(&self, array: &[u8], out: &mut Vec<u8>, append: bool) -> Changed {
+    fn array(&self, array: &[u8], out: &mut Vec<u8>) -> Changed {
         let mut splice = Splice::new(array, out);
         for element in elements(array) {
-            self.value(&element?, &mut splice, append)?;
+            self.value(&element?, &mut splice)?;
         }
         Ok(splice.finish())
     }
@@ -261,7 +262,7 @@ impl Node {
                 continue;
             }
             match element.name {
-                [b'u', ..] if of_array => self.value(&element, &mut splice, true)?,
+                [b'u', ..] if of_array => self.value(&element, &mut splice)?,
                 [b's', ..] if of_array => splice.nest(&element, true, |value, out| self.diff(value, out))?,
                 b"u" | b"i" => splice.nest(&element, true, |value, out| self.document(value, out, false))?,
                 b"d" => splice.nest(&element, true, |value, out| self.deleted(value, out))?,
@@ -297,8 +298,9 @@ impl Node {
                 Some(Step::Act(Action::Rename(to))) => {
                     splice.put(&element, element.kind, to.as_bytes(), element.value);
                 }
-                Some(Step::Act(Action::Unset)) => splice.skip(&element),
-                Some(Step::Act(Action::Overwrite(_) | Action::Set(_)) | Step::Into(_)) | None => {}
+                // A document without the field has it again on the target.
+                Some(Step::Act(Action::Unset | Action::Set(_))) => splice.skip(&element),
+                Some(Step::Act(Action::Overwrite(_)) | Step::Into(_)) | None => {}
             }
         }
         Ok(splice.finish())
@@ -324,7 +326,7 @@ impl Node {
             let segments: Vec<&[u8]> = element.name.split(|b| *b == b'.').collect();
             match self.meet(&segments) {
                 Met::Nothing => {}
-                Met::Into(node) if !removes => node.value(&element, &mut splice, true)?,
+                Met::Into(node) if !removes => node.value(&element, &mut splice)?,
                 Met::Into(_) => {}
                 Met::Act(Action::Rename(to), at) => {
                     let mut renamed = segments.clone();
@@ -339,11 +341,18 @@ impl Node {
                         splice.skip(&element);
                     } else if !removes {
                         splice.put(&element, v.kind, element.name, &v.bytes);
+                    } else if self.sets(&segments) {
+                        splice.skip(&element);
                     }
                 }
             }
         }
         Ok(splice.finish())
+    }
+
+    /// Whether a document without this field has it again on the target.
+    fn sets(&self, segments: &[&[u8]]) -> bool {
+        matches!(self.meet(segments), Met::Act(Action::Set(_), _))
     }
 
     fn meet(&self, segments: &[&[u8]]) -> Met<'_> {
@@ -409,6 +418,24 @@ mod tests {
         );
         let diff = doc! { "u": { "x": 1 } };
         assert_eq!(apply(&patch, Op::UpdateDiff, diff.clone()), diff);
+    }
+
+    /// Whatever way a document takes, the field is there in the end.
+    #[test]
+    fn set_holds_in_updates_too() {
+        let patch = Patch::default().set("seen", true).set("home.country", "PL");
+        let home = doc! { "zip": 1 };
+        let set = doc! { "zip": 1, "country": "PL" };
+        for section in ["u", "i"] {
+            let diff = doc! { section: { "home": home.clone() } };
+            assert_eq!(apply(&patch, Op::UpdateDiff, diff), doc! { section: { "home": set.clone() } });
+        }
+        let diff = doc! { "d": { "seen": false, "x": false }, "shome": { "d": { "country": false, "y": false } } };
+        let expected = doc! { "d": { "x": false }, "shome": { "d": { "y": false } } };
+        assert_eq!(apply(&patch, Op::UpdateDiff, diff), expected);
+        let body = doc! { "$set": { "home": home }, "$unset": { "seen": true, "home.country": true, "x": true } };
+        let expected = doc! { "$set": { "home": set }, "$unset": { "x": true } };
+        assert_eq!(apply(&patch, Op::UpdateModifiers, body), expected);
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl NamespaceFilter {
         let passed = |name: &str| self.pass_special.iter().any(|p| p == name);
         let database = namespace.split_once('.').map_or(namespace, |(database, _)| database);
         (self.special.iter().any(|s| s == database) && !passed(database))
-            || (namespace.contains("system.views") && !passed("system.views"))
+            || (namespace.split_once('.').is_some_and(|(_, name)| name == "system.views") && !passed("system.views"))
     }
 }
 
@@ -109,7 +109,7 @@ mod tests {
     fn without_lists_only_the_special_databases_are_dropped() {
         check(
             "{}",
-            &["a.b", "a.$cmd", "admin.$cmd", "administration.x", "a.system.js", "configs.x"],
+            &["a.b", "a.$cmd", "admin.$cmd", "administration.x", "a.system.js", "configs.x", "a.ecosystem.views"],
             &["admin.x", "local.x", "config.x", "config.$cmd", "mongoshake.ckpt_default", "mongoshake__conflict.a.b"],
         );
         check("{}", &[], &["mongoshake_conflict.x", "a.system.views"]);

@@ -1,52 +1,47 @@
 //! Renames namespaces, as MongoShake's `transform.namespace` does.
 //!
-//! A rule is `a.b:c.d` for a collection or `a:c` for a database. Collection rules come before database rules,
-//! whatever the order they are written in, and each namespace is renamed once: rules do not chain. The buckets of a
-//! time-series collection follow the collection, and `a.$cmd` (`dropDatabase`) follows the database rule. Both names
-//! of a `renameCollection` are asked by the host one by one.
+//! A rule is `a.b:c.d` for a collection or `a:c` for a database, and takes along what lies below it with a dot: `a.b`
+//! also renames `a.b.x`, to `c.d.x`. The first rule of the list that fits a name holds, and each name is renamed once:
+//! rules do not chain. The buckets of a time-series collection follow the collection, and `a.$cmd` (`dropDatabase`)
+//! follows the database rule. Both names of a `renameCollection` are asked by the host one by one.
 
 use oplogue_plugin::{Failure, Filter, Json, Route};
 
 struct NamespaceRename {
-    collections: Vec<(String, String)>,
-    databases: Vec<(String, String)>,
+    rules: Vec<(String, String)>,
 }
 
 impl Filter for NamespaceRename {
     fn new(config: &Json) -> Result<Self, Failure> {
-        let mut plugin = Self { collections: Vec::new(), databases: Vec::new() };
+        let mut rules: Vec<(String, String)> = Vec::new();
         for rule in config.texts("rules") {
             let (from, to) = rule.split_once(':').ok_or_else(|| refuse(rule, "it has no colon"))?;
             if [from, to].iter().any(|n| n.is_empty() || n.starts_with('.') || n.ends_with('.')) {
                 return Err(refuse(rule, "a name is empty"));
             }
-            let rules = match (from.contains('.'), to.contains('.')) {
-                (true, true) => &mut plugin.collections,
-                (false, false) => &mut plugin.databases,
-                _ => return Err(refuse(rule, "one side is a database, the other one a collection")),
-            };
+            if from.contains('.') != to.contains('.') {
+                return Err(refuse(rule, "one side is a database, the other one a collection"));
+            }
             if rules.iter().any(|(known, _)| known == from) {
                 return Err(refuse(rule, "the name on the left has a rule already"));
             }
             rules.push((from.to_owned(), to.to_owned()));
         }
-        Ok(plugin)
+        Ok(Self { rules })
     }
 
     fn decide(&self, namespace: &str) -> Route {
         let Some((database, collection)) = namespace.split_once('.') else { return Route::Pass };
-        let (prefix, name) = match collection.strip_prefix(BUCKETS) {
-            Some(name) => (BUCKETS, name),
-            None => ("", collection),
+        let logical = collection.strip_prefix(BUCKETS).map(|name| format!("{database}.{name}"));
+        let name = logical.as_deref().unwrap_or(namespace);
+        let below = |from: &str| name.strip_prefix(from).filter(|rest| rest.is_empty() || rest.starts_with('.'));
+        let Some(renamed) = self.rules.iter().find_map(|(from, to)| Some(format!("{to}{}", below(from)?))) else {
+            return Route::Pass;
         };
-        let known = self.collections.iter().find(|(from, _)| from.split_once('.') == Some((database, name)));
-        if let Some((database, name)) = known.and_then(|(_, to)| to.split_once('.')) {
-            return Route::Rename(format!("{database}.{prefix}{name}"));
-        }
-        match self.databases.iter().find(|(from, _)| from == database) {
-            Some((_, to)) => Route::Rename(format!("{to}.{collection}")),
-            None => Route::Pass,
-        }
+        Route::Rename(match renamed.split_once('.') {
+            Some((database, name)) if logical.is_some() => format!("{database}.{BUCKETS}{name}"),
+            Some(_) | None => renamed,
+        })
     }
 }
 
@@ -67,13 +62,15 @@ mod tests {
     }
 
     #[test]
-    fn collection_rules_come_first() {
-        let rules = r#"["a:z","a.b:c.d"]"#;
+    fn a_rule_takes_along_what_lies_below_it() {
+        let rules = r#"["a.b:c.d","a:z"]"#;
         for (ns, to) in [
             ("a.b", "c.d"),
+            ("a.bc", "z.bc"),
             ("a.x", "z.x"),
-            ("a.b.c", "z.b.c"),
+            ("a.b.files", "c.d.files"),
             ("a.$cmd", "z.$cmd"),
+            ("a.system.buckets.b.x", "c.system.buckets.d.x"),
             ("a.system.buckets.b", "c.system.buckets.d"),
             ("a.system.buckets.x", "z.system.buckets.x"),
         ] {
@@ -81,6 +78,14 @@ mod tests {
         }
         assert_eq!(decide(rules, "b.a"), Route::Pass);
         assert_eq!(decide(rules, "z.b"), Route::Pass);
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_holds() {
+        let rules = r#"["a:z","a.b:c.d","x.y.z:x.w","x.y:v.w"]"#;
+        for (ns, to) in [("a.b", "z.b"), ("x.y.z", "x.w"), ("x.y.zz", "v.w.zz"), ("x.y", "v.w")] {
+            assert_eq!(decide(rules, ns), Route::Rename(to.to_owned()), "{ns}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use mongodb::IndexModel;
 use mongodb::options::WriteConcern;
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{ChangeBatch, NamespaceId};
+use oplogue_engine::model::{Change, ChangeBatch, NamespaceId};
 use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, retain};
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::ReplicaSet;
@@ -181,7 +181,7 @@ async fn an_index_may_be_younger_than_what_is_settled() {
     assert_eq!(found(&bench).await[0], now);
 }
 
-/// A chain that drops every document with a field `hidden`.
+/// A chain that drops every document with a field `hidden`, and moves every one with a field `away`.
 struct Hiding;
 
 impl PluginChain for Hiding {
@@ -200,7 +200,9 @@ impl PluginChain for Hiding {
 
 impl ChainWorker for Hiding {
     fn process(&mut self, batch: &mut ChangeBatch) -> Result<ChainReport> {
-        retain(batch, |change| oplogue_engine::model::raw::find(&change.body, "hidden").unwrap().is_none());
+        let has = |change: &Change, field| oplogue_engine::model::raw::find(&change.body, field).unwrap().is_some();
+        batch.changes.iter_mut().for_each(|change| change.moved = has(change, "away"));
+        retain(batch, |change| !has(change, "hidden"));
         Ok(ChainReport::default())
     }
 }
@@ -221,7 +223,9 @@ async fn what_a_plugin_drops_stays_as_it_is() {
     });
     assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, [start[0].clone(), now[1].clone()]);
-    // Each alone, where they are not asked for together.
+    let away = doc! { "$set": { "away": true }, "$unset": { "hidden": true } };
+    source.update_one(doc! { "_id": 1 }, away).write_concern(WriteConcern::majority()).await.unwrap();
+    // Each alone, where they are not asked for together. What is moved elsewhere is not for this place either.
     assert_eq!(bench.sink.settle(&writes[..1], true).await.unwrap().refused, []);
     assert_eq!(bench.sink.write(&writes[..1]).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, [start[0].clone(), now[1].clone()]);

@@ -4,6 +4,7 @@
 //! only when its feature is built: a key of MongoShake that would change the behaviour in a way that is not built is
 //! refused while reading. Names of the fields follow the keys; the docs name the key where they differ.
 
+pub mod apart;
 mod build;
 
 use std::path::PathBuf;

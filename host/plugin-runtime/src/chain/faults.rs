@@ -27,6 +27,14 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// While the entry behind a time-out is searched for, a call gets this part of its time.
 const SEARCH_SHARE: u32 = 8;
 
+/// Entries that are still to be answered for.
+struct Left<'i> {
+    items: &'i [Pending],
+    /// What came of showing them; `None`: they are to be shown.
+    fault: Option<Fault>,
+    hard: Duration,
+}
+
 impl Worker {
     /// Counts a fault and takes a poisoned instance away.
     pub(super) fn after_fault(&mut self, plugin: usize, fault: &Fault) {
@@ -48,6 +56,8 @@ impl Worker {
         }
     }
 
+    /// Goes on with entries of which a call failed, until each is answered for or met the policy. A list of what is left
+    /// and no recursion: a plugin may refuse every second entry of a large call.
     pub(super) fn faulted(
         &mut self,
         chain: &Chain,
@@ -57,37 +67,64 @@ impl Worker {
         fault: Fault,
         hard: Duration,
     ) -> Result<(), Halt> {
+        let mut left = vec![Left { items, fault: Some(fault), hard }];
+        while let Some(Left { items, fault, hard }) = left.pop() {
+            let fault = match fault.map_or_else(|| self.ask(chain, batch, plugin, items, hard), Err) {
+                Ok(checked) => {
+                    self.apply(chain, batch, plugin, items, &checked)?;
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            let Some(fault) = self.stands(chain, batch, plugin, items, fault, hard)? else { continue };
+            let seat = self.seats.get(plugin).ok_or_else(|| bug("a plugin has no seat"))?;
+            let (limits, fresh) = (seat.generation.module.limits, seat.fresh);
+            if let Some(at) = named_entry(&fault, items) {
+                let (before, after) = items.split_at(at);
+                let (named, after) = after.split_at(1);
+                self.poison(chain, batch, plugin, named, &fault)?;
+                // What is good between two that are not ends their row. So the smaller part goes first, which is the one
+                // that lies between, whether a plugin names the first bad entry or the last one.
+                let parts = if before.len() <= after.len() { [after, before] } else { [before, after] };
+                let parts = parts.into_iter().filter(|part| !part.is_empty());
+                left.extend(parts.map(|items| Left { items, fault: None, hard: limits.hard }));
+            } else if items.len() > 1 {
+                let by_time = matches!(fault, Fault::Time(_));
+                let hard = if by_time { (limits.hard / SEARCH_SHARE).max(limits.soft) } else { hard };
+                let (first, second) = items.split_at(items.len() / 2);
+                left.extend([second, first].map(|items| Left { items, fault: None, hard }));
+            } else if (matches!(fault, Fault::Time(_)) && hard < limits.hard) || (fault.poisons() && !fresh) {
+                // Only the full time condemns an entry, and only an instance that has nothing behind it: another one may
+                // be worn out by what it was shown before.
+                left.push(Left { items, fault: None, hard: limits.hard });
+            } else {
+                self.poison(chain, batch, plugin, items, &fault)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a fault is to be dealt with: `None` when the plugin only asked for time, and has answered since.
+    fn stands(
+        &mut self,
+        chain: &Chain,
+        batch: &mut ChangeBatch,
+        plugin: usize,
+        items: &[Pending],
+        fault: Fault,
+        hard: Duration,
+    ) -> Result<Option<Fault>, Halt> {
         let fault = match self.retry(chain, batch, plugin, items, fault, hard) {
-            Ok(checked) => return self.apply(chain, batch, plugin, items, &checked),
+            Ok(checked) => return self.apply(chain, batch, plugin, items, &checked).map(|()| None),
             Err(fault) => fault,
         };
         self.after_fault(plugin, &fault);
         let seat = self.seats.get(plugin).ok_or_else(|| bug("a plugin has no seat"))?;
-        let (generation, fresh) = (Arc::clone(&seat.generation), seat.fresh);
+        let generation = Arc::clone(&seat.generation);
         if self.active.trial && chain.roll_back(&generation, &fault.to_string()) {
             return Err(Halt::Again);
         }
-        let limits = generation.module.limits;
-        if let Some(at) = named_entry(&fault, items) {
-            let (before, after) = items.split_at(at);
-            let (named, after) = after.split_at(1);
-            self.poison(chain, batch, plugin, named, &fault)?;
-            let rest: Vec<Pending> = before.iter().chain(after).copied().collect();
-            return if rest.is_empty() { Ok(()) } else { self.show(chain, batch, plugin, &rest, limits.hard) };
-        }
-        if items.len() == 1 {
-            // Only the full time condemns an entry, and only an instance that has nothing behind it: another one may be
-            // worn out by what it was shown before.
-            let hurried = matches!(fault, Fault::Time(_)) && hard < limits.hard;
-            if hurried || (fault.poisons() && !fresh) {
-                return self.show(chain, batch, plugin, items, limits.hard);
-            }
-            return self.poison(chain, batch, plugin, items, &fault);
-        }
-        let search = if matches!(fault, Fault::Time(_)) { (limits.hard / SEARCH_SHARE).max(limits.soft) } else { hard };
-        let (first, second) = items.split_at(items.len() / 2);
-        self.show(chain, batch, plugin, first, search)?;
-        self.show(chain, batch, plugin, second, search)
+        Ok(Some(fault))
     }
 
     /// Asks again as long as the plugin says when.

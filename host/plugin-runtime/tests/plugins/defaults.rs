@@ -14,7 +14,7 @@ use crate::fixtures::{Stream, default_plugin};
 fn filter_and_rename() {
     let mut stream = Stream::new(vec![
         default_plugin("namespace-filter", json!({ "white": ["a", "b.c"], "checkpoint_db": "mongoshake" })),
-        default_plugin("namespace-rename", json!({ "rules": ["a:z", "a.x:y.x"] })),
+        default_plugin("namespace-rename", json!({ "rules": ["a.x:y.x", "a:z"] })),
     ]);
     let names = ["a.b", "a.x", "b.c", "b.d", "admin.q", "mongoshake.ckpt_default", "b.system.buckets.c"];
     for _ in 0..2 {

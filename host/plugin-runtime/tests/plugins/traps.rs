@@ -115,6 +115,23 @@ fn the_breaker_opens() {
 }
 
 #[test]
+fn bad_entries_among_good_ones_are_no_row() {
+    for (mode, count) in [("refuse-poison", 4000), ("refuse-last-poison", 4000), ("trap-on-poison", 200)] {
+        let mut stream = Stream::new(vec![with(mode, OnError::Drop)]);
+        let document = |id: i32| {
+            if id % 2 == 0 {
+                doc! { "_id": id }
+            } else {
+                doc! { "_id": id, "poison": true }
+            }
+        };
+        let batch = (0..count).map(|id| stream.insert("a.b", &document(id))).collect();
+        let good: Vec<i32> = (0..count).step_by(2).collect();
+        assert_eq!(ids(&stream.run(batch)), good, "{mode}");
+    }
+}
+
+#[test]
 fn a_plugin_that_always_loops_stops_the_stream_soon() {
     let mut stream = Stream::new(vec![with("loop-always", OnError::Fail)]);
     let batch = changes(&stream);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+use super::apart;
 use super::{
     Checkpoint, Config, ConnectMode, CreateIndex, DdlRefused, FetchMethod, Filter, FullSync, Handles, Incr, Limits,
     Log, LogFile, LogLevel, MissingDocument, Monitor, PluginEntry, SyncMode, Transactions,
@@ -201,6 +202,7 @@ impl Builder<'_> {
                 fault.suggest("keep the white list: what it lacks is left out anyway"),
             );
         }
+        self.names_and_patterns();
         let checkpoint_db = self.settings.text("checkpoint.storage.db");
         let special = |db: &str| SPECIAL_DBS.contains(&db) || db == checkpoint_db;
         let passing = self.settings.list("filter.pass.special.db");
@@ -217,6 +219,33 @@ impl Builder<'_> {
         if let Some(db) = held.filter(|db| !passing.iter().any(|passed| passed == db)) {
             let text = format!("{db} is a special database: it passes only when filter.pass.special.db names it too");
             self.note("filter.namespace.white", &text);
+        }
+    }
+
+    /// Rules are plain names. What looks like a pattern or like several names is refused in MongoShake's form, where it
+    /// may have been one, and said in TOML, where a collection may be called so.
+    fn names_and_patterns(&mut self) {
+        const RENAMES: &str = "transform.namespace";
+        for key in ["filter.namespace.black", "filter.namespace.white", RENAMES] {
+            let items = self.settings.list(key);
+            let Some(item) = items.iter().find(|item| item.contains(apart::NOT_OF_NAMES)) else { continue };
+            let fault = Fault::new(format!("holds {item:?}: rules are plain names, parted by ';', and no patterns"));
+            match self.format {
+                Format::CollectorConf => {
+                    let hint = "list the names; if a collection is called so, convert the file to TOML";
+                    self.fault(key, fault.suggest(hint));
+                }
+                Format::Toml => self.note(key, &format!("{item:?} is taken for a name, not for a pattern")),
+            }
+        }
+        let renames = self.settings.list(RENAMES);
+        let sources: Vec<&str> = renames.iter().filter_map(|rule| Some(rule.split_once(':')?.0)).collect();
+        for (at, later) in sources.iter().enumerate() {
+            let before = sources.iter().take(at).find(|first| apart::covers(first, later));
+            if let Some(first) = before {
+                let text = format!("the rule for {later} never holds: the one for {first} stands before it and fits too");
+                self.note(RENAMES, &text);
+            }
         }
     }
 
@@ -310,14 +339,16 @@ impl Builder<'_> {
         }
     }
 
-    /// Source and target in one cluster need names that differ, or every write comes back as a change.
+    /// Source and target in one cluster need names that differ, or the copy drops what it reads and every write comes
+    /// back as a change.
     fn one_cluster(&mut self, source: &MongoUri, target: &MongoUri) {
-        let renamed = !self.settings.list("transform.namespace").is_empty();
-        let chosen = !self.settings.list("filter.namespace.white").is_empty();
-        if !source.hosts().is_empty() && source.hosts() == target.hosts() && !(renamed && chosen) {
-            let fault = Fault::new("has the hosts of mongo_urls: every write would come back as a change");
-            let hint = "to copy inside one cluster set filter.namespace.white and transform.namespace";
-            self.fault("tunnel.address", fault.suggest(hint));
+        if source.hosts().is_empty() || source.hosts() != target.hosts() {
+            return;
+        }
+        let white = self.settings.list("filter.namespace.white");
+        if let Err(reason) = apart::kept_apart(&white, &self.settings.list("transform.namespace")) {
+            let fault = Fault::new(format!("has the hosts of mongo_urls, and {reason}"));
+            self.fault("tunnel.address", fault.suggest(apart::HINT));
         }
     }
 

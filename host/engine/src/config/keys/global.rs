@@ -111,7 +111,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("checkpoint.interval", Time(TimeUnit::Milliseconds, 100, 3_600_000), "5000", Hidden, Supported,
         "Time between two checkpoints."),
     key("transform.namespace", Renames, "", Conf(4), Supported,
-        "Renames: \"a.b:c.d\" a collection, \"a:c\" a database."),
+        "Renames: \"a.b:c.d\" a collection and what lies below it with a dot, \"a:c\" a database. The first one that fits holds."),
     key("skip.nsshardkey.verify", Namespaces, "", Release("2.8.2"), Supported,
         "Collections of a sharded target (db.collection, as they are called there) that stay when the copy begins and whose shard key may differ from the source's."),
 ];

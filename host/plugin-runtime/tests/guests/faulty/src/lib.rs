@@ -86,8 +86,12 @@ const CUT: [u8; 23] = [23, 0, 0, 0, 0x10, b'_', b'i', b'd', 0, 1, 0, 0, 0, 3, b'
 impl world::exports::oplogue::plugin::transform::Guest for Component {
     fn process(batch: Batch) -> Result<Edits, Failure> {
         let bodies = bodies(&batch);
-        let poison = bodies.iter().position(|body| bson::find(body, "poison").is_some());
         let mode = setting("process");
+        let is_poison = |body: &&[u8]| bson::find(body, "poison").is_some();
+        let poison = match mode.as_str() {
+            "refuse-last-poison" => bodies.iter().rposition(is_poison),
+            _ => bodies.iter().position(is_poison),
+        };
         fail(&mode, poison)?;
         let mut edits = Edits {
             verdict: vec![0; batch.op.len()],
@@ -123,7 +127,7 @@ fn fail(mode: &str, poison: Option<usize>) -> Result<(), Failure> {
         ("trap-on-poison", Some(_)) => panic!("poison found"),
         ("loop-on-poison", Some(_)) => spin(),
         ("hog-on-poison", Some(_)) => hog(),
-        ("refuse-poison", Some(at)) => Err(failure("poison refused", Some(at as u32), None)),
+        ("refuse-poison" | "refuse-last-poison", Some(at)) => Err(failure("poison refused", Some(at as u32), None)),
         ("trap-always", _) => panic!("process gave up"),
         ("loop-always", _) => spin(),
         ("wear-out", _) => {
