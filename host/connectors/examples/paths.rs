@@ -155,6 +155,7 @@ impl Bench {
             overlap,
             origin: None,
             moved: false,
+            creates: false,
             in_order: false,
             time: OpTime::default(),
             collection: None,

@@ -131,6 +131,7 @@ impl Passage {
             origin: write.origin,
             not_before_ms: 0,
             moved: false,
+            creates: false,
             ddl: None,
         };
         let last = Position::Oplog(write.time);

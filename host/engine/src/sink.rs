@@ -78,6 +78,8 @@ pub struct Write {
     pub origin: Option<Origin>,
     /// A plugin has moved it: it is no part of what its collection became.
     pub moved: bool,
+    /// An update among it makes the document where there is none: what came of it only the source can say.
+    pub creates: bool,
     /// It must not be written before those that stand before it in its flush.
     pub in_order: bool,
 }

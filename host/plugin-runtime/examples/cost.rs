@@ -268,6 +268,7 @@ fn entry(names: &Namespaces, i: usize) -> Fallible<Change> {
         origin: None,
         not_before_ms: 0,
         moved: false,
+        creates: false,
         ddl: None,
     })
 }

@@ -18,6 +18,11 @@ pub struct Changed {
 /// Compares the chain of a checkpoint with the present one.
 #[must_use]
 pub fn between(stored: &[GenerationInfo], now: &[GenerationInfo]) -> Changed {
+    // A delay chooses nothing.
+    let chooses = |all: &[GenerationInfo]| -> Vec<GenerationInfo> {
+        all.iter().filter(|plugin| plugin.plugin != "target-delay").cloned().collect()
+    };
+    let (stored, now): (&[_], &[_]) = (&chooses(stored), &chooses(now));
     let mut changed = Changed::default();
     let find = |all: &[GenerationInfo], name: &str| all.iter().find(|plugin| plugin.plugin == name).cloned();
     for was in stored {
@@ -78,9 +83,14 @@ mod tests {
     fn every_difference_is_named_and_none_is_made_up() {
         let stored = [plugin("filter", "1", "a"), plugin("rename", "1", "b"), plugin("mask", "1", "c")];
         assert_eq!(between(&stored, &stored), Changed::default());
-        let now = [plugin("mask", "2", "c"), plugin("filter", "1", "z"), plugin("delay", "1", "d")];
+        let now = [
+            plugin("mask", "2", "c"),
+            plugin("filter", "1", "z"),
+            plugin("guard", "1", "d"),
+            plugin("target-delay", "1", "e"),
+        ];
         let changed = between(&stored, &now);
-        let choice = ["filter is configured otherwise", "rename is gone", "delay is new", "their order is another"];
+        let choice = ["filter is configured otherwise", "rename is gone", "guard is new", "their order is another"];
         assert_eq!(changed.choice, choice);
         assert_eq!(changed.versions, ["mask 2 instead of 1"]);
     }

@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, Result};
 use bson::{Document, Timestamp, doc};
-use oplogue_tests::collector::Collector;
+use oplogue_tests::collector::{Collector, by_change_stream};
 
 use super::rig::{PATIENCE, Rig, handed_over, until};
 
@@ -18,6 +18,11 @@ fn ended_at(collector: &Collector) -> Result<(String, String)> {
     let (read, checkpoint) = fields.split_once("checkpoint=").with_context(|| line.clone())?;
     let plain = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
     Ok((plain(read), plain(checkpoint)))
+}
+
+fn number(position: &str) -> Result<(u32, u32)> {
+    let (secs, inc) = position.split_once('.').context("a position without a dot")?;
+    Ok((secs.parse()?, inc.parse()?))
 }
 
 /// The position that a restart goes on from.
@@ -44,7 +49,11 @@ async fn a_stop_under_load_ends_with_everything_that_was_read() -> Result<()> {
         let (read, checkpoint) = ended_at(&collector)?;
         let Timestamp { time, increment } = stored(&rig).await?;
         let stored = format!("{time}.{increment}");
-        assert_eq!((read, checkpoint), (stored.clone(), stored), "what was read is stored:\n{}", collector.log_end());
+        assert_eq!(checkpoint, stored, "{}", collector.log_end());
+        // A change stream shows a transaction event by event, and may be stopped in the middle of one: what was read of it
+        // is written, and its end shows only by what comes behind it.
+        let within = by_change_stream() && number(&read)? > number(&stored)?;
+        assert!(read == stored || within, "what was read is stored:\n{}", collector.log_end());
         collector.run()?;
     }
     load.stop().await?;

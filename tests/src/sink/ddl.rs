@@ -53,6 +53,7 @@ pub(super) async fn apply(bench: &Bench, changes: &[Change], overlap: bool) {
             collection: change.collection,
             origin: change.origin,
             moved: false,
+            creates: false,
             in_order: true,
         };
         assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);

@@ -8,7 +8,7 @@ use mongodb::IndexModel;
 use mongodb::options::{Acknowledgment, WriteConcern};
 use oplogue_connectors::mongodb::sink::{MissingDocument, SinkOptions};
 use oplogue_engine::error::Kind;
-use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _};
+use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::{Options, ReplicaSet, connect};
 
 use super::support::{Bench, raw};
@@ -250,6 +250,29 @@ async fn too_deep_an_update_is_replaced_by_the_whole_document() {
     assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "whole": true }]);
     assert_eq!(bench.sink.counts().refetched, 1);
+}
+
+/// A client's command `applyOps` makes what it does not find, and is logged as it was written.
+#[tokio::test]
+async fn an_update_that_creates_is_read_whole() {
+    let options = SinkOptions { missing_document: MissingDocument::Stop, ..SinkOptions::default() };
+    let (_set, bench) = single(options).await;
+    let made = doc! { "_id": 1, "x": 1, "y": 2 };
+    let source = bench.client.database("s").collection::<Document>("c");
+    source.insert_one(&made).write_concern(majority()).await.unwrap();
+    for overlap in [true, false] {
+        for settled in [false, true] {
+            let content = Content::Patch(vec![Patch::Modifiers(raw(&doc! { "$set": { "x": 1 } }))]);
+            let write = Write { creates: true, ..bench.write("s.c", "t.c", &id(1), content, overlap) };
+            let report = match settled {
+                true => bench.sink.settle(&[write], true).await,
+                false => bench.sink.write(&[write]).await,
+            };
+            assert_eq!(report.unwrap().refused, []);
+            assert_eq!(found(&bench, "t.c").await, std::slice::from_ref(&made));
+            bench.client.database("t").drop().await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

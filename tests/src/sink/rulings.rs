@@ -89,6 +89,13 @@ async fn an_insert_takes_the_place_of_a_duplicate_where_that_is_asked_for() {
     let new = doc! { "_id": 9, "u": 1 };
     assert_eq!(bench.sink.settle(&[insert(&bench, &new)], true).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, [others[1].clone(), new.clone()]);
+    // Nor does an update that came along with it change that.
+    let patches = vec![Patch::Diff(raw(&doc! { "u": { "x": 2 } }))];
+    let content = Content::Patched { base: raw(&doc! { "_id": 8, "u": 1, "x": 1 }), patches, inserted: true };
+    let with_update = bench.write("s.c", "t.c", &doc! { "_id": 8 }, content, false);
+    assert_eq!(bench.sink.settle(&[with_update], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [others[1].clone(), doc! { "_id": 8, "u": 1, "x": 2 }]);
+    assert_eq!(bench.sink.settle(&[insert(&bench, &new)], true).await.unwrap().refused, []);
     // An update is no insert: it is a conflict as ever.
     assert_eq!(bench.sink.settle(&[set(&bench, 9, 2)], true).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, [others[1].clone(), new], "it is recorded, and nothing gives way");
@@ -115,8 +122,21 @@ async fn whatever_holds_a_unique_value_gives_way_and_nothing_else_does() {
     assert_eq!(bench.documents("t.c").await.pop().unwrap().as_bytes(), &raw(&new)[..]);
     assert_eq!(bench.sink.counts().conflicts, 1, "one change, whatever it displaced");
     // Again, as a replay would: nothing stands in the way any more.
-    assert_eq!(bench.sink.settle(&[insert(&bench, &new)], true).await.unwrap().refused, []);
+    let again = Write { overlap: true, ..insert(&bench, &new) };
+    assert_eq!(bench.sink.settle(&[again], true).await.unwrap().refused, []);
     assert_eq!(bench.sink.counts().conflicts, 1);
+}
+
+/// More than one transaction deletes.
+#[tokio::test]
+async fn many_documents_give_way_in_several_transactions() {
+    let others: Vec<Document> = (0..150).map(|n| doc! { "_id": n, "u": n }).collect();
+    let (_set, bench) = bench(retry(), None, &[unique("u")], &others).await;
+    let new: Vec<Document> = (0..150).map(|n| doc! { "_id": 1000 + n, "u": n }).collect();
+    let writes: Vec<Write> = new.iter().map(|document| insert(&bench, document)).collect();
+    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, new);
+    assert_eq!(bench.sink.counts().conflicts, 150);
 }
 
 #[tokio::test]
@@ -230,6 +250,52 @@ async fn an_insert_with_updates_behind_it_is_ruled_over_like_an_insert() {
             assert_eq!(bench.sink.counts().conflicts, 1);
         }
     }
+}
+
+/// A group is settled by deleting and inserting, and that must not take what another program put under the `_id` of a
+/// new document.
+#[tokio::test]
+async fn a_taken_id_is_ruled_over_where_unique_keys_are_settled_too() {
+    let there = [doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 7, "old": true }];
+    let new = doc! { "_id": 7, "new": true };
+    let swapped = |seven: &Document| vec![doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 1 }, seven.clone()];
+    let sparse = || {
+        let options = IndexOptions::builder().unique(true).sparse(true).build();
+        IndexModel::builder().keys(doc! { "u": 1 }).options(options).build()
+    };
+    for (rules, replaced) in [(Rules::default(), false), (retry(), true)] {
+        for at_once in [false, true] {
+            let (_set, bench) = bench(rules.clone(), None, &[sparse()], &there).await;
+            let writes = vec![set(&bench, 1, 2), set(&bench, 2, 1), insert(&bench, &new)];
+            let refused = match at_once {
+                true => bench.sink.write_whole(&[writes]).await.unwrap().report.refused,
+                false => bench.sink.settle(&writes, true).await.unwrap().refused,
+            };
+            assert_eq!(refused, []);
+            assert_eq!(found(&bench).await, swapped(if replaced { &new } else { &there[2] }), "at once: {at_once}");
+            assert_eq!(bench.sink.counts().conflicts, 1, "at once: {at_once}, replaced: {replaced}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_insert_with_its_updates_goes_at_once_with_others() {
+    let (_set, bench) = bench(Rules::default(), None, &[], &[doc! { "_id": 1, "u": 1 }]).await;
+    let patches = vec![Patch::Diff(raw(&doc! { "u": { "x": 2 } }))];
+    let content = Content::Patched { base: raw(&doc! { "_id": 2, "x": 1 }), patches, inserted: true };
+    let new = bench.write("s.c", "t.c", &doc! { "_id": 2 }, content, false);
+    let whole = bench.sink.write_whole(&[vec![set(&bench, 1, 5), new]]).await.unwrap();
+    assert!(whole.at_once && whole.report.refused.is_empty(), "{whole:?}");
+    assert_eq!(found(&bench).await, [doc! { "_id": 1, "u": 5 }, doc! { "_id": 2, "x": 2 }]);
+}
+
+#[tokio::test]
+async fn a_name_that_begins_with_a_dollar_is_ruled_over_too() {
+    let there = doc! { "_id": 1, "old": true };
+    let (_set, bench) = bench(Rules::default(), None, &[], std::slice::from_ref(&there)).await;
+    let report = bench.sink.write(&[insert(&bench, &doc! { "_id": 1, "$a": 1 })]).await.unwrap();
+    assert_eq!((report.refused, found(&bench).await), (vec![], vec![there]));
+    assert_eq!(bench.sink.counts().conflicts, 1);
 }
 
 #[tokio::test]

@@ -162,6 +162,37 @@ async fn documents_of_different_moments_are_read_at_one() {
     assert_eq!(found(&bench).await.last(), Some(&start[2]));
 }
 
+/// What is taken along may collide with a document that the source does not have. Then it stays, and what it was taken
+/// along for is ruled over.
+#[tokio::test]
+async fn a_document_that_cannot_be_taken_along_ends_the_search() {
+    let start = [doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 9, "u": 9 }];
+    let (_set, bench) = unique(&start).await;
+    let source = bench.client.database("s").collection::<Document>("c");
+    let now = [doc! { "_id": 1, "u": 2 }, doc! { "_id": 2, "u": 9 }];
+    source.insert_many(&now).write_concern(WriteConcern::majority()).await.unwrap();
+    let update = doc! { "$unset": { "gone": true } };
+    let content = Content::Patch(vec![Patch::Modifiers(raw(&update))]);
+    let write = bench.write("s.c", "t.c", &doc! { "_id": 1 }, content, true);
+    let refused = bench.sink.settle(&[write], true).await.unwrap().refused;
+    assert!(matches!(refused.as_slice(), [(0, Refusal::UniqueKey { .. })]), "{refused:?}");
+    assert_eq!(found(&bench).await, start);
+}
+
+/// An update whose document is missing is read from the source, which is ahead of what another document still has.
+#[tokio::test]
+async fn a_missing_document_is_read_with_what_stands_in_its_way() {
+    let start = [doc! { "_id": 1, "u": 1 }];
+    let (_set, bench) = unique(&start).await;
+    let source = bench.client.database("s").collection::<Document>("c");
+    let now = [doc! { "_id": 1, "u": 5 }, doc! { "_id": 2, "u": 1, "x": 1 }];
+    source.insert_many(&now).write_concern(WriteConcern::majority()).await.unwrap();
+    let content = Content::Patch(vec![Patch::Diff(raw(&doc! { "u": { "x": 1 } }))]);
+    let write = bench.write("s.c", "t.c", &doc! { "_id": 2 }, content, false);
+    assert_eq!(bench.sink.settle(&[write], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, now);
+}
+
 /// A document is settled in a state that an index of later does not take.
 #[tokio::test]
 async fn an_index_may_be_younger_than_what_is_settled() {
@@ -229,4 +260,21 @@ async fn what_a_plugin_drops_stays_as_it_is() {
     assert_eq!(bench.sink.settle(&writes[..1], true).await.unwrap().refused, []);
     assert_eq!(bench.sink.write(&writes[..1]).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, [start[0].clone(), now[1].clone()]);
+}
+
+/// A state that has passed the plugins stays a document's, though they drop what the source has of it by now.
+#[tokio::test]
+async fn a_state_that_passed_is_written_though_a_later_one_is_dropped() {
+    let start = [doc! { "_id": 1, "u": 1 }, doc! { "_id": 2, "u": 2 }, doc! { "_id": 9, "u": 9 }];
+    let (set, _bench) = unique(&start).await;
+    let bench = Bench::passing(set.client(), Arc::new(Hiding));
+    let source = bench.client.database("s").collection::<Document>("c");
+    let now = [doc! { "_id": 1, "u": 4, "hidden": true }, doc! { "_id": 2, "u": 9 }, doc! { "_id": 9, "u": 10 }];
+    source.insert_many(&now).write_concern(WriteConcern::majority()).await.unwrap();
+    let passed = doc! { "_id": 1, "u": 3 };
+    let passed_write = bench.write("s.c", "t.c", &doc! { "_id": 1 }, Content::Replace(raw(&passed)), true);
+    let content = Content::Patch(vec![Patch::Modifiers(raw(&doc! { "$unset": { "gone": true } }))]);
+    let read = bench.write("s.c", "t.c", &doc! { "_id": 2 }, content, true);
+    assert_eq!(bench.sink.settle(&[passed_write, read], true).await.unwrap().refused, []);
+    assert_eq!(found(&bench).await, [passed, now[1].clone(), now[2].clone()]);
 }

@@ -130,6 +130,7 @@ impl Bench {
             collection: None,
             origin: None,
             moved: false,
+            creates: false,
             in_order: false,
         }
     }

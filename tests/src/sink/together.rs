@@ -129,7 +129,8 @@ async fn what_takes_no_part_in_transactions_is_written_beside_them() {
 #[tokio::test]
 async fn a_conflict_with_somebody_elses_transaction_is_waited_out() {
     let set = ReplicaSet::single().await.unwrap();
-    let bench = Bench::new(set.client(), SinkOptions::default());
+    let bench = Bench::new(set.client(), SinkOptions { majority: true, ..SinkOptions::default() });
+    // By majority: a transaction reads a snapshot of it, which must have the collections.
     bench.sink.write(&inserts(&bench)).await.unwrap();
     let other = connect(&set.uri()).await.unwrap();
     let mut session = other.start_session().await.unwrap();

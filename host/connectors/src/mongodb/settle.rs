@@ -243,10 +243,12 @@ impl MongoSink {
         let computed = self.compute_all(open, name, images).await?;
         let moving =
             || images.iter().zip(&computed).enumerate().filter(|(_, (image, computed))| !image.stays(computed));
+        // What stands under the `_id` of a new document is somebody else's, and ruled over like any other conflict.
+        let going = || moving().filter(|(_, (image, _))| !self.must_be_new(image));
         let deletes: Vec<Statement<'_>> =
-            moving().map(|(_, (image, _))| Statement::Delete { key: image.key() }).collect();
+            going().map(|(_, (image, _))| Statement::Delete { key: image.key() }).collect();
         if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
-            return Ok(Some((moving().nth(at).map_or(0, |(at, _)| at), error)));
+            return Ok(Some((going().nth(at).map_or(0, |(at, _)| at), error)));
         }
         let finals = match self.finals(name, moving())? {
             Ok(finals) => finals,
@@ -273,6 +275,12 @@ impl MongoSink {
             }
         }
         Ok(None)
+    }
+
+    /// Whether nothing may stand under the document's `_id`.
+    fn must_be_new(&self, image: &Image<'_>) -> bool {
+        let making = || image.making().is_some_and(|write| !self.is_overlap(write));
+        !self.options.insert_on_dup_update && !image.overrules && making()
     }
 
     /// What is written of these images, each with its index; the other way, the one of which nobody knows where to.
@@ -305,11 +313,19 @@ impl MongoSink {
         let mut read = self.fetch_all(&of_source.collect::<Vec<_>>()).await?.into_iter();
         let mut all: Vec<Computed> = Vec::with_capacity(images.len());
         for (at, image) in images.iter().enumerate() {
-            if matches!(image.origin(), Origin::Source) {
-                all.push(read.next().map_or(Computed::Absent, Computed::from));
-                continue;
+            let mut origin = image.origin();
+            if matches!(origin, Origin::Source) {
+                let of_source = read.next().map_or(Computed::Absent, Computed::from);
+                origin = image.own_origin();
+                // A state that has passed the plugins stays the document's, though they drop a later one.
+                let has_own =
+                    matches!(origin, Origin::Known | Origin::Diffs(Some(_), _) | Origin::Modifiers(Some(_), _));
+                if !matches!(of_source, Computed::Dropped) || !has_own {
+                    all.push(of_source);
+                    continue;
+                }
             }
-            let found = self.compute(open, name, image).await;
+            let found = self.compute(open, name, image, origin).await;
             all.push(found.map_err(|broken| match broken {
                 Broken::Driver(e) if is_about_the_document(&e) => Unwritten::Image(at),
                 broken @ (Broken::Driver(_) | Broken::Other(_)) => Unwritten::Broken(broken),
@@ -324,9 +340,10 @@ impl MongoSink {
         open: &mut Transaction<'_>,
         name: &Namespace,
         image: &Image<'_>,
+        origin: Origin<'_>,
     ) -> Result<Computed, Broken> {
         let dialect = self.target().await?.dialect;
-        match image.origin() {
+        match origin {
             Origin::Known => Ok(Computed::Nothing),
             Origin::Source => self.read_source(image).await,
             Origin::Diffs(Some(base), diffs) if let Some(known) = over::apply(base, diffs.iter().copied()) => {

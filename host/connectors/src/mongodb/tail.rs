@@ -70,7 +70,9 @@ pub(super) async fn pick_member(client: &Client, mode: ConnectMode) -> Result<Se
         return Ok(criteria);
     }
     let picked = topology::last_write(Side::Source, client, &criteria).await?.address;
-    Ok(SelectionCriteria::Predicate(Arc::new(move |server| server.address().to_string() == picked)))
+    // The driver writes hosts in small letters, the set as it was configured.
+    let is_it = move |address: String| address.eq_ignore_ascii_case(&picked);
+    Ok(SelectionCriteria::Predicate(Arc::new(move |server| is_it(server.address().to_string()))))
 }
 
 /// The primary, whichever member is read.

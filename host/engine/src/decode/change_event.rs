@@ -177,6 +177,7 @@ impl Event {
             origin: None,
             not_before_ms: 0,
             moved: false,
+            creates: false,
             ddl: None,
         }
     }

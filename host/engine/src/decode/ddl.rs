@@ -108,6 +108,7 @@ fn change(entry: &Entry, ddl: Ddl, namespaces: &Namespaces) -> Change {
         origin: entry.origin,
         not_before_ms: 0,
         moved: false,
+        creates: false,
         ddl: Some(Box::new(ddl)),
     }
 }

@@ -198,6 +198,7 @@ impl Entry {
             origin: self.origin,
             not_before_ms: 0,
             moved: false,
+            creates: false,
             ddl: None,
         })
     }
@@ -206,12 +207,16 @@ impl Entry {
 /// Tells the forms of an update's `o` apart: `{$v: 2, diff: …}`, `{$v: 1, $set: …}`, `{$set: …}`, or a replacement.
 ///
 /// A logged modifier document always begins with its `$v` or first modifier, so a replacement that merely holds a
-/// `$` name further back is not mistaken for one.
+/// `$` name further back is not mistaken for one. One that begins with such a name has its `_id` further back, which no
+/// modifier document has (the server goes by that, too).
 pub(super) fn update(o: &Bytes) -> Result<(Operation, Bytes)> {
     let Some(first) = Elements::new(o)?.next() else {
         return Ok((Operation::Replace, o.clone()));
     };
     let first = first?;
+    if first.name.first() == Some(&b'$') && raw::find(o, "_id")?.is_some() {
+        return Ok((Operation::Replace, o.clone()));
+    }
     if first.name == b"$v" {
         let version = match first.kind {
             kind::INT32 => i64::from(raw::read_i32(first.value, 0)?),

@@ -30,6 +30,8 @@ pub(super) struct Streams {
     last: OpTime,
     /// The position of the start, while what is read lies behind its cut.
     behind: Option<Position>,
+    /// The start, until something is read.
+    unread: Option<Position>,
 }
 
 impl Streams {
@@ -39,7 +41,8 @@ impl Streams {
         let skip = if shards.is_empty() { vec![Some(start.time())] } else { repeated(&shards) };
         let first = start.needed_since();
         let is_behind = first.ts() < start.time().ts() || shards.iter().any(|shard| shard.open_since.is_some());
-        Self { shards, skip, last: first, behind: is_behind.then(|| start.clone()) }
+        let behind = is_behind.then(|| start.clone());
+        Self { shards, skip, last: first, behind, unread: Some(start.clone()) }
     }
 
     /// Has the entry at the start read like any other.
@@ -49,6 +52,7 @@ impl Streams {
 
     /// Whether this is the entry that a stream was opened at: it was handed on before.
     pub(super) fn is_repeated(&mut self, stream: u32, time: OpTime) -> bool {
+        self.unread = None;
         self.skip.get_mut(stream as usize).is_some_and(|skip| skip.take_if(|start| start.ts() == time.ts()).is_some())
     }
 
@@ -111,6 +115,9 @@ impl Streams {
 
     /// The place to open all streams at again: each will deliver its last entry once more.
     pub(super) fn reopen(&mut self) -> Position {
+        if let Some(start) = &self.unread {
+            return start.clone();
+        }
         self.skip = if self.shards.is_empty() { vec![Some(self.last)] } else { repeated(&self.shards) };
         self.cut(std::iter::empty())
     }

@@ -64,6 +64,9 @@ fn tells_the_forms_of_updates_apart() {
             update(2, doc! { "$v": 2, "diff": { "u": { "x": 2 } } }),
             update(3, doc! { "$v": 1, "$set": { "x": 3 } }),
             update(4, doc! { "_id": 1, "$v": "a field" }),
+            // So a replacement by a pipeline is logged.
+            update(4, doc! { "$v": 2, "diff": { "u": { "x": 1 } }, "_id": 1 }),
+            update(4, doc! { "$set": 1, "_id": 1 }),
             entry(5, doc! { "op": "d", "ns": "a.b", "o": { "_id": 1 } }),
             entry(6, doc! { "op": "n", "ns": "", "o": { "msg": "periodic noop" } }),
         ]))
@@ -71,7 +74,7 @@ fn tells_the_forms_of_updates_apart() {
     let changes = &batches[0].changes;
     let operations: Vec<_> = changes.iter().map(|c| c.operation).collect();
     use Operation::{Delete, Insert, Replace, UpdateDiff, UpdateModifiers};
-    assert_eq!(operations, [Insert, UpdateDiff, UpdateModifiers, Replace, Delete]);
+    assert_eq!(operations, [Insert, UpdateDiff, UpdateModifiers, Replace, Replace, Replace, Delete]);
     assert_eq!(bson::deserialize_from_slice::<Document>(&changes[1].body).unwrap(), doc! { "u": { "x": 2 } });
     assert_eq!(bson::deserialize_from_slice::<Document>(&changes[2].body).unwrap(), doc! { "$set": { "x": 3 } });
     assert_eq!(position(&batches[0]), 6);
@@ -93,6 +96,24 @@ fn a_reopened_source_repeats_its_last_entry_once() {
     assert_eq!(decoder.reopen().time().inc, 2);
     let batches = decoder.decode(raw(vec![insert(2), insert(3)])).unwrap();
     assert_eq!((batches[0].changes.len(), position(&batches[0])), (1, 3));
+}
+
+#[test]
+fn a_source_that_is_reopened_unread_begins_at_its_start() {
+    let start = OpTime::new(100, 1, -1);
+    let mut decoder = Decoder::new(Namespaces::shared(), DecodeOptions::default(), start).repeating_the_start();
+    assert_eq!(decoder.reopen(), Position::Oplog(start));
+    let batches = decoder.decode(raw(vec![insert(1), insert(2)])).unwrap();
+    assert_eq!(batches[0].changes.len(), 2, "the start is applied again, since its term is not known");
+}
+
+#[test]
+fn a_comparison_of_members_changes_nothing() {
+    let mut decoder = decoder();
+    let check = doc! { "dbCheck": "a.b", "type": "batch", "md5": "x" };
+    let batches = decoder.decode(raw(vec![insert(1), entry(2, doc! { "op": "c", "ns": "a.b", "o": check })])).unwrap();
+    assert_eq!((batches[0].changes.len(), position(&batches[0])), (1, 2));
+    assert_eq!(decoder.counts().internal, 1);
 }
 
 #[test]
@@ -447,6 +468,10 @@ fn the_command_apply_ops_is_taken_as_it_took_effect() {
     use Operation::{Delete, Replace, UpdateModifiers};
     let expected = [(Replace, doc! {"_id": 1}), (UpdateModifiers, doc! {"_id": 2}), (Delete, doc! {"_id": 3})];
     assert_eq!(seen, expected);
+    let creates: Vec<_> = batches[0].changes.iter().map(|change| change.creates).collect();
+    assert_eq!(creates, [false, true, false], "the command makes what it does not find");
+    let replaced = decoder().decode(raw(vec![command(vec![update(doc! { "a": 1 })])])).unwrap();
+    assert_eq!(read(&replaced[0].changes[0].body), doc! { "_id": 2, "a": 1 });
     for o in [doc! { "$inc": { "n": 1 } }, doc! { "$v": 1, "$push": { "n": 1 } }] {
         let error = decoder().decode(raw(vec![command(vec![update(o)])])).unwrap_err();
         assert_eq!(error.kind(), Kind::CannotApply, "{error}");

@@ -337,17 +337,32 @@ pub(super) fn as_applied(change: &mut Change) -> Result<()> {
             change.key = selector(&change.body)?;
         }
         Operation::Delete => change.key = selector(&change.key)?,
-        Operation::Replace | Operation::UpdateDiff => {
+        Operation::Replace => {
             change.key = selector(&change.key)?;
             refuse_operators(&change.body, &[])?;
+            change.body = with_id(&change.key, &change.body)?;
+        }
+        Operation::UpdateDiff => {
+            change.key = selector(&change.key)?;
+            refuse_operators(&change.body, &[])?;
+            change.creates = true;
         }
         Operation::UpdateModifiers => {
             change.key = selector(&change.key)?;
             refuse_operators(&change.body, &[b"$set", b"$unset"])?;
+            change.creates = true;
         }
         Operation::Snapshot | Operation::Ddl => {}
     }
     Ok(())
+}
+
+/// A replacement as it stands in the collection: logged as it was written, it may lack the `_id`.
+fn with_id(key: &Bytes, body: &Bytes) -> Result<Bytes> {
+    let (None, Some(id)) = (raw::find(body, "_id")?, raw::find(key, "_id")?) else { return Ok(body.clone()) };
+    let (id, rest) = (key.get(4..id.end()).unwrap_or_default(), body.get(4..).unwrap_or_default());
+    let length = i32::try_from(4 + id.len() + rest.len()).unwrap_or(i32::MAX);
+    Ok([&length.to_le_bytes()[..], id, rest].concat().into())
 }
 
 fn refuse_operators(update: &[u8], known: &[&[u8]]) -> Result<()> {

@@ -444,6 +444,7 @@ fn snapshot_batch(task: &Task, documents: &Bytes, permit: Permit, after: OpTime,
             origin: None,
             not_before_ms: 0,
             moved: false,
+            creates: false,
             ddl: None,
         });
     }

@@ -75,6 +75,8 @@ pub struct Change {
     pub not_before_ms: i64,
     /// A plugin has moved it to another namespace than its collection's.
     pub moved: bool,
+    /// An update that makes its document where there is none: that of a client's command `applyOps`.
+    pub creates: bool,
     /// The parsed command of a [`Operation::Ddl`].
     pub ddl: Option<Box<Ddl>>,
 }

@@ -324,6 +324,7 @@ impl Core {
             collection: change.collection,
             origin: change.origin,
             moved: change.moved,
+            creates: change.creates,
             in_order: false,
         };
         Ok(Pending { address, write, acks: Acks::one(slot) })

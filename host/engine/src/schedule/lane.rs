@@ -77,7 +77,11 @@ impl Pending {
                 self.write.overlap = later.write.overlap;
                 self.write.time = later.write.time;
                 self.write.key = later.write.key;
+                // What is left is the later one's: of its collection, under the name by which that is read.
+                self.write.source = later.write.source;
                 self.write.collection = later.write.collection;
+                self.write.moved = later.write.moved;
+                self.write.creates |= later.write.creates;
                 self.acks.extend(later.acks);
                 None
             }

@@ -130,6 +130,7 @@ pub(crate) fn change(names: &Namespaces, operation: Operation, ns: &str, body: &
         origin: None,
         not_before_ms: 0,
         moved: false,
+        creates: false,
         ddl: None,
     }
 }

@@ -11,7 +11,7 @@ use oplogue_engine::model::DocumentKey;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use crate::mongodb::command::Statement;
-use crate::mongodb::literal::needs_literal;
+use crate::mongodb::literal::has_zero_time;
 use crate::mongodb::patch::modifiers;
 
 /// Where a document's final state starts from.
@@ -129,6 +129,12 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// The write that makes the document new, where it begins with that.
+    pub(super) fn making(&self) -> Option<&Write> {
+        let (_, first) = self.writes.first()?;
+        matches!(first.content, Content::Insert(_) | Content::Patched { inserted: true, .. }).then_some(*first)
+    }
+
     /// Whether the source has another answer to what it shall become.
     pub(super) fn can_come_from_source(&self) -> bool {
         !self.patches.is_empty() && !self.from_source
@@ -139,7 +145,10 @@ impl<'a> Image<'a> {
         match &write.content {
             Content::Insert(document) | Content::Replace(document) => self.start(Base::Document(document)),
             Content::Delete => self.start(Base::Gone),
-            Content::Patch(patches) => self.patches.extend(patches),
+            Content::Patch(patches) => {
+                self.patches.extend(patches);
+                self.from_source |= write.creates;
+            }
             Content::Patched { base, patches, .. } => {
                 self.start(Base::Document(base));
                 self.patches.extend(patches);
@@ -164,9 +173,11 @@ impl<'a> Image<'a> {
 
     /// Where its state comes from.
     pub(super) fn origin(&self) -> Origin<'a> {
-        if self.from_source {
-            return Origin::Source;
-        }
+        if self.from_source { Origin::Source } else { self.own_origin() }
+    }
+
+    /// The same without the source's present state.
+    pub(super) fn own_origin(&self) -> Origin<'a> {
         let base = match self.base {
             Base::Gone => return Origin::Known,
             Base::Document(_) if self.patches.is_empty() => return Origin::Known,
@@ -207,7 +218,7 @@ impl<'a> Image<'a> {
 
 /// Puts a document where none stands. An insert is judged less strictly than an update by servers before 5.0.
 fn whole<'b>(key: &'b [u8], document: &'b [u8]) -> Result<Statement<'b>> {
-    Ok(if needs_literal(document)? { Statement::replace(key, document)? } else { Statement::Insert(document) })
+    Ok(if has_zero_time(document)? { Statement::replace(key, document)? } else { Statement::Insert(document) })
 }
 
 #[cfg(test)]
@@ -228,6 +239,7 @@ mod tests {
             collection: None,
             origin: None,
             moved: false,
+            creates: false,
             in_order: false,
         }
     }

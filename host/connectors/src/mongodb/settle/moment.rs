@@ -7,7 +7,7 @@
 //! else's, or its deletion is on its way, and the collision is ruled over like any other.
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{Namespace, raw};
+use oplogue_engine::model::{DocumentKey, Namespace, raw};
 
 use super::image::{Image, Origin};
 use super::overrule::Settlement;
@@ -35,13 +35,18 @@ impl MongoSink {
         }
         let Some(first) = open.images.first().map(|image| image.last().clone()) else { return Ok(false) };
         let found = self.obstacle(name, error).await?;
-        let read = open.images.iter().any(|image| matches!(image.origin(), Origin::Source));
+        let mut read = false;
+        for image in &open.images {
+            let id = DocumentKey::of_document(image.key())?;
+            read |= matches!(image.origin(), Origin::Source) || self.is_ahead(first.target, &id);
+        }
         let met_ahead = found.as_ref().is_some_and(|found| self.is_ahead(first.target, &found.id));
         if !read && !met_ahead {
             return Ok(false);
         }
         let along = open.images.iter().filter(|image| image.writes.is_empty()).count();
-        match found.filter(|found| !open.moves(&found.id) && along < ALONG_MAX) {
+        let is_new = |id: &DocumentKey| !open.moves(id) && !open.left.contains(id);
+        match found.filter(|found| is_new(&found.id) && along < ALONG_MAX) {
             Some(found) => open.images.push(Image::taken_along(id_of(&found.document)?.into(), &first)),
             None if open.readings == 0 => return Ok(false),
             None => open.readings -= 1,

@@ -14,7 +14,7 @@ use super::image::Image;
 use super::moment::READINGS;
 use crate::mongodb::command::StatementError;
 use crate::mongodb::sink::cure::is_by_index;
-use crate::mongodb::sink::{Loss, MongoSink, Obstacle, Rules, is_unique, refusal};
+use crate::mongodb::sink::{Loss, MongoSink, Obstacle, Rules, is_own_id, is_unique, refusal};
 
 /// Documents that one group may be written over: each may stand in the way of one unique index.
 const OBSTACLES_MAX: usize = 64;
@@ -28,6 +28,8 @@ pub(in crate::mongodb) struct Settlement<'a> {
     pub(super) waiting: Vec<Image<'a>>,
     /// The errors of those that are written over something.
     overruled: Vec<(DocumentKey, StatementError)>,
+    /// Documents that were taken along and could not be placed: they stay where they are.
+    pub(super) left: Vec<DocumentKey>,
     /// The target stands where the source stood.
     pub(super) last_word: bool,
     /// How often images may still be read again, because two that collide may be of different moments.
@@ -41,6 +43,8 @@ enum Way {
     Cleared,
     /// The rest of the group goes first.
     Behind,
+    /// The same, since it has as much in its way already as one transaction takes.
+    Full,
     /// There is none.
     Blocked,
 }
@@ -52,6 +56,7 @@ impl<'a> Settlement<'a> {
             obstacles: Vec::new(),
             waiting: Vec::new(),
             overruled: Vec::new(),
+            left: Vec::new(),
             last_word,
             readings: READINGS,
             report: FlushReport::default(),
@@ -98,6 +103,10 @@ impl MongoSink {
         error: &StatementError,
     ) -> Result<()> {
         let mut image = open.images.remove(at);
+        if image.writes.is_empty() {
+            open.left.push(DocumentKey::of_document(image.key())?);
+            return Ok(());
+        }
         if is_unique(error) && !open.last_word {
             open.report.refused.extend(image.writes.iter().map(|(index, _)| (*index, refusal(error))));
             return Ok(());
@@ -117,7 +126,7 @@ impl MongoSink {
             image.overrules = true;
             let key = DocumentKey::of_document(image.key())?;
             let way = self.make_way(name, open, &mut image, error).await?;
-            if matches!(way, Way::Behind | Way::Blocked) {
+            if matches!(way, Way::Behind | Way::Full | Way::Blocked) {
                 open.obstacles.retain(|(owner, _)| *owner != key);
             }
             match way {
@@ -126,8 +135,8 @@ impl MongoSink {
                     open.images.insert(at, image);
                     return Ok(());
                 }
-                Way::Behind => {
-                    image.waited = true;
+                Way::Behind | Way::Full => {
+                    image.waited |= matches!(way, Way::Behind);
                     open.waiting.push(image);
                     return Ok(());
                 }
@@ -144,7 +153,9 @@ impl MongoSink {
     /// `incr_sync.executor.insert_on_dup_update` speaks of a document with the same `_id` *or unique index*: an insert
     /// takes the place of either, unless somebody else is to rule over duplicates.
     fn inserts_over(&self, image: &Image<'_>, error: &StatementError) -> bool {
-        let inserted = || image.writes.iter().any(|(_, write)| matches!(write.content, Content::Insert(_)));
+        let inserts =
+            |write: &Write| matches!(write.content, Content::Insert(_) | Content::Patched { inserted: true, .. });
+        let inserted = || image.writes.iter().any(|(_, write)| inserts(write));
         let rules = matches!(self.rules, Rules::Settings(DuplicateKeys::Ignore));
         self.options.insert_on_dup_update && rules && is_unique(error) && inserted()
     }
@@ -157,6 +168,10 @@ impl MongoSink {
         error: &StatementError,
     ) -> Result<Way> {
         let loss = Loss { namespace: name, write: image.last(), error };
+        if is_own_id(error) {
+            self.name(loss, &Ruling::Overwrite, Some(image.key()));
+            return Ok(Way::Cleared);
+        }
         if !is_unique(error) {
             // What an update is applied to may be what the target has against it.
             let other = image.can_come_from_source() && (open.last_word || !image.last().overlap);
@@ -168,7 +183,10 @@ impl MongoSink {
         }
         let own = DocumentKey::of_document(image.key())?;
         match self.obstacle(name, error).await? {
-            Some(found) if open.obstacles.len() < OBSTACLES_MAX && found.id != own && !open.moves(&found.id) => {
+            Some(found) if found.id != own && !open.moves(&found.id) => {
+                if open.obstacles.len() >= OBSTACLES_MAX {
+                    return Ok(Way::Full);
+                }
                 // Said before it is done: nothing is deleted that no line names.
                 self.name(loss, &Ruling::Overwrite, Some(&found.document));
                 open.obstacles.push((own, found));

@@ -22,7 +22,7 @@ use super::plan::{Form, Plan, plan, whole};
 use super::{MissingDocument, MongoSink, merge};
 use crate::mongodb::classify;
 use crate::mongodb::command::{self, Statement, StatementError};
-use crate::mongodb::literal::has_zero_time;
+use crate::mongodb::literal::needs_literal;
 use crate::mongodb::writer::RawWriter;
 
 /// How often one statement is sent again, in whatever forms, before its error is final.
@@ -108,7 +108,8 @@ impl MongoSink {
             Cure::Refuse => Next::Done(self.refuse(place, item.index, item.write, error).await?),
             Cure::Duplicate => self.duplicate(place, item, error).await?,
             // The server would put its own time into it.
-            Cure::InsertAnew if body(item.write).is_some_and(|document| has_zero_time(document).unwrap_or(true)) => {
+            // So is a name at the top level that begins with `$`, which such a server takes from no statement.
+            Cure::InsertAnew if body(item.write).is_some_and(|document| needs_literal(document).unwrap_or(true)) => {
                 Next::Done(self.refuse(place, item.index, item.write, error).await?)
             }
             Cure::DeleteFirst | Cure::InsertAnew => {
@@ -254,7 +255,7 @@ impl MongoSink {
             },
         };
         let mut tried = self.put_all(place, &statements, write.origin).await?;
-        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) && !has_zero_time(document)? {
+        if matches!(&tried, Err(e) if e.code == cure::DOLLAR_PREFIXED) && !needs_literal(document)? {
             tried =
                 self.put_all(place, &[Statement::Delete { key }, Statement::Insert(document)], write.origin).await?;
         }

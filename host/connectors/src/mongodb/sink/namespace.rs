@@ -194,7 +194,7 @@ impl MongoSink {
         Ok(())
     }
 
-    pub(super) fn is_overlap(&self, write: &Write) -> bool {
+    pub(in crate::mongodb) fn is_overlap(&self, write: &Write) -> bool {
         write.overlap || self.future.covers(write.target, &write.key, write.time)
     }
 

@@ -7,7 +7,7 @@ use oplogue_engine::model::raw::Elements;
 use oplogue_engine::sink::{Content, Patch, Write};
 
 use crate::mongodb::command::Statement;
-use crate::mongodb::literal::needs_literal;
+use crate::mongodb::literal::has_zero_time;
 use crate::mongodb::patch::{self, CompileError, Dialect, ObjectDiff, fast, modifiers, shape};
 
 /// The road a write takes.
@@ -43,15 +43,17 @@ pub(crate) struct Form {
 pub(crate) fn plan(write: &Write, form: Form) -> Result<Plan<'_>> {
     let key = key(write);
     match &write.content {
-        Content::Insert(document) if !form.overlap && !needs_literal(document)? => {
+        Content::Insert(document) if !form.overlap && !has_zero_time(document)? => {
             Ok(Plan::One(Statement::Insert(document)))
         }
         Content::Insert(document) | Content::Replace(document) => whole(key, document),
         Content::Delete => Ok(Plan::One(Statement::Delete { key })),
+        // What came of it is not in the log.
+        Content::Patch(_) if write.creates => Ok(Plan::Refetch),
         Content::Patch(patches) => updating(key, None, patches, form),
         // Somebody else's document must not be taken for the base, so the base is inserted first.
         Content::Patched { base, patches, inserted: true } if !form.overlap => {
-            let insert = if needs_literal(base)? { whole(key, base)? } else { Plan::One(Statement::Insert(base)) };
+            let insert = if has_zero_time(base)? { whole(key, base)? } else { Plan::One(Statement::Insert(base)) };
             steps(key, Some(insert), patches, form)
         }
         Content::Patched { base, patches, .. } => updating(key, Some(base), patches, form),
@@ -206,6 +208,7 @@ mod tests {
             collection: None,
             origin: None,
             moved: false,
+            creates: false,
             in_order: false,
         }
     }

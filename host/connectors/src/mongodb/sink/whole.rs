@@ -10,6 +10,7 @@ use oplogue_engine::model::NamespaceId;
 use oplogue_engine::sink::{FlushReport, Refusal, WholeReport, Write, newest_write};
 
 use super::namespace::Prepared;
+use super::plan::computed;
 use super::together::{self, Why};
 use super::{MongoSink, merge};
 use crate::mongodb::transaction;
@@ -18,6 +19,8 @@ type Indexed<'a> = (usize, &'a Write);
 
 impl MongoSink {
     pub(super) async fn write_waves(&self, waves: &[Vec<Write>]) -> Result<WholeReport> {
+        let of_wave = |wave: &Vec<Write>| wave.iter().map(|w| computed(w).unwrap_or_else(|| w.clone())).collect();
+        let waves: &[Vec<Write>] = &waves.iter().map(of_wave).collect::<Vec<_>>();
         let target = self.target().await?;
         if target.is_mongos {
             return self.write_in_parts(waves).await;

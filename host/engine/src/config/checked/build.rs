@@ -243,7 +243,8 @@ impl Builder<'_> {
         for (at, later) in sources.iter().enumerate() {
             let before = sources.iter().take(at).find(|first| apart::covers(first, later));
             if let Some(first) = before {
-                let text = format!("the rule for {later} never holds: the one for {first} stands before it and fits too");
+                let text =
+                    format!("the rule for {later} never holds: the one for {first} stands before it and fits too");
                 self.note(RENAMES, &text);
             }
         }

@@ -23,6 +23,7 @@ fn insert(id: i32, inc: u32, target: NamespaceId, collection: Option<CollectionU
         origin: None,
         not_before_ms: 0,
         moved: false,
+        creates: false,
         ddl: None,
     }
 }

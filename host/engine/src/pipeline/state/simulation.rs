@@ -45,6 +45,7 @@ fn change(operation: Operation, ns: NamespaceId, inc: u32, key: Bytes, body: Byt
         origin: None,
         not_before_ms: 0,
         moved: false,
+        creates: false,
         ddl: None,
     }
 }

@@ -91,6 +91,7 @@ fn change(inc: u32, namespace: NamespaceId, body: Bytes) -> Change {
         origin: None,
         not_before_ms: 0,
         moved: false,
+        creates: false,
         ddl: None,
     }
 }

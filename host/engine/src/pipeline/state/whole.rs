@@ -202,6 +202,7 @@ mod tests {
             origin: None,
             not_before_ms: 0,
             moved: false,
+            creates: false,
             ddl: None,
         }
     }

@@ -39,6 +39,7 @@ fn write(content: Content) -> Write {
         collection: None,
         origin: None,
         moved: false,
+        creates: false,
         in_order: false,
     }
 }
