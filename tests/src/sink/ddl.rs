@@ -430,6 +430,98 @@ async fn an_index_is_older_than_what_it_is_repeated_over() {
     }
 }
 
+/// Killed between a rename and the mark: what waits for the mark stands in no store, and is met again under a name that
+/// its collection has no longer.
+#[tokio::test]
+async fn an_index_that_waits_is_not_lost_with_its_collections_name() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    let ttl = |name: &str| doc! { "key": { name: 1 }, "name": name, "expireAfterSeconds": 3_000_000 };
+    let longer = doc! { "name": "at", "expireAfterSeconds": 4_000_000 };
+    let commands = [
+        insert("staging", 0..3),
+        doc! { "createIndexes": "staging", "indexes": [ttl("at"), ttl("until")] },
+        // The server refuses all of it while the index waits.
+        doc! { "collMod": "staging", "index": longer, "validator": { "x": { "$exists": false } } },
+        doc! { "dropIndexes": "staging", "index": "until" },
+        rename("staging", "events", false),
+        insert("events", 3..5),
+    ];
+    run(&bench, &commands).await;
+    let all = changes(&bench, since).await;
+    apply(&bench, &all, true).await;
+    for _ in 0..2 {
+        let again = bench.restarted();
+        apply(&again, &changes(&again, since).await, true).await;
+    }
+    let last = bench.restarted();
+    apply(&last, &changes(&last, since).await, true).await;
+    last.sink.build_postponed_indexes().await.unwrap();
+    assert_equal(&last, "after three kills").await;
+}
+
+/// An index becomes unique on the source while the target's documents are of several moments.
+#[tokio::test]
+async fn an_index_becomes_unique_at_the_mark_though_the_run_was_killed_before() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    let both = doc! { "insert": "x", "documents": [{ "_id": 1, "k": 1 }, { "_id": 2, "k": 5 }] };
+    let set =
+        |id: i32, k: i32| doc! { "update": "x", "updates": [{ "q": { "_id": id }, "u": { "$set": { "k": k } } }] };
+    let change = |what: &str| doc! { "collMod": "x", "index": { "name": "k", what: true } };
+    let index = doc! { "createIndexes": "x", "indexes": [{ "key": { "k": 1 }, "name": "k" }] };
+    run(&bench, &[both, index.clone(), change("prepareUnique"), change("unique"), set(1, 9), set(2, 1)]).await;
+    let all = changes(&bench, since).await;
+    apply(&bench, &all, false).await;
+    let target = bench.client.database("src");
+    for command in [doc! { "dropIndexes": "x", "index": "k" }, set(1, 1), index] {
+        target.run_command(command).await.unwrap();
+    }
+    for killed in [true, true, false] {
+        let again = bench.restarted();
+        again.store.forget_the_mark();
+        let all = changes(&again, since).await;
+        // Up to the change of the first document, which is where the two are told apart.
+        let until = if killed { all.len() - 2 } else { all.len() };
+        apply(&again, &all[3..until], true).await;
+        if !killed {
+            again.sink.build_postponed_indexes().await.unwrap();
+            assert_equal(&again, "after two kills").await;
+        }
+    }
+}
+
+/// The rules take the two names of a rename to two databases, and the run is killed when the target has carried it out.
+#[tokio::test]
+async fn a_rename_across_databases_is_known_though_nobody_could_say_so() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[insert("a", 0..3), rename("a", "b", false), insert("b", 3..5)]).await;
+    let routed = async |bench: &Bench| {
+        let mut all = changes(bench, since).await;
+        let to = |id| bench.names.intern(if bench.names.name(id).as_str() == "src.a" { "one.a" } else { "two.b" });
+        for change in &mut all {
+            change.target = to(change.source);
+            for routed in change.ddl.iter_mut().flat_map(|ddl| ddl.namespaces_mut()) {
+                routed.target = to(routed.source);
+            }
+        }
+        all
+    };
+    let all = routed(&bench).await;
+    let at = all.iter().position(|change| change.ddl.as_ref().is_some_and(|ddl| ddl.name() == "renameCollection"));
+    let at = at.unwrap();
+    apply(&bench, &all[..at], false).await;
+    let command = doc! { "renameCollection": "one.a", "to": "two.b" };
+    bench.client.database("admin").run_command(command).await.unwrap();
+    let again = bench.restarted();
+    // From where the checkpoint stood that is stored before a rename.
+    apply(&again, &routed(&again).await[at..], true).await;
+    let found: Vec<i32> = again.documents("two.b").await.iter().map(|d| d.get_i32("_id").unwrap()).collect();
+    assert_eq!(found, [0, 1, 2, 3, 4]);
+    assert_eq!(again.documents("one.a").await.len(), 0);
+}
+
 #[tokio::test]
 async fn clustered_collections_follow() {
     let (source, ..) = start().await;

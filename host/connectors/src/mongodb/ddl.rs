@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bson::RawDocumentBuf;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::ddl::Routed;
+use oplogue_engine::model::raw::Elements;
 use oplogue_engine::model::{Change, CollectionUuid, Ddl, Namespace, NamespaceId, OpTime};
 use oplogue_engine::sink::DdlOutcome;
 
@@ -288,24 +289,54 @@ impl Executor<'_> {
 
     async fn coll_mod(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
         if self.turn(name).await? == Turn::Done {
+            if let Some(place) = self.elsewhere(self.source) {
+                self.modify_postponed(&place, options).await?;
+            }
             return Ok(skipped("collMod", name));
         }
-        let mut w = self.command("collMod", visible(name));
-        w.splice(options);
-        command::write_concern(&mut w, self.concern);
         self.modify_postponed(name, options).await?;
+        let w = self.coll_mod_command(name, options);
         let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
-        let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND] } else { &[] };
+        let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND] } else { &[] };
         let time = match self.try_run(name.database(), w).await? {
             Ok(time) => time,
             Err(e) if self.overlap && classify::code(&e) == Some(CANNOT_CONVERT_INDEX_TO_UNIQUE) => {
-                self.convert_at_mark(name, options).await?
+                self.convert_at_mark(name, options).await?;
+                self.modify_all_but_the_index(name, options).await?
+            }
+            Err(e) if self.overlap && classify::code(&e) == Some(INDEX_NOT_FOUND) => {
+                self.modify_all_but_the_index(name, options).await?
             }
             Err(e) if classify::code(&e).is_some_and(|code| tolerated.contains(&code)) => skipped("collMod", name),
             Err(e) => return Err(classify::error(Side::Sink, &format!("run {doing} on {name}"), e)),
         };
         self.sink.catalogue.forget_expiring(name);
         Ok(time)
+    }
+
+    fn coll_mod_command(&self, name: &Namespace, options: &[u8]) -> RawWriter {
+        let mut w = self.command("collMod", visible(name));
+        w.splice(options);
+        command::write_concern(&mut w, self.concern);
+        w
+    }
+
+    /// What a command asks for beside an index that cannot be changed before the mark: the server refuses all of it.
+    async fn modify_all_but_the_index(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
+        let mut others = RawWriter::with_capacity(options.len());
+        let mut any = false;
+        for element in Elements::new(options)? {
+            let element = element?;
+            if element.name != b"index" {
+                others.element(&element);
+                any = true;
+            }
+        }
+        if !any {
+            return Ok(skipped("collMod", name));
+        }
+        let w = self.coll_mod_command(name, &others.finish());
+        self.run(name.database(), "collMod", name, w, &[NAMESPACE_NOT_FOUND]).await
     }
 
     /// The conversion gives the collection a new UUID, which is recorded in place of the old one.

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use bson::RawDocumentBuf;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, OpTime};
 
@@ -37,7 +37,10 @@ impl Executor<'_> {
             match self.sink.catalogue.standing(&name, source) {
                 Standing::Own(_) | Standing::Nameless | Standing::Absent => {}
                 Standing::Unclaimed(uuid) => self.sink.catalogue.must_claim(&name, source, uuid).await?,
-                Standing::Other | Standing::Gone => return Ok(skipped("createIndexes", &name)),
+                Standing::Other | Standing::Gone => {
+                    self.postpone_elsewhere(source, specs).await;
+                    return Ok(skipped("createIndexes", &name));
+                }
             }
         }
         let mut time = None;
@@ -86,6 +89,21 @@ impl Executor<'_> {
         }
     }
 
+    /// In overlap a collection may have another name by now: an index that had to wait for the mark when it was renamed,
+    /// and did not live to see it, waits for it under the new name. One that stands there already stays as it is.
+    async fn postpone_elsewhere(&self, source: CollectionUuid, specs: &[Bytes]) {
+        let Some(place) = self.elsewhere(Some(source)) else { return };
+        for spec in specs {
+            self.postpone(&place, self.sink.namespaces.intern(place.as_str()), spec).await;
+        }
+    }
+
+    /// Where the collection of a repeated entry stands, whose name it has no longer.
+    pub(super) fn elsewhere(&self, source: Option<CollectionUuid>) -> Option<Namespace> {
+        let source = source.filter(|_| self.overlap && !self.is_in_copy())?;
+        self.sink.catalogue.place_of(source)
+    }
+
     /// Leaves an index to the overlap mark.
     async fn postpone(&self, name: &Namespace, target: NamespaceId, spec: &Bytes) {
         tracing::info!(namespace = %name, "an index waits for the end of the overlap");
@@ -126,10 +144,10 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// An index that is to become unique does not hold yet: it is dropped, and built as a unique one at the mark.
-    pub(super) async fn convert_at_mark(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
+    /// An index that is to become unique does not hold yet: it becomes so at the mark. Until then it stays as it is.
+    pub(super) async fn convert_at_mark(&self, name: &Namespace, options: &[u8]) -> Result<()> {
         let Some(change) = raw::find(options, "index")?.filter(|index| index.kind == kind::DOCUMENT) else {
-            return Ok(None);
+            return Ok(());
         };
         let failed = |e| classify::error(Side::Sink, &format!("list the indexes of {name} (needs `listIndexes`)"), e);
         let command = bson::doc! { "listIndexes": name.collection() };
@@ -141,16 +159,22 @@ impl Executor<'_> {
             if !is_meant(change.value, spec.as_bytes())? {
                 continue;
             }
-            let Some(index) = index_name(spec.as_bytes()) else { continue };
             let spec = modified(spec.as_bytes(), change.value)?;
-            let mut w = self.command("dropIndexes", name.collection());
-            w.string("index", &index);
-            command::write_concern(&mut w, self.concern);
-            let time = self.run(name.database(), "dropIndexes", name, w, &[INDEX_NOT_FOUND]).await?;
             self.postpone(name, self.sink.namespaces.intern(name.as_str()), &spec).await;
-            return Ok(time);
         }
-        Ok(skipped("collMod", name))
+        Ok(())
+    }
+
+    /// Makes an index that stands the unique one of `spec`.
+    async fn convert(&self, name: &Namespace, spec: &[u8]) -> Result<Option<OpTime>> {
+        let index = index_name(spec).unwrap_or_default();
+        let mut w = self.command("collMod", name.collection());
+        w.document("index", |w| {
+            w.string("name", &index);
+            w.boolean("unique", true);
+        });
+        command::write_concern(&mut w, self.concern);
+        self.run(name.database(), "collMod", name, w, &[]).await
     }
 
     pub(super) async fn drop_index(&self, name: &Namespace, index: &str) -> Result<Option<OpTime>> {
@@ -158,6 +182,9 @@ impl Executor<'_> {
             self.sink.dropped_indexes.lock().await.note(self.source, index);
         }
         if self.turn(name).await? == Turn::Done {
+            if let Some(place) = self.elsewhere(self.source) {
+                self.sink.forget_postponed(&place, index).await;
+            }
             return Ok(skipped("dropIndexes", name));
         }
         self.sink.forget_postponed(name, index).await;
@@ -208,7 +235,14 @@ impl MongoSink {
         let mut postponed = self.postponed.lock().await;
         while let Some((id, spec)) = postponed.last() {
             let name = self.namespaces.name(*id);
-            self.build_indexes(&name, &[spec], self.concern(target)).await?;
+            if let Err(error) = self.build_indexes(&name, &[spec], self.concern(target)).await {
+                // Where it stands and is not unique yet, it is made so.
+                let is_unique = is_unique(spec)? && error.action() != Action::Rewind;
+                let executor = Executor::new(self, None, false, self.concern(target));
+                if !is_unique || executor.convert(&name, spec).await.is_err() {
+                    return Err(error);
+                }
+            }
             postponed.pop();
         }
         Ok(())
@@ -269,6 +303,10 @@ impl MongoSink {
 }
 
 /// Whether documents expire by this index.
+fn is_unique(spec: &[u8]) -> Result<bool, Malformed> {
+    Ok(raw::find(spec, "unique")?.is_some_and(|unique| unique.kind == kind::BOOLEAN && unique.value == [1]))
+}
+
 fn expires(spec: &[u8]) -> Result<bool, Malformed> {
     Ok(raw::find(spec, "expireAfterSeconds")?.is_some())
 }

@@ -31,6 +31,7 @@ impl Executor<'_> {
         drop_target: Option<CollectionUuid>,
     ) -> Result<Option<OpTime>> {
         if self.turn(from).await? == Turn::Done {
+            self.claim_finished(from, to).await?;
             self.remove_stale(from, to).await?;
             self.remove_replaced(to, drop_target).await?;
             return Ok(skipped("renameCollection", from));
@@ -47,6 +48,23 @@ impl Executor<'_> {
             self.sink.catalogue.retire(replaced, self.time);
         }
         Ok(time)
+    }
+
+    /// A rename across databases makes another collection, and a run may have been killed before it could say which. The
+    /// former one is gone then without an entry that dropped it, and nobody knows the one that has the new name.
+    async fn claim_finished(&self, from: &Namespace, to: &Namespace) -> Result<()> {
+        let Some(source) = self.source.filter(|_| self.overlap && from.database() != to.database()) else {
+            return Ok(());
+        };
+        let present = self.sink.catalogue.refresh(to).await?;
+        let catalogue = &self.sink.catalogue;
+        if !catalogue.is_known(source) || catalogue.stands_anywhere(source) {
+            return Ok(());
+        }
+        match present.and_then(|info| info.uuid).filter(|uuid| !catalogue.is_claimed(*uuid)) {
+            Some(uuid) => catalogue.must_claim(to, source, uuid).await,
+            None => Ok(()),
+        }
     }
 
     async fn rename_now(&self, from: &Namespace, to: &Namespace, drop_target: bool) -> Result<Option<OpTime>> {

@@ -160,7 +160,8 @@ impl PartitionCursor {
             }
             let Some(reply) = self.reply().await? else {
                 self.finish();
-                break;
+                self.begin_anew_if_unmet();
+                continue;
             };
             let mut permit = self.held.take().unwrap_or_else(Permit::none);
             let bytes = reply.as_raw_document().as_bytes().len();
@@ -170,6 +171,7 @@ impl PartitionCursor {
             }
             let documents = reply::array(reply)?;
             let documents = self.cut(&documents)?;
+            self.begin_anew_if_unmet();
             let (count, last) = reply::last_document(&documents)?;
             let Some(last) = last else { continue };
             self.note(last)?;
@@ -191,6 +193,14 @@ impl PartitionCursor {
         let unbounded = by_id && self.read.partition.max.is_none();
         self.phase = if unbounded && self.from_min { Phase::MaxKey } else { Phase::Done };
         self.close();
+    }
+
+    /// The document that everything was to be cut off to was not met: it went between two reads, and so nothing tells what
+    /// was delivered. All of it is delivered again.
+    fn begin_anew_if_unmet(&mut self) {
+        if self.phase == Phase::Done && self.skip == Skip::UpTo {
+            (self.phase, self.skip, self.delivered) = (Phase::Scan, Skip::Nothing, None);
+        }
     }
 
     /// The document whose `_id` is `MaxKey`, which no scan with a lower bound returns.
