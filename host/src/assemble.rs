@@ -13,7 +13,6 @@ mod servers;
 pub mod start;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use oplogue_connectors::mongodb::copy::{CopyOptions, MongoCopyTarget};
@@ -40,7 +39,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use border::BorderCopy;
-use index_build::{IndexesAtMark, Parts};
+use index_build::{IndexesAtMark, Parts, Waits};
 use servers::{Cluster, Servers};
 use start::{Begin, decide};
 
@@ -139,8 +138,8 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
                 (position, Stage::CatchUp)
             }
             Some(position) => {
-                job.finish_indexes().await?;
-                return Ok(ExitReport { ended: Ended::Clean, checkpoint: Some(position) });
+                let ended = job.finish_copy().await?;
+                return Ok(ExitReport { ended, checkpoint: Some(position) });
             }
             None => {
                 return Ok(ExitReport { ended: Ended::Clean, checkpoint: None });
@@ -256,7 +255,7 @@ impl Job {
             options: self.copy_options(),
             after: position.time(),
         };
-        let Some(summary) = Box::pin(copy.run(&self.hooks.stop)).await? else {
+        let Some(summary) = Box::pin(copy.run(&*source, &self.hooks.stop)).await? else {
             return Ok(None);
         };
         self.refuse_deferred(&target).await?;
@@ -281,20 +280,36 @@ impl Job {
         Ok(Some(position))
     }
 
+    /// The end of `sync_mode = full`. A passing fault costs nothing of the copy.
+    async fn finish_copy(&self) -> Result<Ended> {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        loop {
+            match self.finish_indexes().await {
+                Ok(()) => return Ok(Ended::Clean),
+                Err(error) if error.action() == Action::Rewind => {
+                    if self.pause(&error, &mut backoff).await.is_break() {
+                        return Ok(Ended::Interrupted);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// `sync_mode = full` ends after the copy, so unique indexes are built on what it copied. On a source that was
     /// written to meanwhile they may not hold: that is an error, and the data is left as it is.
     async fn finish_indexes(&self) -> Result<()> {
         let sink = self.sink(Stage::CatchUp, None).await?;
-        let waiting = self.indexes_at_mark(&sink, &Arc::new(AtomicBool::new(true)));
+        let waiting = self.indexes_at_mark(&sink, &Arc::new(Waits::new(true)));
         waiting.build().await.map_err(|e| {
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
         })
     }
 
-    fn indexes_at_mark(&self, sink: &Arc<MongoSink>, wait: &Arc<AtomicBool>) -> IndexesAtMark {
+    fn indexes_at_mark(&self, sink: &Arc<MongoSink>, waits: &Arc<Waits>) -> IndexesAtMark {
         IndexesAtMark::new(Parts {
             wanted: self.config.full_sync.create_index != CreateIndex::None,
-            wait: Arc::clone(wait),
+            waits: Arc::clone(waits),
             reader: self.reader(),
             chain: self.chain(),
             namespaces: Arc::clone(&self.namespaces),
@@ -305,13 +320,14 @@ impl Job {
     }
 
     /// Copies what a rename brings over the filter's border.
-    fn border(&self, sink: &Arc<MongoSink>, indexes_wait: Arc<AtomicBool>) -> BorderCopy {
+    fn border(&self, sink: &Arc<MongoSink>, indexes_wait: Arc<Waits>) -> BorderCopy {
         let full = &self.config.full_sync;
         let options = CopyOptions {
             collection_exist_drop: false,
             resumed: false,
             documents_max: full.document_batch_size,
-            majority: full.majority_enable,
+            // A later command may note that this one is done: nothing of it may be rolled back then.
+            majority: true,
         };
         BorderCopy {
             reader: self.reader(),
@@ -397,7 +413,7 @@ impl Job {
         let decoder = self.decoder(position, behind_cut);
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
-        let indexes_wait = Arc::new(AtomicBool::new(stage == Stage::CatchUp));
+        let indexes_wait = Arc::new(Waits::new(stage == Stage::CatchUp));
         let at_mark = self.indexes_at_mark(&sink, &indexes_wait);
         let border = self.border(&sink, indexes_wait);
         tracing::info!(from = %position, %overlap_until, "incremental starts");

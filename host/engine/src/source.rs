@@ -4,12 +4,33 @@
 //! whose kind tells the pipeline to rewind, and the position that left the oplog is a fault that stops the run with
 //! the window in the message.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::{CollectionUuid, Namespace, OpTime, Position, RawBatch};
+
+/// How often the source is asked whether its majority has what the primary has.
+const MAJORITY_POLL: Duration = Duration::from_millis(20);
+
+/// Waits until the source's majority has what its primary had `written`; calls `waits` when it does not have it yet.
+///
+/// # Errors
+/// Those of the source.
+pub async fn majority_has(source: &dyn Source, written: OpTime, waits: impl FnOnce()) -> Result<()> {
+    let mut waits = Some(waits);
+    // Of a cluster this is the time that every shard's majority has come to.
+    while source.now().await?.time().ts() < written.ts() {
+        if let Some(waits) = waits.take() {
+            waits();
+        }
+        tokio::time::sleep(MAJORITY_POLL).await;
+    }
+    Ok(())
+}
 
 /// Reads the changes of one replica set.
 #[async_trait]

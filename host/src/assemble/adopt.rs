@@ -13,9 +13,9 @@ use oplogue_engine::config::checked::FetchMethod;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Namespace, OpTime, Position};
 use oplogue_engine::plugin::PluginChain as _;
+use oplogue_engine::source::majority_has;
 
 use super::Job;
-use super::border::majority_has;
 
 /// How often the oplog is looked through.
 const READS_MAX: usize = 5;

@@ -7,8 +7,6 @@
 //! removed from the target; the sink does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use oplogue_connectors::mongodb::copy::MongoCopyTarget;
@@ -16,29 +14,15 @@ use oplogue_connectors::mongodb::sink::{Arrival, MongoSink};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSync, FullSyncOptions, Plan};
 use oplogue_engine::metrics::{Metrics, Status};
-use oplogue_engine::model::{Change, Ddl, Namespaces, OpTime};
+use oplogue_engine::model::{Change, Ddl, Namespaces};
 use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::pipeline::{Border, CopiedIn};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::{CopyTarget, DdlOutcome};
-use oplogue_engine::source::{CollectionPlan, SnapshotReader, Source};
+use oplogue_engine::source::{CollectionPlan, SnapshotReader, Source, majority_has};
 use tokio_util::sync::CancellationToken;
 
-/// How often the source is asked whether its majority has what the primary has.
-const MAJORITY_POLL: Duration = Duration::from_millis(20);
-
-/// Waits until the source's majority has what its primary had `written`; calls `waits` when it does not have it yet.
-pub(super) async fn majority_has(source: &dyn Source, written: OpTime, waits: impl FnOnce()) -> Result<()> {
-    let mut waits = Some(waits);
-    // Of a cluster this is the time that every shard's majority has come to.
-    while source.now().await?.time().ts() < written.ts() {
-        if let Some(waits) = waits.take() {
-            waits();
-        }
-        tokio::time::sleep(MAJORITY_POLL).await;
-    }
-    Ok(())
-}
+use super::index_build::Waits;
 
 /// What the copy is made of.
 pub(super) struct BorderCopy {
@@ -51,8 +35,8 @@ pub(super) struct BorderCopy {
     pub(super) metrics: Metrics,
     pub(super) status: Status,
     pub(super) options: FullSyncOptions,
-    /// Set when a copy leaves indexes to the overlap mark.
-    pub(super) indexes_wait: Arc<AtomicBool>,
+    /// Told when a copy leaves indexes to the overlap mark.
+    pub(super) indexes_wait: Arc<Waits>,
 }
 
 #[async_trait]
@@ -65,7 +49,7 @@ impl Border for BorderCopy {
         match self.sink.arrives(change, *drop_target, overlap).await? {
             Arrival::Copy => {}
             Arrival::Done => {
-                self.indexes_wait.store(true, Ordering::SeqCst);
+                self.indexes_wait.leave();
                 return Ok(copied);
             }
             Arrival::Gone => return self.never_arrives(change, copied).await,
@@ -86,7 +70,7 @@ impl Border for BorderCopy {
             let text = format!("a unique index on the target keeps {key:?} out of {name}, which is being copied");
             return Err(Error::new(Side::Sink, Kind::Conflict, text));
         }
-        self.indexes_wait.store(true, Ordering::SeqCst);
+        self.indexes_wait.leave();
         copied.outcome = DdlOutcome::Done(summary.target_time);
         tracing::info!(namespace = %name, documents = summary.documents, "the collection is copied");
         self.sink.arrived(change).await?;

@@ -7,7 +7,8 @@
 //! was listed before that position and is still listed after it stood there at it, and is built, unless the stream has
 //! dropped it on the way: then it was made again since, before that position or after it. One that has another form since
 //! (`collMod`) is listed once more. An index that comes or goes in between is the business of its own entry in the oplog.
-//! Nothing is dropped and no conflict is decided here.
+//! One of a collection that came over the filter's border in between is listed anew. Nothing is dropped and no conflict is
+//! decided here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,12 +36,33 @@ type Place = (Option<CollectionUuid>, NamespaceId);
 /// The indexes that wait.
 type Waiting = HashMap<Place, Vec<Bytes>>;
 
+/// What copies leave to the marks.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    /// A copy left indexes to build; one that a rename across the filter's border asks for may do so later.
+    any: AtomicBool,
+    /// The same since the last mark: what was listed there does not know of it.
+    anew: AtomicBool,
+}
+
+impl Waits {
+    /// `any`: the full copy left indexes to build.
+    pub(super) fn new(any: bool) -> Self {
+        Self { any: AtomicBool::new(any), anew: AtomicBool::new(false) }
+    }
+
+    /// A copy over the border leaves its indexes to the mark.
+    pub(super) fn leave(&self) {
+        self.any.store(true, Ordering::SeqCst);
+        self.anew.store(true, Ordering::SeqCst);
+    }
+}
+
 /// What the builder is made of.
 pub(super) struct Parts {
     /// `full_sync.create_index` is not `none`.
     pub(super) wanted: bool,
-    /// Whether a copy left any to build; one that a rename across the filter's border asks for may do so later.
-    pub(super) wait: Arc<AtomicBool>,
+    pub(super) waits: Arc<Waits>,
     pub(super) reader: Arc<dyn SnapshotReader>,
     pub(super) chain: Arc<dyn PluginChain>,
     pub(super) namespaces: Arc<Namespaces>,
@@ -67,6 +89,8 @@ struct Progress {
 impl AtMark for IndexesAtMark {
     async fn reached(&self) -> Result<Option<OpTime>> {
         let before = self.progress().listed.take();
+        // A collection that came in since was not there to be listed, and no entry makes its indexes.
+        let before = before.filter(|_| !self.parts.waits.anew.swap(false, Ordering::SeqCst));
         let dropped = self.parts.sink.take_dropped_indexes().await;
         let now = self.waiting().await?;
         let first = Waiting::new();
@@ -136,7 +160,7 @@ impl IndexesAtMark {
     /// The indexes of the source, as it is now, that had to wait.
     async fn waiting(&self) -> Result<Waiting> {
         let mut all = Waiting::new();
-        if !self.parts.wanted || !self.parts.wait.load(Ordering::SeqCst) {
+        if !self.parts.wanted || !self.parts.waits.any.load(Ordering::SeqCst) {
             return Ok(all);
         }
         let Parts { reader, chain, namespaces, .. } = &self.parts;

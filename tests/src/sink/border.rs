@@ -205,6 +205,23 @@ async fn a_collection_that_left_and_came_back_survives_every_replay() {
     }
 }
 
+/// A collection that comes for the first time, just before a full copy lists it, is in the copy as it is.
+#[tokio::test]
+async fn a_collection_that_came_before_it_was_listed_is_copied() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    run(&bench, &[insert("one", 0..3), delete("one", 0), rename("one", "a", false), insert("a", 3..5)]).await;
+    bench.sink.catalogue_read_at(newest(&bench).await).await.unwrap();
+    let plan = listed(&bench).await.into_iter().find(|plan| plan.namespace.as_str() == "src.a").unwrap();
+    copy(&bench, &plan, bench.names.intern("src.a")).await;
+    run(&bench, &[delete("a", 1), insert("a", 5..7)]).await;
+    for _ in 0..2 {
+        let bench = bench.restarted();
+        cross(&bench, &passed(&bench, changes(&bench, since).await)).await;
+        assert_equal(&bench, "followed").await;
+    }
+}
+
 /// The same before a full copy lists the collections, but after the position that it notes: what was deleted meanwhile
 /// is nowhere, so the run must not go on, and must not take the copy.
 #[tokio::test]

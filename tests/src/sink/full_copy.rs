@@ -18,7 +18,7 @@ use oplogue_connectors::mongodb::topology;
 use oplogue_engine::budget::Budget;
 use oplogue_engine::clock::Clock;
 use oplogue_engine::error::{Kind, Result, Side};
-use oplogue_engine::full_sync::{CopySummary, FullSync, FullSyncOptions, IndexTiming};
+use oplogue_engine::full_sync::{CopySummary, FullSync, FullSyncOptions, IndexTiming, Plan};
 use oplogue_engine::metrics::{Metrics, Status};
 use oplogue_engine::model::{Change, Namespace, OpTime};
 use oplogue_engine::plugin::EmptyChain;
@@ -127,7 +127,9 @@ async fn copy_then(
         },
         after,
     };
-    Ok(copy.run(&CancellationToken::new()).await?.unwrap())
+    let listed = copy.reader.collections().await?;
+    let plan = Plan::make(listed, &copy.chain, &copy.namespaces)?;
+    Ok(copy.run_plan(plan, &CancellationToken::new()).await?.unwrap())
 }
 
 fn index(collection: &str, field: &str) -> Document {

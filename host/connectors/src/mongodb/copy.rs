@@ -52,8 +52,8 @@ enum Occupant {
     Foreign,
 }
 
-/// Older than every entry of a source.
-const BEFORE_EVERYTHING: OpTime = OpTime { secs: 0, inc: 1, term: -1 };
+/// Older than every entry of a source: the time of a full copy.
+pub(super) const BEFORE_EVERYTHING: OpTime = OpTime { secs: 0, inc: 1, term: -1 };
 
 /// Writes the full copy through a sink's connection and identity map.
 pub struct MongoCopyTarget {

@@ -177,13 +177,21 @@ impl Executor<'_> {
     }
 
     /// Drops what a DDL before the mark dropped on the source, where it stands even so: a copy may have met changes of
-    /// a collection that was gone before it was listed. One that was copied itself was there again.
+    /// a collection that was gone before it was listed. One that was copied itself was there again: it had only left the
+    /// filter, and what it was until then is in the copy.
     async fn bury(&self, gone: Option<CollectionUuid>) -> Result<()> {
-        if let Some(gone) = gone.filter(|gone| !self.sink.catalogue.is_copy(*gone))
-            && let Some(place) = self.sink.catalogue.place_of(gone)
-        {
+        let catalogue = &self.sink.catalogue;
+        let Some((gone, place)) = gone.and_then(|gone| Some((gone, catalogue.place_of(gone)?))) else {
+            return Ok(());
+        };
+        if !catalogue.is_copy(gone) {
             self.drop_now(&place).await?;
-            self.sink.catalogue.retire(gone, self.time);
+            catalogue.retire(gone, self.time);
+        } else if !catalogue.is_copy_of(gone, self.time)
+            && let Some(target) = catalogue.paired_with(gone)
+        {
+            catalogue.copying(gone, self.time);
+            catalogue.record(gone, target).await?;
         }
         Ok(())
     }

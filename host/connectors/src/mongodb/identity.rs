@@ -291,6 +291,11 @@ impl Catalogue {
         self.read().copied.get(&source).is_some_and(|copied| copied.ts() >= time.ts())
     }
 
+    /// The time that the copy of a source collection was made for.
+    pub(crate) fn copied_at(&self, source: CollectionUuid) -> Option<OpTime> {
+        self.read().copied.get(&source).copied()
+    }
+
     /// Whether what happened to a source collection at `time` is in its copy.
     pub(crate) fn is_in_copy(&self, source: CollectionUuid, time: OpTime) -> bool {
         self.read().is_in_copy(source, time)

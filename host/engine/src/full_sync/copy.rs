@@ -24,8 +24,11 @@ use crate::model::{Change, ChangeBatch, Namespace, NamespaceId, Namespaces, OpTi
 use crate::plugin::{ChainWorker, PluginChain};
 use crate::retry::Backoff;
 use crate::sink::CopyTarget;
-use crate::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader};
+use crate::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader, Source, majority_has};
 use crate::supervise::{Supervisor, off_thread};
+
+/// How often the catalogue is listed again while it changes.
+const LISTINGS: usize = 20;
 
 /// How often in a row a partition's cursor may fail before the copy does.
 const TRIES: u32 = 5;
@@ -101,10 +104,32 @@ impl FullSync {
     ///
     /// # Errors
     /// The first fault of any reader or writer; `Ok(None)` when `stop` was cancelled before the end.
-    pub async fn run(self, stop: &CancellationToken) -> Result<Option<CopySummary>> {
-        let plan = Plan::make(&*self.reader, &self.chain, &self.namespaces).await?;
+    pub async fn run(self, source: &dyn Source, stop: &CancellationToken) -> Result<Option<CopySummary>> {
+        let listed = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(None),
+            listed = self.agreed(source) => listed?,
+        };
+        let plan = Plan::make(listed, &self.chain, &self.namespaces)?;
         tracing::info!(collections = plan.collections.len(), left_out = plan.left_out.len(), "full sync is planned");
         self.run_plan(plan, stop).await
+    }
+
+    /// The source's collections as its majority has them. A server lists what it has itself: a drop or a rename that
+    /// only the primary knows can be taken back, and what is not copied for it is in no stream.
+    async fn agreed(&self, source: &dyn Source) -> Result<Vec<CollectionPlan>> {
+        let mut listed = self.reader.collections().await?;
+        for _ in 0..LISTINGS {
+            let written = source.written().await?;
+            let waits = || tracing::info!(until = %written, "waiting until the source's majority has its catalogue");
+            majority_has(source, written, waits).await?;
+            let before = std::mem::replace(&mut listed, self.reader.collections().await?);
+            let shape = |plan: &CollectionPlan| (plan.namespace.clone(), plan.uuid, plan.options.clone());
+            if before.iter().map(shape).eq(listed.iter().map(shape)) {
+                break;
+            }
+        }
+        Ok(listed)
     }
 
     /// Copies what `plan` says.

@@ -49,14 +49,14 @@ impl Plan {
     /// Routes all collections of the source.
     ///
     /// # Errors
-    /// The reader's and the chain's; `Misconfigured` when two collections are renamed to one.
-    pub async fn make(
-        reader: &dyn SnapshotReader,
+    /// The chain's; `Misconfigured` when two collections are renamed to one.
+    pub fn make(
+        collections: Vec<CollectionPlan>,
         chain: &Arc<dyn PluginChain>,
         namespaces: &Namespaces,
     ) -> Result<Self> {
         let mut plan = Self::default();
-        for collection in reader.collections().await? {
+        for collection in collections {
             let source = namespaces.intern(collection.namespace.as_str());
             match chain.route(source)? {
                 Some(target) => {
@@ -74,7 +74,7 @@ impl Plan {
     /// What stands there now and has documents, whatever it would be to copy all of it.
     ///
     /// # Errors
-    /// As [`Plan::make`], but for what cannot be copied side by side.
+    /// The reader's, and as [`Plan::make`] but for what cannot be copied side by side.
     pub async fn standing(
         reader: &dyn SnapshotReader,
         chain: &Arc<dyn PluginChain>,

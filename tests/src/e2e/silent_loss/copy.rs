@@ -169,3 +169,34 @@ async fn a_secondary_that_lags_behind_the_start_of_the_copy() -> Result<()> {
     let expected = ["going back to the last durable position", "an earlier full sync did not finish"];
     rig.finish(rig.comparison(), collector, &expected).await
 }
+
+/// A server lists what it has itself. A drop that only the primary knows when the copy is planned is taken back with the
+/// primary, and no entry says so.
+#[tokio::test]
+async fn a_drop_that_only_the_primary_knows_of() -> Result<()> {
+    let source = Options { members: 3, ..Options::guide_source() };
+    let mut rig = Rig::of(source, Options::guide_target()).await?;
+    let client = rig.source.client();
+    for name in ["c00", "c01"] {
+        shop(&rig.source, name).insert_many((0..50).map(|id| doc! { "_id": id })).await?;
+    }
+    let primary = rig.source.primary().await?;
+    let secondaries = [(primary + 1) % 3, (primary + 2) % 3];
+    for member in secondaries {
+        rig.source.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
+    }
+    client.database("shop").run_command(doc! { "drop": "c01", "writeConcern": { "w": 1 } }).await?;
+    let config = rig.config()?.set("mongo_connect_mode", "primary");
+    let mut collector = Collector::start(&config.set("checkpoint.storage.url", rig.target.uri_as_user()))?;
+    collector.wait_log("waiting until the source's majority has its catalogue", PATIENCE).await?;
+    rig.source.kill(primary)?;
+    for member in secondaries {
+        rig.source.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
+    }
+    rig.source.primary().await?;
+    rig.source.restart(primary).await?;
+    let there = shop(&rig.source, "c01").count_documents(doc! {}).await?;
+    anyhow::ensure!(there == 50, "the source did not take the drop back: {there} documents");
+    handed_over(&mut collector).await?;
+    rig.finish(rig.comparison(), collector, &["going back", "is tried again", "again"]).await
+}

@@ -10,6 +10,7 @@ use oplogue_engine::model::{Change, CollectionUuid, Namespace, OpTime};
 
 use super::{DdlRefused, Executor, MongoSink};
 use crate::mongodb::command::Concern;
+use crate::mongodb::copy::BEFORE_EVERYTHING;
 use crate::mongodb::identity::Standing;
 
 /// Whether a collection is still to be copied.
@@ -93,10 +94,13 @@ impl MongoSink {
 
 impl Executor<'_> {
     /// A collection that left the filter and came back before the full copy listed it: what was deleted meanwhile is
-    /// not in the stream, and what the stream had before may have been applied to the copy.
+    /// not in the stream, and what the stream had before may have been applied to the copy. One that only came is in the
+    /// copy as it was then, or later.
     fn refuse_older_copy(&self, source_name: &Namespace) -> Result<()> {
         let catalogue = &self.sink.catalogue;
-        let older = |source| catalogue.is_copy(source) && !catalogue.is_copy_of(source, self.time);
+        // The time at which it left, where it did ([`Self::bury`]).
+        let left = |source| catalogue.copied_at(source).filter(|at| at.ts() > BEFORE_EVERYTHING.ts());
+        let older = |source| left(source).is_some_and(|at| at.ts() < self.time.ts());
         if !self.source.is_some_and(|source| catalogue.stands_anywhere(source) && older(source)) {
             return Ok(());
         }

@@ -232,13 +232,15 @@ impl MongoSink {
     /// `Conflict` when an index cannot stand even now.
     pub async fn build_postponed_indexes(&self) -> Result<()> {
         let target = self.target().await?;
+        // What follows may note that it is done.
+        let concern = if target.is_replicated { Concern::Majority } else { self.concern(target) };
         let mut postponed = self.postponed.lock().await;
         while let Some((id, spec)) = postponed.last() {
             let name = self.namespaces.name(*id);
-            if let Err(error) = self.build_indexes(&name, &[spec], self.concern(target)).await {
+            if let Err(error) = self.build_indexes(&name, &[spec], concern).await {
                 // Where it stands and is not unique yet, it is made so.
                 let is_unique = is_unique(spec)? && error.action() != Action::Rewind;
-                let executor = Executor::new(self, None, false, self.concern(target));
+                let executor = Executor::new(self, None, false, concern);
                 if !is_unique || executor.convert(&name, spec).await.is_err() {
                     return Err(error);
                 }
