@@ -122,11 +122,10 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let found = patiently(&hooks.stop, || store.acquire()).await?;
     let lease = patiently(&hooks.stop, || store.lease_identity()).await?;
 
-    if let Found::Ours(stored) = &found
-        && !stored.configuration.is_empty()
-    {
-        changed::report(&stored.plugins, &chain.generations());
-    }
+    let stored = match &found {
+        Found::Ours(stored) if !stored.configuration.is_empty() => Some(stored.plugins.clone()),
+        Found::Ours(_) | Found::Nothing | Found::MongoShake(_) => None,
+    };
 
     let job = Job { config, hooks, servers, namespaces, budget, chain, judge, store, lease };
     // What this run has stored last, for its report.
@@ -146,6 +145,9 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
             }
         },
         Begin::Follow { position, stage } => {
+            if let Some(stored) = stored {
+                changed::report(&stored, &job.chain.generations());
+            }
             if stage == Stage::Incremental {
                 tokio::select! {
                     biased;
@@ -280,7 +282,8 @@ impl Job {
         Ok(Some(position))
     }
 
-    /// The end of `sync_mode = full`. A passing fault costs nothing of the copy.
+    /// The end of `sync_mode = full`. A passing fault costs nothing of the copy; a stop does, since the next start of that
+    /// mode copies again.
     async fn finish_copy(&self) -> Result<Ended> {
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         loop {
@@ -302,6 +305,9 @@ impl Job {
         let sink = self.sink(Stage::CatchUp, None).await?;
         let waiting = self.indexes_at_mark(&sink, &Arc::new(Waits::new(true)));
         waiting.build().await.map_err(|e| {
+            if !matches!(e.kind(), Kind::Conflict | Kind::CannotApply) {
+                return e;
+            }
             e.context("the copy is complete, but the source was written to meanwhile; run incremental to finish it")
         })
     }

@@ -4,7 +4,7 @@
 //! whose kind tells the pipeline to rewind, and the position that left the oplog is a fault that stops the run with
 //! the window in the message.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,11 +21,16 @@ const MAJORITY_POLL: Duration = Duration::from_millis(20);
 /// # Errors
 /// Those of the source.
 pub async fn majority_has(source: &dyn Source, written: OpTime, waits: impl FnOnce()) -> Result<()> {
-    let mut waits = Some(waits);
+    const SAID_EVERY: Duration = Duration::from_secs(30);
+    let (mut waits, mut said) = (Some(waits), Instant::now());
     // Of a cluster this is the time that every shard's majority has come to.
     while source.now().await?.time().ts() < written.ts() {
         if let Some(waits) = waits.take() {
             waits();
+        }
+        if said.elapsed() >= SAID_EVERY {
+            said = Instant::now();
+            tracing::warn!(until = %written, "still waiting until the source's majority has what its primary has");
         }
         tokio::time::sleep(MAJORITY_POLL).await;
     }

@@ -65,7 +65,13 @@ impl ConflictPlugin {
     }
 
     /// Asks the active version, until it answers or there is nothing left to wait for.
-    fn ask(&self, seat: &mut Seat, generation: &Arc<Generation>, conflict: &Conflict) -> Result<Ruling, Fault> {
+    fn ask(
+        &self,
+        seat: &mut Seat,
+        generation: &Arc<Generation>,
+        conflict: &Conflict,
+        on_trial: bool,
+    ) -> Result<Ruling, Fault> {
         let shown = GuestConflict::from(conflict);
         let mut retries = 0;
         loop {
@@ -78,7 +84,7 @@ impl ConflictPlugin {
                 Err(fault) => fault,
             };
             // An instance may be worn out by what it was shown before.
-            if fault.poisons() && !fresh {
+            if fault.poisons() && !fresh && !on_trial {
                 seat.guest = None;
                 generation.counts.faults.fetch_add(1, Ordering::Relaxed);
                 continue;
@@ -157,7 +163,7 @@ impl Judge for ConflictPlugin {
                 seat.generation = Some(Arc::clone(generation));
                 seat.guest = None;
             }
-            match self.ask(&mut seat, generation, conflict) {
+            match self.ask(&mut seat, generation, conflict, active.trial) {
                 Ok(ruling) => {
                     seat.faults_in_a_row = 0;
                     if active.trial {

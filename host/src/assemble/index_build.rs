@@ -90,7 +90,8 @@ impl AtMark for IndexesAtMark {
     async fn reached(&self) -> Result<Option<OpTime>> {
         let before = self.progress().listed.take();
         // A collection that came in since was not there to be listed, and no entry makes its indexes.
-        let before = before.filter(|_| !self.parts.waits.anew.swap(false, Ordering::SeqCst));
+        let anew = self.parts.waits.anew.swap(false, Ordering::SeqCst);
+        let before = before.filter(|_| !anew);
         let dropped = self.parts.sink.take_dropped_indexes().await;
         let now = self.waiting().await?;
         let first = Waiting::new();

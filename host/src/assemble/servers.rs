@@ -91,11 +91,11 @@ impl Servers {
     /// Connects and looks: what the servers are, and whether the users may do what the run needs.
     pub(super) async fn connect(config: &Config) -> Result<Self> {
         let mut mode = mode(config.connect_mode);
-        for uri in &config.sources {
+        if let [uri] = config.sources.as_slice()
+            && uri.resolve()?.to_ascii_lowercase().contains("directconnection=true")
+        {
             // One node is asked for, under whatever name: its set may call it by another.
-            if uri.resolve()?.to_ascii_lowercase().contains("directconnection=true") {
-                mode = ConnectMode::Standalone;
-            }
+            mode = ConnectMode::Standalone;
         }
         let workers = u32::try_from(config.incr.workers).unwrap_or(u32::MAX);
         let pool_max = Some(workers.saturating_mul(4).saturating_add(POOL_SPARE));

@@ -85,7 +85,7 @@ async fn plugins_that_fault_stop_the_run_and_lose_nothing() -> Result<()> {
     }
     // Mended: the same file, told to behave.
     let collector = Collector::start(&faulty(&rig, &place, "keep")?)?;
-    rig.finish(rig.comparison(), collector, &[]).await
+    rig.finish(rig.comparison(), collector, &["are not those of the checkpoint"]).await
 }
 
 fn faulty(rig: &Rig, place: &std::path::Path, fault: &str) -> Result<PipelineConfig> {

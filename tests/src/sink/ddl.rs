@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bson::{Document, doc};
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::budget::Permit;
+use oplogue_engine::checkpoint::Identity;
 use oplogue_engine::decode::{DecodeOptions, Decoder};
 use oplogue_engine::model::key::selector;
 use oplogue_engine::model::{Change, Ddl, OpTime, RawBatch};
@@ -512,6 +513,10 @@ async fn a_rename_across_databases_is_known_though_nobody_could_say_so() {
     let at = all.iter().position(|change| change.ddl.as_ref().is_some_and(|ddl| ddl.name() == "renameCollection"));
     let at = at.unwrap();
     apply(&bench, &all[..at], false).await;
+    // Said before it is done.
+    let source = all[at].collection.unwrap();
+    let begun = Identity { source: *b"a move began of:", target: source, copied: None };
+    bench.store.pairs.lock().unwrap().insert(begun.source, begun);
     let command = doc! { "renameCollection": "one.a", "to": "two.b" };
     bench.client.database("admin").run_command(command).await.unwrap();
     let again = bench.restarted();

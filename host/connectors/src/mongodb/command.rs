@@ -5,6 +5,7 @@
 //! document. Nothing here decides what to do about an error; `sink` does.
 
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::Client;
@@ -252,6 +253,8 @@ pub(crate) struct Manner<'a> {
 /// One statement's error as the server reported it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StatementError {
+    /// When the server was heard to say so.
+    pub(crate) at: Instant,
     pub(crate) code: i32,
     pub(crate) message: String,
     /// The violated index, of a duplicate key.
@@ -405,6 +408,7 @@ fn statement_error(error: &Bson) -> Option<(usize, StatementError)> {
 
 fn error_of(reply: &Document) -> Option<StatementError> {
     let mut error = StatementError {
+        at: Instant::now(),
         code: i32::try_from(integer(reply, "code")?).ok()?,
         message: reply.get_str("errmsg").unwrap_or_default().to_owned(),
         key_pattern: reply.get_document("keyPattern").ok().cloned(),

@@ -297,12 +297,16 @@ impl Executor<'_> {
 
     async fn coll_mod(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
         if self.turn(name).await? == Turn::Done {
-            if let Some(place) = self.elsewhere(self.source) {
-                self.modify_postponed(&place, options).await?;
+            // One that was to become unique and waited for the mark waits again, under the name it has now.
+            if let Some(place) = self.elsewhere(self.source)
+                && !self.modify_postponed(&place, options).await?
+                && index::makes_unique(options)?
+            {
+                self.convert_at_mark(&place, options).await?;
             }
             return Ok(skipped("collMod", name));
         }
-        self.modify_postponed(name, options).await?;
+        let _waits = self.modify_postponed(name, options).await?;
         let w = self.coll_mod_command(name, options);
         let doing = "collMod (needs the privilege `collMod`: role dbAdminAnyDatabase)";
         let tolerated: &[i32] = if self.overlap { &[NAMESPACE_NOT_FOUND] } else { &[] };

@@ -85,6 +85,8 @@ pub(crate) enum Standing {
 
 #[derive(Default)]
 struct State {
+    /// The source collection whose move to another database was begun.
+    moving: Option<CollectionUuid>,
     collections: HashMap<Namespace, CollectionInfo>,
     target_of: HashMap<CollectionUuid, CollectionUuid>,
     source_of: HashMap<CollectionUuid, CollectionUuid>,
@@ -104,6 +106,9 @@ struct State {
 
 /// Stands where a source UUID stands; a UUID of version 4 has another digit at its thirteenth place.
 const MARK_KEY: CollectionUuid = *b"newest DDL done:";
+
+/// The same, for the source collection whose rename across databases was begun last.
+const MOVING_KEY: CollectionUuid = *b"a move began of:";
 
 impl State {
     fn pair(&mut self, source: CollectionUuid, target: CollectionUuid) {
@@ -148,6 +153,8 @@ impl Catalogue {
             for Identity { source, target, copied } in identities {
                 if source == MARK_KEY {
                     state.mark = unpack(target);
+                } else if source == MOVING_KEY {
+                    state.moving = Some(target);
                 } else {
                     state.pair(source, target);
                     state.copied.extend(copied.map(|time| (source, time)));
@@ -387,6 +394,25 @@ impl Catalogue {
             }
             Standing::Own(_) | Standing::Other | Standing::Absent | Standing::Gone | Standing::Nameless => Ok(()),
         }
+    }
+
+    /// Notes that a source collection's copy is about to become another collection, in another database.
+    pub(crate) async fn move_begins(&self, source: CollectionUuid) -> Result<()> {
+        self.store.record_identity(Identity { source: MOVING_KEY, target: source, copied: None }).await?;
+        self.write().moving = Some(source);
+        Ok(())
+    }
+
+    /// It has, and what it became is recorded.
+    pub(crate) async fn move_ended(&self) -> Result<()> {
+        self.store.forget_identity(MOVING_KEY).await?;
+        self.write().moving = None;
+        Ok(())
+    }
+
+    /// Whether that had begun, and nothing is recorded yet.
+    pub(crate) fn is_moving(&self, source: CollectionUuid) -> bool {
+        self.read().moving == Some(source)
     }
 
     /// Whether it is known what became of a source collection.

@@ -122,7 +122,7 @@ impl MongoSink {
         origin: Option<model::Origin>,
         last_word: bool,
     ) -> Result<FlushReport> {
-        self.settle_all(name, Settlement::new(image::images(writes)?, last_word), origin).await
+        self.settle_all(name, Settlement::new(self.images_of(writes)?, last_word), origin).await
     }
 
     /// Puts images of one collection in place, or reports why not.
@@ -212,7 +212,7 @@ impl MongoSink {
         }
         let mut images = Vec::with_capacity(groups.len());
         for (namespace, group) in &groups {
-            match image::images(group) {
+            match self.images_of(group) {
                 Ok(of_group) => images.push((self.namespaces.name(*namespace), of_group)),
                 Err(e) if e.kind() == Kind::Unsupported => return Ok(None),
                 Err(e) => return Err(e),
@@ -244,7 +244,7 @@ impl MongoSink {
         let moving =
             || images.iter().zip(&computed).enumerate().filter(|(_, (image, computed))| !image.stays(computed));
         // What stands under the `_id` of a new document is somebody else's, and ruled over like any other conflict.
-        let going = || moving().filter(|(_, (image, _))| !self.must_be_new(image));
+        let going = || moving().filter(|(_, (image, _))| !must_be_new(image));
         let deletes: Vec<Statement<'_>> =
             going().map(|(_, (image, _))| Statement::Delete { key: image.key() }).collect();
         if let Some((at, error)) = self.send_in(open, name, &deletes, manner).await? {
@@ -277,10 +277,15 @@ impl MongoSink {
         Ok(None)
     }
 
-    /// Whether nothing may stand under the document's `_id`.
-    fn must_be_new(&self, image: &Image<'_>) -> bool {
-        let making = || image.making().is_some_and(|write| !self.is_overlap(write));
-        !self.options.insert_on_dup_update && !image.overrules && making()
+    /// One image a document. Whether it must be new is asked before anything is read: what is read is ahead, and then
+    /// nothing is new any more.
+    fn images_of<'a>(&self, writes: &[(usize, &'a Write)]) -> Result<Vec<Image<'a>>> {
+        let mut images = image::images(writes)?;
+        for image in &mut images {
+            let making = image.making().is_some_and(|write| !self.is_overlap(write));
+            image.is_new = making && !self.options.insert_on_dup_update;
+        }
+        Ok(images)
     }
 
     /// What is written of these images, each with its index; the other way, the one of which nobody knows where to.
@@ -437,6 +442,11 @@ impl MongoSink {
         let outcome = transaction::send(&self.client, open, name, &all, manner).await?;
         Ok(outcome.errors.into_iter().next())
     }
+}
+
+/// Whether nothing may stand under the document's `_id`, unless it was ruled that it goes.
+fn must_be_new(image: &Image<'_>) -> bool {
+    image.is_new && !image.overrules
 }
 
 /// An array without elements.

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bson::doc;
@@ -42,7 +43,7 @@ mod mend;
 mod namespace;
 mod obstacle;
 mod original;
-mod plan;
+pub(super) mod plan;
 mod predecessor;
 pub(super) mod sharded;
 mod together;
@@ -126,6 +127,8 @@ pub struct MongoSink {
     passage: Passage,
     /// The term of the primary that led the target when its durability was first asked for; 0 = not yet.
     leader: AtomicI64,
+    /// When it was last asked for whether that one still leads, and it did.
+    proved: std::sync::Mutex<Option<Instant>>,
     ready: OnceCell<Target>,
 }
 
@@ -178,6 +181,7 @@ impl MongoSink {
             rules: Rules::default(),
             passage: Passage::new(Arc::new(EmptyChain)),
             leader: AtomicI64::new(0),
+            proved: std::sync::Mutex::default(),
             ready: OnceCell::new(),
         }
     }

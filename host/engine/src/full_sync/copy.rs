@@ -20,7 +20,9 @@ use crate::budget::Permit;
 use crate::error::{Action, Error, Kind, Result, Side};
 use crate::metrics::{CollectionProgress, Metrics, Status};
 use crate::model::raw::{self, Elements, kind};
-use crate::model::{Change, ChangeBatch, Namespace, NamespaceId, Namespaces, OpTime, Operation, Position};
+use crate::model::{
+    Change, ChangeBatch, CollectionUuid, Namespace, NamespaceId, Namespaces, OpTime, Operation, Position,
+};
 use crate::plugin::{ChainWorker, PluginChain};
 use crate::retry::Backoff;
 use crate::sink::CopyTarget;
@@ -104,32 +106,49 @@ impl FullSync {
     ///
     /// # Errors
     /// The first fault of any reader or writer; `Ok(None)` when `stop` was cancelled before the end.
-    pub async fn run(self, source: &dyn Source, stop: &CancellationToken) -> Result<Option<CopySummary>> {
-        let listed = tokio::select! {
+    pub async fn run(mut self, source: &dyn Source, stop: &CancellationToken) -> Result<Option<CopySummary>> {
+        let (listed, at) = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(None),
             listed = self.agreed(source) => listed?,
         };
+        // A member that is behind the list would read nothing under a name that came meanwhile.
+        self.after = self.after.max(at);
         let plan = Plan::make(listed, &self.chain, &self.namespaces)?;
         tracing::info!(collections = plan.collections.len(), left_out = plan.left_out.len(), "full sync is planned");
         self.run_plan(plan, stop).await
     }
 
     /// The source's collections as its majority has them. A server lists what it has itself: a drop or a rename that
-    /// only the primary knows can be taken back, and what is not copied for it is in no stream.
-    async fn agreed(&self, source: &dyn Source) -> Result<Vec<CollectionPlan>> {
+    /// only the primary knows can be taken back, and what is not copied for it is in no stream. With a time by which a
+    /// majority has them so.
+    async fn agreed(&self, source: &dyn Source) -> Result<(Vec<CollectionPlan>, OpTime)> {
         let mut listed = self.reader.collections().await?;
         for _ in 0..LISTINGS {
             let written = source.written().await?;
             let waits = || tracing::info!(until = %written, "waiting until the source's majority has its catalogue");
             majority_has(source, written, waits).await?;
             let before = std::mem::replace(&mut listed, self.reader.collections().await?);
-            let shape = |plan: &CollectionPlan| (plan.namespace.clone(), plan.uuid, plan.options.clone());
-            if before.iter().map(shape).eq(listed.iter().map(shape)) {
-                break;
+            if self.shapes(&before)? == self.shapes(&listed)? {
+                return Ok((listed, written));
             }
         }
-        Ok(listed)
+        let text = "list the source's collections: they changed each time before a majority had them";
+        Err(Error::new(Side::Source, Kind::Unavailable, text))
+    }
+
+    /// What of a list decides about the copy: the collections that pass.
+    fn shapes<'l>(
+        &self,
+        listed: &'l [CollectionPlan],
+    ) -> Result<Vec<(&'l Namespace, Option<CollectionUuid>, &'l Bytes)>> {
+        let mut shapes = Vec::with_capacity(listed.len());
+        for plan in listed {
+            if self.chain.route(self.namespaces.intern(plan.namespace.as_str()))?.is_some() {
+                shapes.push((&plan.namespace, plan.uuid, &plan.options));
+            }
+        }
+        Ok(shapes)
     }
 
     /// Copies what `plan` says.

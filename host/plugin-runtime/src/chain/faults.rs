@@ -30,9 +30,17 @@ const SEARCH_SHARE: u32 = 8;
 /// Entries that are still to be answered for.
 struct Left<'i> {
     items: &'i [Pending],
-    /// What came of showing them; `None`: they are to be shown.
-    fault: Option<Fault>,
+    what: What,
     hard: Duration,
+}
+
+/// What is to happen to them.
+enum What {
+    Show,
+    /// They were shown, and this came of it.
+    Search(Fault),
+    /// The policy meets the one that they are.
+    Condemn(Fault),
 }
 
 impl Worker {
@@ -67,9 +75,17 @@ impl Worker {
         fault: Fault,
         hard: Duration,
     ) -> Result<(), Halt> {
-        let mut left = vec![Left { items, fault: Some(fault), hard }];
-        while let Some(Left { items, fault, hard }) = left.pop() {
-            let fault = match fault.map_or_else(|| self.ask(chain, batch, plugin, items, hard), Err) {
+        let mut left = vec![Left { items, what: What::Search(fault), hard }];
+        while let Some(Left { items, what, hard }) = left.pop() {
+            let answer = match what {
+                What::Show => self.ask(chain, batch, plugin, items, hard),
+                What::Search(fault) => Err(fault),
+                What::Condemn(fault) => {
+                    self.poison(chain, batch, plugin, items, &fault)?;
+                    continue;
+                }
+            };
+            let fault = match answer {
                 Ok(checked) => {
                     self.apply(chain, batch, plugin, items, &checked)?;
                     continue;
@@ -82,21 +98,19 @@ impl Worker {
             if let Some(at) = named_entry(&fault, items) {
                 let (before, after) = items.split_at(at);
                 let (named, after) = after.split_at(1);
-                self.poison(chain, batch, plugin, named, &fault)?;
-                // What is good between two that are not ends their row. So the smaller part goes first, which is the one
-                // that lies between, whether a plugin names the first bad entry or the last one.
-                let parts = if before.len() <= after.len() { [after, before] } else { [before, after] };
-                let parts = parts.into_iter().filter(|part| !part.is_empty());
-                left.extend(parts.map(|items| Left { items, fault: None, hard: limits.hard }));
+                // All in their order: what is good between two that are not ends their row.
+                let show = |items| Left { items, what: What::Show, hard: limits.hard };
+                let condemned = Left { items: named, what: What::Condemn(fault), hard };
+                left.extend([show(after), condemned, show(before)].into_iter().filter(|part| !part.items.is_empty()));
             } else if items.len() > 1 {
                 let by_time = matches!(fault, Fault::Time(_));
                 let hard = if by_time { (limits.hard / SEARCH_SHARE).max(limits.soft) } else { hard };
                 let (first, second) = items.split_at(items.len() / 2);
-                left.extend([second, first].map(|items| Left { items, fault: None, hard }));
+                left.extend([second, first].map(|items| Left { items, what: What::Show, hard }));
             } else if (matches!(fault, Fault::Time(_)) && hard < limits.hard) || (fault.poisons() && !fresh) {
                 // Only the full time condemns an entry, and only an instance that has nothing behind it: another one may
                 // be worn out by what it was shown before.
-                left.push(Left { items, fault: None, hard: limits.hard });
+                left.push(Left { items, what: What::Show, hard: limits.hard });
             } else {
                 self.poison(chain, batch, plugin, items, &fault)?;
             }

@@ -28,8 +28,8 @@ const INVALID_INDEX_OPTION: i32 = 197;
 
 impl Executor<'_> {
     pub(super) async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
-        let name = self.name_of(target);
-        let present = self.sink.catalogue.refresh(&name).await?;
+        let (mut target, mut name) = (target, self.name_of(target));
+        let mut present = self.sink.catalogue.refresh(&name).await?;
         if self.is_in_copy() {
             return Ok(skipped("createIndexes", &name));
         }
@@ -37,10 +37,15 @@ impl Executor<'_> {
             match self.sink.catalogue.standing(&name, source) {
                 Standing::Own(_) | Standing::Nameless | Standing::Absent => {}
                 Standing::Unclaimed(uuid) => self.sink.catalogue.must_claim(&name, source, uuid).await?,
-                Standing::Other | Standing::Gone => {
-                    self.postpone_elsewhere(source, specs).await;
-                    return Ok(skipped("createIndexes", &name));
-                }
+                // An index that had to wait for the mark when its collection was renamed, and did not live to see it, is
+                // the collection's under its new name.
+                Standing::Other | Standing::Gone => match self.elsewhere(Some(source)) {
+                    Some(place) => {
+                        present = self.sink.catalogue.refresh(&place).await?;
+                        (target, name) = (self.sink.namespaces.intern(place.as_str()), place);
+                    }
+                    None => return Ok(skipped("createIndexes", &name)),
+                },
             }
         }
         let mut time = None;
@@ -89,15 +94,6 @@ impl Executor<'_> {
         }
     }
 
-    /// In overlap a collection may have another name by now: an index that had to wait for the mark when it was renamed,
-    /// and did not live to see it, waits for it under the new name. One that stands there already stays as it is.
-    async fn postpone_elsewhere(&self, source: CollectionUuid, specs: &[Bytes]) {
-        let Some(place) = self.elsewhere(Some(source)) else { return };
-        for spec in specs {
-            self.postpone(&place, self.sink.namespaces.intern(place.as_str()), spec).await;
-        }
-    }
-
     /// Where the collection of a repeated entry stands, whose name it has no longer.
     pub(super) fn elsewhere(&self, source: Option<CollectionUuid>) -> Option<Namespace> {
         let source = source.filter(|_| self.overlap && !self.is_in_copy())?;
@@ -131,17 +127,19 @@ impl Executor<'_> {
         }
     }
 
-    /// A `collMod` of an index that waits for the mark changes what is built there.
-    pub(super) async fn modify_postponed(&self, name: &Namespace, options: &[u8]) -> Result<()> {
+    /// A `collMod` of an index that waits for the mark changes what is built there. Whether one does.
+    pub(super) async fn modify_postponed(&self, name: &Namespace, options: &[u8]) -> Result<bool> {
         let Some(change) = raw::find(options, "index")?.filter(|index| index.kind == kind::DOCUMENT) else {
-            return Ok(());
+            return Ok(false);
         };
+        let mut waits = false;
         for (id, spec) in self.sink.postponed.lock().await.iter_mut() {
             if self.sink.namespaces.name(*id) == *name && is_meant(change.value, spec)? {
                 *spec = modified(spec, change.value)?;
+                waits = true;
             }
         }
-        Ok(())
+        Ok(waits)
     }
 
     /// An index that is to become unique does not hold yet: it becomes so at the mark. Until then it stays as it is.
@@ -156,7 +154,7 @@ impl Executor<'_> {
         let doing = &format!("list the indexes of {name}");
         let listed: Vec<RawDocumentBuf> = answered(Side::Sink, doing, list).await?.map_err(failed)?;
         for spec in listed {
-            if !is_meant(change.value, spec.as_bytes())? {
+            if !is_meant(change.value, spec.as_bytes())? || is_unique(spec.as_bytes())? {
                 continue;
             }
             let spec = modified(spec.as_bytes(), change.value)?;
@@ -304,11 +302,17 @@ impl MongoSink {
     }
 }
 
-/// Whether documents expire by this index.
+/// Whether a `collMod` makes an index unique.
+pub(super) fn makes_unique(options: &[u8]) -> Result<bool, Malformed> {
+    let change = raw::find(options, "index")?.filter(|index| index.kind == kind::DOCUMENT);
+    change.map_or(Ok(false), |change| is_unique(change.value))
+}
+
 fn is_unique(spec: &[u8]) -> Result<bool, Malformed> {
     Ok(raw::find(spec, "unique")?.is_some_and(|unique| unique.kind == kind::BOOLEAN && unique.value == [1]))
 }
 
+/// Whether documents expire by this index.
 fn expires(spec: &[u8]) -> Result<bool, Malformed> {
     Ok(raw::find(spec, "expireAfterSeconds")?.is_some())
 }

@@ -41,8 +41,15 @@ impl Executor<'_> {
             self.remove_replaced(to, drop_target).await?;
             return Ok(skipped("renameCollection", from));
         }
+        let moving = self.source.filter(|_| from.database() != to.database());
+        if let Some(source) = moving {
+            self.sink.catalogue.move_begins(source).await?;
+        }
         let time = self.rename_now(from, to, occupant == Occupant::Replaced).await?;
         self.adopt(to).await?;
+        if moving.is_some() {
+            self.sink.catalogue.move_ended().await?;
+        }
         self.remove_replaced(to, drop_target).await?;
         if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
             self.sink.catalogue.retire(replaced, self.time);
@@ -50,21 +57,22 @@ impl Executor<'_> {
         Ok(time)
     }
 
-    /// A rename across databases makes another collection, and a run may have been killed before it could say which. The
-    /// former one is gone then without an entry that dropped it, and nobody knows the one that has the new name.
+    /// A rename across databases makes another collection, and a run may have been killed before it could say which. That
+    /// it was begun is stored before; the former one is gone then, and nobody knows the one that has the new name.
     async fn claim_finished(&self, from: &Namespace, to: &Namespace) -> Result<()> {
         let Some(source) = self.source.filter(|_| self.overlap && from.database() != to.database()) else {
             return Ok(());
         };
         let present = self.sink.catalogue.refresh(to).await?;
         let catalogue = &self.sink.catalogue;
-        if !catalogue.is_known(source) || catalogue.stands_anywhere(source) {
+        if !catalogue.is_moving(source) || catalogue.stands_anywhere(source) {
             return Ok(());
         }
         match present.and_then(|info| info.uuid).filter(|uuid| !catalogue.is_claimed(*uuid)) {
-            Some(uuid) => catalogue.must_claim(to, source, uuid).await,
-            None => Ok(()),
+            Some(uuid) => catalogue.must_claim(to, source, uuid).await?,
+            None => return Ok(()),
         }
+        catalogue.move_ended().await
     }
 
     async fn rename_now(&self, from: &Namespace, to: &Namespace, drop_target: bool) -> Result<Option<OpTime>> {

@@ -13,6 +13,7 @@ use oplogue_engine::sink::{Content, Patch, Write};
 use crate::mongodb::command::Statement;
 use crate::mongodb::literal::has_zero_time;
 use crate::mongodb::patch::modifiers;
+use crate::mongodb::sink::plan::computed;
 
 /// Where a document's final state starts from.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,8 @@ pub(super) struct Image<'a> {
     pub(super) overrules: bool,
     /// It was put behind the rest of its group, with which it collides.
     pub(super) waited: bool,
+    /// Nothing may stand under its `_id` ([`MongoSink::images_of`](super::MongoSink)).
+    pub(super) is_new: bool,
 }
 
 /// Where a final state comes from.
@@ -97,6 +100,7 @@ impl<'a> Image<'a> {
             from_source: false,
             overrules: false,
             waited: false,
+            is_new: false,
         }
     }
 
@@ -132,7 +136,13 @@ impl<'a> Image<'a> {
     /// The write that makes the document new, where it begins with that.
     pub(super) fn making(&self) -> Option<&Write> {
         let (_, first) = self.writes.first()?;
-        matches!(first.content, Content::Insert(_) | Content::Patched { inserted: true, .. }).then_some(*first)
+        let whole = match &first.content {
+            Content::Insert(_) => true,
+            // Otherwise its base is written first, and may stand there.
+            Content::Patched { inserted: true, .. } => computed(first).is_some(),
+            Content::Patched { .. } | Content::Replace(_) | Content::Patch(_) | Content::Delete => false,
+        };
+        whole.then_some(*first)
     }
 
     /// Whether the source has another answer to what it shall become.

@@ -454,7 +454,13 @@ mod tests {
 
     #[test]
     fn a_way_that_is_not_cleared_is_no_success() {
-        let error = |code| StatementError { code, message: "refused".into(), key_pattern: None, key_value: None };
+        let error = |code| StatementError {
+            at: std::time::Instant::now(),
+            code,
+            message: "refused".into(),
+            key_pattern: None,
+            key_value: None,
+        };
         let name = Namespace::new("a.log");
         assert!(is_clear(&name, &[]).is_ok());
         assert!(is_clear(&name, &[(0, error(20)), (1, error(20))]).is_ok(), "4.4 deletes nothing from a capped one");

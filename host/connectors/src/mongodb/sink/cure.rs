@@ -82,7 +82,13 @@ mod tests {
     use bytes::Bytes;
 
     fn error(code: i32, pattern: Option<bson::Document>) -> StatementError {
-        StatementError { code, message: String::new(), key_pattern: pattern, key_value: None }
+        StatementError {
+            at: std::time::Instant::now(),
+            code,
+            message: String::new(),
+            key_pattern: pattern,
+            key_value: None,
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! insert meets. A plugin is shown the change as the stream has it and the document that stands in its way, and is
 //! called on a thread where it may take its time. What a ruling leads to is carried out elsewhere.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use oplogue_engine::conflict::{Conflict, DuplicateKeys, Judge, Ruling, ViolatedIndex};
@@ -50,10 +51,12 @@ impl MongoSink {
         error: &StatementError,
     ) -> Result<Ruling> {
         let kind = kind_of(error);
-        // Inserts that meet their own `_id` come by thousands, and what settings make of them a replay makes again.
-        let by_thousands = kind == ConflictKind::DuplicateId && matches!(self.rules, Rules::Settings(_));
-        if !by_thousands {
+        // Inserts that meet their own `_id` come by thousands: all that were refused by then are proved at once.
+        let proved = *self.proved.lock().unwrap_or_else(PoisonError::into_inner);
+        if proved.is_none_or(|proved| proved <= error.at) {
+            let asked = Instant::now();
             self.prove_same_leader().await?;
+            *self.proved.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
         }
         match &self.rules {
             Rules::Settings(duplicates) => {

@@ -7,6 +7,7 @@
 //! misses its document is read from the source, in overlap too. What becomes of each statement is pure ([`place`]).
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{DocumentKey, Namespace, Origin};
@@ -163,7 +164,13 @@ fn whole_of<'s>(write: &'s Write, statement: &Statement<'s>) -> Option<&'s [u8]>
 
 /// The error of a document that the shard key has no place for, as a server would report it.
 pub(in crate::mongodb) fn no_place(why: &Unroutable) -> StatementError {
-    StatementError { code: SHARD_KEY_NOT_FOUND, message: why.to_string(), key_pattern: None, key_value: None }
+    StatementError {
+        at: Instant::now(),
+        code: SHARD_KEY_NOT_FOUND,
+        message: why.to_string(),
+        key_pattern: None,
+        key_value: None,
+    }
 }
 
 /// The upsert of a whole document, for its own shard; anything else as it is.
@@ -206,7 +213,7 @@ pub(super) fn changed_key(key: &ShardKey, error: &StatementError) -> StatementEr
         error.message,
         error.code
     );
-    StatementError { code: IMMUTABLE_FIELD, message, key_pattern: None, key_value: None }
+    StatementError { at: error.at, code: IMMUTABLE_FIELD, message, key_pattern: None, key_value: None }
 }
 
 impl MongoSink {

@@ -41,6 +41,11 @@ impl Parked {
         let last = waiting.back().map(Pending::bytes).unwrap_or_default();
         // What was merged can be smaller than either: a delete needs nothing of what was before.
         self.bytes = self.bytes.saturating_sub(last);
+        if let Some(Write { content: Content::Patched { inserted, .. }, .. }) = waiting.back_mut().map(|p| &mut p.write)
+        {
+            // It may have been written in part before it was refused: a whole document behind it replaces that.
+            *inserted &= !matches!(pending.write.content, Content::Replace(_));
+        }
         let apart = match waiting.back_mut() {
             // Under a name that a rename gave away, another collection's document of that `_id` may wait.
             Some(last) if last.write.collection == pending.write.collection => last.absorb(pending),

@@ -196,7 +196,13 @@ fn a_document_with_an_array_in_the_key_has_no_place() {
 
 #[test]
 fn refusals_about_the_key_are_told_from_others() {
-    let error = |code| StatementError { code, message: "no".to_owned(), key_pattern: None, key_value: None };
+    let error = |code| StatementError {
+        at: std::time::Instant::now(),
+        code,
+        message: "no".to_owned(),
+        key_pattern: None,
+        key_value: None,
+    };
     let update = Content::Patch(Vec::new());
     let document = Content::Replace(Bytes::new());
     for code in [20, 61, 66, 72, 31025] {
