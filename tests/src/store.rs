@@ -135,6 +135,17 @@ async fn an_operators_word_fences_a_running_instance() {
     let Found::Ours(found) = found else { panic!("{found:?}") };
     assert_eq!(found.position, Position::Oplog(OpTime::new(SECS, 3, -1)), "backwards");
 
+    // What a copy has left to the mark is still to be done, and half a copy is not to be followed.
+    let next = store(&client, "next");
+    next.acquire().await.unwrap();
+    for (stage, kept) in [(Stage::CatchUp, true), (Stage::FullSync, false)] {
+        next.save(&Checkpoint { stage, ..at(SECS, 80) }).await.unwrap();
+        let set = operator.set(&Position::Oplog(OpTime::new(SECS, 4, -1))).await;
+        assert_eq!(set.is_ok(), kept, "{set:?}");
+        let Found::Ours(found) = next.acquire().await.unwrap() else { panic!("{stage:?}") };
+        assert_eq!((found.stage, found.position.time().inc), (stage, if kept { 4 } else { 80 }));
+    }
+
     operator.reset().await.unwrap();
     let next = store(&client, "next");
     assert_eq!(next.acquire().await.unwrap(), Found::Nothing, "not MongoShake's either");

@@ -134,12 +134,19 @@ impl SnapshotReader for SnapshotSource {
 
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
         let by_uuid = self.reads_by_uuid().await?;
+        let mut after = partition.owned.as_ref().map_or(after, |owned| owned.after.max(after));
+        if !matches!(self.options.mode, ConnectMode::Primary | ConnectMode::Standalone) {
+            // One member said what the collection is called, and another one may be read that does not know it yet: it
+            // would show nothing under that name.
+            let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+            after = after.max(topology::last_write(Side::Source, &self.client, &primary).await?.newest);
+        }
         let read = cursor::Read {
             client: self.client.clone(),
             criteria: self.criteria(),
             partition: partition.clone(),
             uuid: partition.uuid.filter(|_| by_uuid),
-            after: partition.owned.as_ref().map_or(after, |owned| owned.after.max(after)),
+            after,
             reply_bytes: self.options.reply_bytes,
         };
         Ok(Box::new(cursor::PartitionCursor::new(read, self.budget.clone())))

@@ -11,7 +11,7 @@ mod operate;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
@@ -56,8 +56,9 @@ pub struct MongoStore {
     shards: Vec<Arc<str>>,
     /// The lease's epoch; 0 before [`CheckpointStore::acquire`].
     epoch: AtomicI64,
-    /// When the last question was asked that showed that the lease is held.
-    held_at: Mutex<Option<Instant>>,
+    /// When the last question was asked that showed that the lease is held: by the clock that nobody sets, and by the one
+    /// that goes on while the machine sleeps.
+    held_at: Mutex<Option<(Instant, SystemTime)>>,
 }
 
 impl MongoStore {
@@ -149,7 +150,8 @@ impl MongoStore {
     }
 
     fn held(&self, asked: Instant) {
-        *self.held_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        *self.held_at.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((asked, SystemTime::now() - asked.elapsed()));
     }
 
     /// The identity of the lease, which every instance of this job finds and no other job has.
@@ -254,7 +256,10 @@ impl CheckpointStore for MongoStore {
 
     async fn still_held(&self) -> Result<()> {
         let held_at = *self.held_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if held_at.is_some_and(|at| at.elapsed() < LEASE_TRUST) { Ok(()) } else { self.check_lease().await }
+        let fresh = |(at, wall): (Instant, SystemTime)| {
+            at.elapsed() < LEASE_TRUST && wall.elapsed().is_ok_and(|elapsed| elapsed < LEASE_TRUST)
+        };
+        if held_at.is_some_and(fresh) { Ok(()) } else { self.check_lease().await }
     }
 
     async fn identities(&self) -> Result<Vec<Identity>> {

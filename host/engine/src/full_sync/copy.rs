@@ -123,18 +123,32 @@ impl FullSync {
     /// only the primary knows can be taken back, and what is not copied for it is in no stream. With a time by which a
     /// majority has them so.
     async fn agreed(&self, source: &dyn Source) -> Result<(Vec<CollectionPlan>, OpTime)> {
-        let mut listed = self.reader.collections().await?;
-        for _ in 0..LISTINGS {
+        // Of a cluster no term is known, and of a set a list of one primary's time is settled when a majority has all that
+        // this one had by then. Otherwise two lists must agree.
+        let is_set = self.after.term >= 0;
+        let mut led = source.written().await?.term;
+        let mut before: Option<Vec<CollectionPlan>> = None;
+        let mut round = 0;
+        loop {
+            round += 1;
+            let listed = self.reader.collections().await?;
             let written = source.written().await?;
             let waits = || tracing::info!(until = %written, "waiting until the source's majority has its catalogue");
             majority_has(source, written, waits).await?;
-            let before = std::mem::replace(&mut listed, self.reader.collections().await?);
-            if self.shapes(&before)? == self.shapes(&listed)? {
+            let leads = source.written().await?.term;
+            let same = match &before {
+                Some(before) => self.shapes(before)? == self.shapes(&listed)?,
+                None => false,
+            };
+            if same || (is_set && led == written.term && written.term == leads) {
                 return Ok((listed, written));
             }
+            if round >= LISTINGS {
+                tracing::warn!("the source's collections change all the time: the copy goes by the last list of them");
+                return Ok((listed, written));
+            }
+            (led, before) = (leads, Some(listed));
         }
-        let text = "list the source's collections: they changed each time before a majority had them";
-        Err(Error::new(Side::Source, Kind::Unavailable, text))
     }
 
     /// What of a list decides about the copy: the collections that pass.

@@ -210,6 +210,9 @@ impl Core {
                 }
             }
         }
+        if let Some((index, _)) = refused.peek() {
+            return Err(bug(format!("lane {lane}: a refusal of write {index} stands out of its order")));
+        }
         self.pump()
     }
 
@@ -330,11 +333,15 @@ impl Core {
         Ok(Pending { address, write, acks: Acks::one(slot) })
     }
 
+    /// Whether all changes of a collection, known by its name on the target or by its identity, go in one order.
+    fn keeps_order(&self, target: NamespaceId, collection: Option<CollectionUuid>) -> bool {
+        let of_ordered = |source| self.options.single_lane_collections.contains(&source);
+        self.options.single_lane.contains(&target) || collection.is_some_and(of_ordered)
+    }
+
     fn enqueue(&mut self, mut pending: Pending) {
         let address = pending.address;
-        let of_ordered = |source| self.options.single_lane_collections.contains(&source);
-        let keep_order =
-            self.options.single_lane.contains(&address.0) || pending.write.collection.is_some_and(of_ordered);
+        let keep_order = self.keeps_order(address.0, pending.write.collection);
         pending.write.in_order = keep_order;
         let lane = self.spread.lane(address, keep_order);
         if self.lanes.get_mut(lane).is_some_and(|lane| lane.push(pending, keep_order)) {

@@ -24,6 +24,7 @@ use crate::mongodb::{classify, command};
 
 const INDEX_OPTIONS_CONFLICT: i32 = 85;
 const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
+const CANNOT_CREATE_INDEX: i32 = 67;
 const INVALID_INDEX_OPTION: i32 = 197;
 
 impl Executor<'_> {
@@ -81,6 +82,11 @@ impl Executor<'_> {
                 Ok(skipped("createIndexes", name))
             }
             // A document in between does not fit it.
+            // Nor is there room for a second text index, or a 65th one, before a later entry drops another.
+            Some(CANNOT_CREATE_INDEX) if self.overlap => {
+                self.postpone(name, target, spec).await;
+                Ok(None)
+            }
             Some(code) if self.overlap && (code == DUPLICATE_KEY || is_by_index(code)) => {
                 self.postpone(name, target, spec).await;
                 Ok(None)

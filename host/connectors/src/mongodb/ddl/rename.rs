@@ -4,7 +4,7 @@
 //! two names apart) the server copies, and the new UUID is recorded. In overlap the copy may have read the collection
 //! under both names; what is then left under the old one is removed.
 
-use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::{Executor, Turn, skipped};
@@ -45,7 +45,13 @@ impl Executor<'_> {
         if let Some(source) = moving {
             self.sink.catalogue.move_begins(source).await?;
         }
-        let time = self.rename_now(from, to, occupant == Occupant::Replaced).await?;
+        let time = match self.rename_now(from, to, occupant == Occupant::Replaced).await {
+            Err(error) if moving.is_some() && error.action() == Action::Stop => {
+                self.sink.catalogue.move_ended().await?;
+                return Err(error);
+            }
+            renamed => renamed?,
+        };
         self.adopt(to).await?;
         if moving.is_some() {
             self.sink.catalogue.move_ended().await?;
@@ -65,8 +71,12 @@ impl Executor<'_> {
         };
         let present = self.sink.catalogue.refresh(to).await?;
         let catalogue = &self.sink.catalogue;
-        if !catalogue.is_moving(source) || catalogue.stands_anywhere(source) {
+        if !catalogue.is_moving(source) {
             return Ok(());
+        }
+        if catalogue.stands_anywhere(source) {
+            // It is recorded what it became.
+            return catalogue.move_ended().await;
         }
         match present.and_then(|info| info.uuid).filter(|uuid| !catalogue.is_claimed(*uuid)) {
             Some(uuid) => catalogue.must_claim(to, source, uuid).await?,

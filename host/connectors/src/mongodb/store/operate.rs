@@ -6,8 +6,8 @@
 
 use bson::{DateTime, Document, doc};
 use futures_util::TryStreamExt as _;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Stage};
-use oplogue_engine::error::Result;
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Stage};
+use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::Position;
 
 use super::{MongoStore, document};
@@ -54,16 +54,28 @@ impl MongoStore {
         Ok(documents.into_iter().map(stored).collect())
     }
 
-    /// Makes a run go on at `position`, forwards or backwards, in incremental mode. A running instance is fenced.
+    /// Makes a run go on at `position`, forwards or backwards, in incremental mode. A running instance is fenced. What a
+    /// copy has left to the overlap mark is still to be done.
     ///
     /// Whether the source still holds the position is seen when the run starts.
     ///
     /// # Errors
-    /// `Unavailable`, `Unauthorized`.
+    /// `Misconfigured` while a copy is not over: half of the data would be followed. `Unavailable`, `Unauthorized`.
     pub async fn set(&self, position: &Position) -> Result<()> {
-        self.acquire().await?;
-        let (plugins, configuration) = (Vec::new(), String::new());
-        let checkpoint = Checkpoint { stage: Stage::Incremental, position: position.clone(), plugins, configuration };
+        let checkpoint = match self.acquire().await? {
+            Found::Ours(stored) if stored.stage == Stage::FullSync => {
+                let text = "the checkpoint is of a full sync that did not finish, and no position completes it; run it to \
+                            its end, or begin anew after `oplogue checkpoint reset`";
+                return Err(Error::new(Side::Store, Kind::Misconfigured, text));
+            }
+            Found::Ours(stored) => Checkpoint { position: position.clone(), ..stored },
+            Found::Nothing | Found::MongoShake(_) => Checkpoint {
+                stage: Stage::Incremental,
+                position: position.clone(),
+                plugins: Vec::new(),
+                configuration: String::new(),
+            },
+        };
         let update = doc! {
             "$set": document::write(&checkpoint)?,
             "$unset": { "reset_at": "" },

@@ -159,6 +159,15 @@ impl Core {
     pub(super) fn release(&mut self) -> Result<()> {
         let held = std::mem::take(&mut self.held);
         for (slot, waiting) in held.changes {
+            // The mark may have moved on while they waited, and lies before them again.
+            let until = self.options.overlap_until.ts();
+            let is_beyond = match &waiting {
+                Waiting::One(change) => change.time.ts() > until,
+                Waiting::Whole(changes) => changes.iter().any(|change| change.time.ts() > until),
+            };
+            if is_beyond {
+                self.reach_mark();
+            }
             match waiting {
                 Waiting::One(change) => self.admit(slot, change)?,
                 Waiting::Whole(changes) => self.admit_whole(slot, changes),

@@ -83,7 +83,7 @@ impl Core {
     pub(super) fn join_whole(&mut self, slot: SlotId, change: Change) -> Option<Change> {
         let plain = change.ddl.is_none()
             && change.time.ts() > self.options.overlap_until.ts()
-            && !self.options.single_lane.contains(&change.target);
+            && !self.keeps_order(change.target, change.collection);
         if !plain || matches!(self.fences.last(), Some(fence) if !matches!(fence.purpose, Purpose::Whole(_))) {
             return Some(change);
         }
@@ -117,8 +117,10 @@ impl Core {
         // A lane of its own merges what can be merged and keeps the rest in waves of distinct documents.
         let mut lane = Lane::default();
         for (slot, change) in changes {
-            let keep_order = self.options.single_lane.contains(&change.target);
-            if lane.push(self.pending(slot, change)?, keep_order) {
+            let keep_order = self.keeps_order(change.target, change.collection);
+            let mut pending = self.pending(slot, change)?;
+            pending.write.in_order = keep_order;
+            if lane.push(pending, keep_order) {
                 self.counts.coalesced += 1;
             }
         }
