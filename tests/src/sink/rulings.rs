@@ -292,7 +292,10 @@ async fn an_insert_with_its_updates_goes_at_once_with_others() {
 #[tokio::test]
 async fn a_name_that_begins_with_a_dollar_is_ruled_over_too() {
     let there = doc! { "_id": 1, "old": true };
-    let (_set, bench) = bench(Rules::default(), None, &[], std::slice::from_ref(&there)).await;
+    let (set, bench) = bench(Rules::default(), None, &[], std::slice::from_ref(&there)).await;
+    if !set.has("names that begin with a dollar", (5, 0)) {
+        return;
+    }
     let report = bench.sink.write(&[insert(&bench, &doc! { "_id": 1, "$a": 1 })]).await.unwrap();
     assert_eq!((report.refused, found(&bench).await), (vec![], vec![there]));
     assert_eq!(bench.sink.counts().conflicts, 1);
