@@ -308,7 +308,7 @@ async fn a_fault_can_be_waited_out() {
 #[tokio::test]
 async fn a_place_that_is_gone_costs_no_document() {
     let copy = copy().await;
-    if !copy.set.has("deletes in capped collections", (5, 0)) {
+    if !copy.set.has("deletes in capped collections", (6, 0)) {
         return;
     }
     let create = doc! { "create": "log", "capped": true, "size": 16 << 20 };
