@@ -142,6 +142,8 @@ async fn an_operators_word_fences_a_running_instance() {
         next.save(&Checkpoint { stage, ..at(SECS, 80) }).await.unwrap();
         let set = operator.set(&Position::Oplog(OpTime::new(SECS, 4, -1))).await;
         assert_eq!(set.is_ok(), kept, "{set:?}");
+        let stored = next.save(&Checkpoint { stage, ..at(SECS, 80) }).await;
+        assert_eq!(stored.is_err(), kept, "a command that is refused fences nobody: {stored:?}");
         let Found::Ours(found) = next.acquire().await.unwrap() else { panic!("{stage:?}") };
         assert_eq!((found.stage, found.position.time().inc), (stage, if kept { 4 } else { 80 }));
     }

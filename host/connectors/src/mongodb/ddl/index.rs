@@ -14,7 +14,7 @@ use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, OpTime};
 
 use super::super::patience::answered;
-use super::{Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
+use super::{DdlRefused, Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
 use crate::mongodb::command::{Concern, DUPLICATE_KEY};
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
@@ -81,12 +81,13 @@ impl Executor<'_> {
             Some(INDEX_OPTIONS_CONFLICT | INDEX_KEY_SPECS_CONFLICT) if self.overlap => {
                 Ok(skipped("createIndexes", name))
             }
-            // A document in between does not fit it.
-            // Nor is there room for a second text index, or a 65th one, before a later entry drops another.
-            Some(CANNOT_CREATE_INDEX) if self.overlap => {
+            // No room for a second text index, or a 65th one, before a later entry drops another. What the target takes at
+            // no time says the same, and is to be left out at once where the settings say so.
+            Some(CANNOT_CREATE_INDEX) if self.overlap && self.sink.options.ddl_refused == DdlRefused::Stop => {
                 self.postpone(name, target, spec).await;
                 Ok(None)
             }
+            // A document in between does not fit it.
             Some(code) if self.overlap && (code == DUPLICATE_KEY || is_by_index(code)) => {
                 self.postpone(name, target, spec).await;
                 Ok(None)

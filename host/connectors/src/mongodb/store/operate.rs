@@ -62,12 +62,16 @@ impl MongoStore {
     /// # Errors
     /// `Misconfigured` while a copy is not over: half of the data would be followed. `Unavailable`, `Unauthorized`.
     pub async fn set(&self, position: &Position) -> Result<()> {
+        // Looked at before anybody is fenced: a refusal must not end the copy that it is about.
+        if let Some(own) = self.own().await?
+            && own.get_str("stage").is_ok()
+            && document::read(&own)?.stage == Stage::FullSync
+        {
+            let text = "the checkpoint is of a full sync that did not finish, and no position completes it; run it to its \
+                        end, or begin anew after `oplogue checkpoint reset`";
+            return Err(Error::new(Side::Store, Kind::Misconfigured, text));
+        }
         let checkpoint = match self.acquire().await? {
-            Found::Ours(stored) if stored.stage == Stage::FullSync => {
-                let text = "the checkpoint is of a full sync that did not finish, and no position completes it; run it to \
-                            its end, or begin anew after `oplogue checkpoint reset`";
-                return Err(Error::new(Side::Store, Kind::Misconfigured, text));
-            }
             Found::Ours(stored) => Checkpoint { position: position.clone(), ..stored },
             Found::Nothing | Found::MongoShake(_) => Checkpoint {
                 stage: Stage::Incremental,
