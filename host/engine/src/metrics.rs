@@ -10,6 +10,7 @@ pub mod conflicts;
 pub mod copy;
 pub mod families;
 pub mod labels;
+mod plugins;
 pub mod positions;
 pub mod shards;
 pub mod status;

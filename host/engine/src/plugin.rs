@@ -4,6 +4,7 @@
 //! place and keep the order of entries. A dropped change is taken out of the batch by the chain and thereby
 //! acknowledged: the batch's position stands even when nothing of it is left.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,8 +41,11 @@ pub trait PluginChain: Send + Sync {
     /// `PluginFault` when a router traps.
     fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>>;
 
-    /// The active generation of each plugin, in chain order, for the checkpoint and the status page.
+    /// The active generation of each plugin, in chain order, for the checkpoint.
     fn generations(&self) -> Vec<GenerationInfo>;
+
+    /// What each plugin did so far, in chain order, for the metrics and the status page.
+    fn stats(&self) -> Vec<PluginStats>;
 }
 
 /// One worker's instances of the chain. Lives on one thread; called between batches only.
@@ -68,6 +72,30 @@ pub struct GenerationInfo {
     pub configuration: String,
 }
 
+/// What a plugin did since the start, all of its generations together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PluginStats {
+    pub plugin: String,
+    /// The active generation, and its version in the manifest.
+    pub generation: u64,
+    pub version: String,
+    /// Calls into the guest with entries or a conflict; routes are not counted.
+    pub calls: u64,
+    /// Entries shown.
+    pub entries: u64,
+    /// Wall time inside these calls, in nanoseconds.
+    pub nanos: u64,
+    /// Traps, limits hit, wrong answers and refusals, whatever the policy did about them.
+    pub faults: u64,
+    /// Calls beyond the soft time limit.
+    pub slow: u64,
+    /// Generations that became active while the stream ran, and those of them that were rolled back.
+    pub swaps: u64,
+    pub rollbacks: u64,
+    /// The plugin's own counters, if `metrics` is granted.
+    pub custom: BTreeMap<String, u64>,
+}
+
 /// The chain without plugins: everything passes, under its own name.
 #[derive(Debug, Default)]
 pub struct EmptyChain;
@@ -82,6 +110,10 @@ impl PluginChain for EmptyChain {
     }
 
     fn generations(&self) -> Vec<GenerationInfo> {
+        Vec::new()
+    }
+
+    fn stats(&self) -> Vec<PluginStats> {
         Vec::new()
     }
 }

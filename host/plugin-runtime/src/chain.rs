@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{ChangeBatch, NamespaceId, Namespaces};
-use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain};
+use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, PluginStats};
 
 use crate::dead_letter::DeadLetterFile;
 use crate::engine::Runtime;
 use crate::error::LoadError;
-use crate::generation::{Generation, PluginStats};
+use crate::generation::{Counts, Generation};
 use crate::load::Module;
 use crate::reload::{ReloadEvent, ReloadLog, ReloadOutcome, Watcher};
 use crate::spec::{ChainOptions, OnError, PluginSpec};
@@ -134,12 +134,6 @@ impl Chain {
         self.log.events()
     }
 
-    /// Counters of the active generations, in chain order.
-    #[must_use]
-    pub fn stats(&self) -> Vec<PluginStats> {
-        self.active().plugins.iter().map(|g| g.stats()).collect()
-    }
-
     pub(crate) fn options(&self) -> &ChainOptions {
         &self.options
     }
@@ -189,12 +183,13 @@ impl Chain {
         watched: bool,
     ) -> Result<(GenerationInfo, bool), LoadError> {
         let unknown = || LoadError::Unknown(plugin.to_owned());
-        let (mut spec, running, number, rolled_back) = {
+        let (mut spec, running, counts, number, rolled_back) = {
             let state = lock(&self.state);
             let at = state.slots.iter().position(|s| s.spec.name == plugin).ok_or_else(unknown)?;
             let slot = state.slots.get(at).ok_or_else(unknown)?;
-            let running = state.active.plugins.get(at).map(|g| g.info()).ok_or_else(unknown)?;
-            (slot.spec.clone(), running, slot.next_number, slot.rolled_back.clone())
+            let running = state.active.plugins.get(at).ok_or_else(unknown)?;
+            let counts = Arc::clone(&running.counts);
+            (slot.spec.clone(), running.info(), counts, slot.next_number, slot.rolled_back.clone())
         };
         let reconfigured = config.is_some();
         spec.config = config.unwrap_or(spec.config);
@@ -208,7 +203,7 @@ impl Chain {
             return Err(LoadError::RolledBack(reason));
         }
         let module = Module::load(&self.runtime, &spec, &bytes)?;
-        let generation = Arc::new(Generation::new(plugin, number, module, spec.on_error));
+        let generation = Arc::new(Generation::new(plugin, number, module, spec.on_error, counts));
         let info = generation.info();
         self.activate(spec, generation);
         Ok((info, true))
@@ -219,6 +214,7 @@ impl Chain {
         let Some(at) = state.slots.iter().position(|s| s.spec.name == spec.name) else { return };
         let mut plugins = state.active.plugins.clone();
         let Some(place) = plugins.get_mut(at) else { return };
+        generation.counts.swaps.fetch_add(1, Ordering::Relaxed);
         let former = std::mem::replace(place, generation);
         if let Some(slot) = state.slots.get_mut(at) {
             slot.next_number += 1;
@@ -259,6 +255,7 @@ impl Chain {
             Some(_) => return true,
             None => return false,
         }
+        faulty.counts.rollbacks.fetch_add(1, Ordering::Relaxed);
         let back_to = plugins.get(at).map_or(0, |g| g.number);
         self.publish(&mut state, plugins);
         drop(state);
@@ -323,7 +320,7 @@ fn first_generation(
         return Err(LoadError::NoDeadLetter);
     }
     let module = Module::load(runtime, spec, &spec.source.read()?)?;
-    Ok(Generation::new(&spec.name, 1, module, spec.on_error))
+    Ok(Generation::new(&spec.name, 1, module, spec.on_error, Arc::new(Counts::default())))
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -351,5 +348,9 @@ impl PluginChain for Chain {
 
     fn generations(&self) -> Vec<GenerationInfo> {
         self.active().plugins.iter().map(|g| g.info()).collect()
+    }
+
+    fn stats(&self) -> Vec<PluginStats> {
+        self.active().plugins.iter().map(|g| g.stats()).collect()
     }
 }

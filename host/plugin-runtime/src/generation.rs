@@ -4,12 +4,13 @@
 //! workers there are, and the counters that metrics read. It never calls the plugin: instances belong to the workers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use oplogue_engine::model::NamespaceId;
-use oplogue_engine::plugin::GenerationInfo;
+use oplogue_engine::plugin::{GenerationInfo, PluginStats};
 
 use crate::columns::Body;
 use crate::load::Module;
@@ -31,10 +32,10 @@ pub(crate) struct Generation {
     pub(crate) module: Module,
     pub(crate) on_error: OnError,
     routes: RwLock<HashMap<NamespaceId, Decision>>,
-    pub(crate) counts: Counts,
+    pub(crate) counts: Arc<Counts>,
 }
 
-/// What a generation did so far.
+/// What all generations of a plugin did so far.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) calls: AtomicU64,
@@ -42,38 +43,17 @@ pub(crate) struct Counts {
     pub(crate) nanos: AtomicU64,
     pub(crate) faults: AtomicU64,
     pub(crate) slow: AtomicU64,
+    pub(crate) swaps: AtomicU64,
+    pub(crate) rollbacks: AtomicU64,
     custom: Mutex<BTreeMap<String, u64>>,
 }
 
-/// A generation's counters, for metrics and the status page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginStats {
-    pub plugin: String,
-    pub generation: u64,
-    /// Calls of `process`.
-    pub calls: u64,
-    /// Entries shown.
-    pub entries: u64,
-    /// Wall time inside `process`, in nanoseconds.
-    pub nanos: u64,
-    /// Traps, limits hit, wrong answers and refusals.
-    pub faults: u64,
-    /// Calls beyond the soft time limit.
-    pub slow: u64,
-    /// The plugin's own counters, if `metrics` is granted.
-    pub custom: BTreeMap<String, u64>,
-}
+/// Names of a plugin's own counters, over all of its generations.
+const CUSTOM_MAX: usize = 256;
 
 impl Generation {
-    pub(crate) fn new(plugin: &str, number: u64, module: Module, on_error: OnError) -> Self {
-        Self {
-            plugin: plugin.to_owned(),
-            number,
-            module,
-            on_error,
-            routes: RwLock::default(),
-            counts: Counts::default(),
-        }
+    pub(crate) fn new(plugin: &str, number: u64, module: Module, on_error: OnError, counts: Arc<Counts>) -> Self {
+        Self { plugin: plugin.to_owned(), number, module, on_error, routes: RwLock::default(), counts }
     }
 
     pub(crate) fn info(&self) -> GenerationInfo {
@@ -107,7 +87,10 @@ impl Generation {
         }
         let mut custom = self.counts.custom.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, by) in counters {
-            *custom.entry(name).or_default() += by;
+            // A name a version, if somebody likes: a file that is swapped all day must not fill the memory.
+            if custom.len() < CUSTOM_MAX || custom.contains_key(&name) {
+                *custom.entry(name).or_default() += by;
+            }
         }
     }
 
@@ -116,11 +99,14 @@ impl Generation {
         PluginStats {
             plugin: self.plugin.clone(),
             generation: self.number,
+            version: self.module.manifest.version.clone(),
             calls: read(&self.counts.calls),
             entries: read(&self.counts.entries),
             nanos: read(&self.counts.nanos),
             faults: read(&self.counts.faults),
             slow: read(&self.counts.slow),
+            swaps: read(&self.counts.swaps),
+            rollbacks: read(&self.counts.rollbacks),
             custom: self.counts.custom.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

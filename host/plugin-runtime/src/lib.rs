@@ -30,7 +30,6 @@ mod wrap;
 pub use chain::Chain;
 pub use dead_letter::DeadLetter;
 pub use error::LoadError;
-pub use generation::PluginStats;
 pub use judge::ConflictPlugin;
 pub use manifest::{Kind as PluginKind, Manifest, Wants};
 pub use reload::{ReloadEvent, ReloadOutcome};

@@ -10,6 +10,7 @@ use oplogue_engine::metrics::labels::Label as _;
 use oplogue_engine::metrics::shards::ShardNow;
 use oplogue_engine::metrics::status::StatusSnapshot;
 use oplogue_engine::model::OpTime;
+use oplogue_engine::plugin::PluginStats;
 
 use super::Monitored;
 use crate::logging::redact::redact;
@@ -38,15 +39,24 @@ fn page(run: &Monitored, now: &StatusSnapshot) -> String {
         html.push_str("<h2>Full copy</h2>");
         table(&mut html, &["collection", "state", "documents", "bytes"], copy_rows(now));
     }
-    html.push_str("<h2>Plugins</h2>");
     if !now.shards.is_empty() {
         let head = ["shard", "read up to", "durable up to", "checkpoint", "lag"];
         table(&mut html, &head, now.shards.iter().map(shard_row).collect());
     }
-    let plugins = now.generations.iter().map(|g| vec![g.plugin.clone(), g.version.clone(), g.generation.to_string()]);
-    table(&mut html, &["plugin", "version", "generation"], plugins.collect());
+    html.push_str("<h2>Plugins</h2>");
+    let head = ["plugin", "version", "generation", "calls", "entries shown", "time in calls", "faults", "rolled back"];
+    table(&mut html, &head, now.plugins.iter().map(plugin_row).collect());
     html.push_str("</body></html>");
     html
+}
+
+/// What a filter decides by namespace alone is asked once and costs no call.
+fn plugin_row(plugin: &PluginStats) -> Vec<String> {
+    let seconds = format!("{:.1} s", plugin.nanos as f64 / 1e9);
+    let counts = [plugin.generation, plugin.calls, plugin.entries].map(|count| count.to_string());
+    let [generation, calls, entries] = counts;
+    let (faults, back) = (plugin.faults.to_string(), plugin.rollbacks.to_string());
+    vec![plugin.plugin.clone(), plugin.version.clone(), generation, calls, entries, seconds, faults, back]
 }
 
 fn summary(run: &Monitored, now: &StatusSnapshot) -> Vec<Vec<String>> {

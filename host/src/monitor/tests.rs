@@ -10,7 +10,7 @@ use oplogue_engine::error::Error;
 use oplogue_engine::metrics::catalog;
 use oplogue_engine::metrics::{SyncStage, WriteKind};
 use oplogue_engine::model::OpTime;
-use oplogue_engine::plugin::GenerationInfo;
+use oplogue_engine::plugin::PluginStats;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,13 +26,11 @@ fn monitored() -> Monitored {
     status.positions().set_accepted(OpTime::new(1_707_334_793, 2, 1));
     status.positions().set_durable(OpTime::new(1_707_334_793, 1, 1));
     status.positions().set_checkpoint(OpTime::new(1_707_334_656, 2, 1));
-    status.set_generations(vec![GenerationInfo {
-        plugin: "mask".into(),
-        generation: 1,
-        version: "1.0.0".into(),
-        sha256: String::new(),
-        configuration: String::new(),
-    }]);
+    let custom = [("masked".to_owned(), 7)].into();
+    let mask = PluginStats { plugin: "mask".into(), version: "1.0.0".into(), custom, ..PluginStats::default() };
+    status.add_plugins(move || {
+        vec![PluginStats { generation: 1, calls: 3, nanos: 2_000_000, faults: 1, ..mask.clone() }]
+    });
     let metrics = Metrics::new();
     metrics.source.read(4, 2012, 12_585);
     metrics.schedule.queued.inc_by(3);

@@ -11,7 +11,7 @@ use mongodb::options::WriteConcern;
 use oplogue_connectors::mongodb::sink::SinkOptions;
 use oplogue_engine::error::Result;
 use oplogue_engine::model::{Change, ChangeBatch, NamespaceId};
-use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, retain};
+use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, PluginStats, retain};
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::ReplicaSet;
 
@@ -225,6 +225,10 @@ impl PluginChain for Hiding {
     }
 
     fn generations(&self) -> Vec<GenerationInfo> {
+        Vec::new()
+    }
+
+    fn stats(&self) -> Vec<PluginStats> {
         Vec::new()
     }
 }

@@ -76,10 +76,22 @@ catalog! {
         "Changes that a plugin let through for a later time";
     PLUGIN_DEAD = Counter "oplogue_plugin_dead_changes_total" []
         "Changes sent to the dead letters";
-    PLUGIN_FAULTS = Counter "oplogue_plugin_faults_total" []
-        "Traps, time-outs, limits and lies of plugins, whatever the policy did about them";
-    PLUGIN_SWAPS = Counter "oplogue_plugin_swaps_total" []
-        "Generations that became active while the stream ran";
+    PLUGIN_CALLS = Counter "oplogue_plugin_calls_total" ["plugin"]
+        "Calls into a plugin with entries or a conflict; a route is asked once a namespace and not counted";
+    PLUGIN_ENTRIES = Counter "oplogue_plugin_shown_entries_total" ["plugin"]
+        "Entries that a plugin was shown";
+    PLUGIN_SECONDS = Counter "oplogue_plugin_call_seconds_total" ["plugin"]
+        "Time spent inside these calls";
+    PLUGIN_SLOW = Counter "oplogue_plugin_slow_calls_total" ["plugin"]
+        "Calls that went beyond the soft time limit";
+    PLUGIN_FAULTS = Counter "oplogue_plugin_faults_total" ["plugin"]
+        "Traps, time-outs, limits and lies of a plugin, whatever the policy did about them";
+    PLUGIN_SWAPS = Counter "oplogue_plugin_swaps_total" ["plugin"]
+        "Versions of a plugin that became active while the stream ran";
+    PLUGIN_ROLLBACKS = Counter "oplogue_plugin_rollbacks_total" ["plugin"]
+        "Those of them that were taken back because they faulted on trial";
+    PLUGIN_CUSTOM = Counter "oplogue_plugin_custom_total" ["plugin", "name"]
+        "What a plugin counts itself, where the metrics are granted to it";
     PLUGIN_GENERATION = Gauge "oplogue_plugin_generation_number" ["plugin", "version"]
         "Active generation of each plugin";
     SCHEDULE_QUEUED = Counter "oplogue_schedule_queued_changes_total" []

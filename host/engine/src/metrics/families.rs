@@ -10,7 +10,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -21,6 +23,7 @@ use super::catalog::{self, Description};
 use super::conflicts::Conflicts;
 use super::copy::CollectionState;
 use super::labels::{ConflictKind, DropReason, Label, RulingKind, SyncStage, WriteKind};
+use super::plugins::PluginMirrors;
 use super::status::{Status, StatusSnapshot};
 use crate::model::Operation;
 use crate::plugin::ChainReport;
@@ -28,8 +31,8 @@ use crate::plugin::ChainReport;
 /// Content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-type LabelSet = Vec<(&'static str, String)>;
-type GaugeFamily = Family<LabelSet, Gauge>;
+pub(super) type LabelSet = Vec<(&'static str, String)>;
+pub(super) type GaugeFamily = Family<LabelSet, Gauge>;
 type SecondsGauge = Gauge<f64, AtomicU64>;
 
 /// All series of one process. Cheap to clone; dereferences to the stages.
@@ -98,8 +101,6 @@ pub struct PluginMetrics {
     pub dropped: Counter,
     pub delayed: Counter,
     pub dead: Counter,
-    pub faults: Counter,
-    pub swaps: Counter,
 }
 
 impl PluginMetrics {
@@ -164,7 +165,7 @@ struct Mirrors {
     position: GaugeFamily,
     budget_held: Gauge,
     budget_limit: Gauge,
-    generation: GaugeFamily,
+    plugins: PluginMirrors,
     copy_collections: GaugeFamily,
     copy_documents_total: Gauge,
     copy_documents_done: Gauge,
@@ -238,7 +239,7 @@ impl fmt::Debug for Metrics {
 }
 
 /// Makes series and registers them under their description.
-struct Registrar(Registry);
+pub(super) struct Registrar(Registry);
 
 impl Registrar {
     fn counter(&mut self, of: Description) -> Counter {
@@ -266,8 +267,11 @@ impl Registrar {
         gauge
     }
 
-    fn gauges(&mut self, of: Description) -> GaugeFamily {
-        let family = GaugeFamily::default();
+    pub(super) fn family<M>(&mut self, of: Description) -> Family<LabelSet, M>
+    where
+        M: Default + EncodeMetric + TypedMetric + fmt::Debug + Send + Sync + 'static,
+    {
+        let family = Family::default();
         self.0.register(of.registered_name(), of.help, family.clone());
         family
     }
@@ -299,8 +303,6 @@ fn stages(to: &mut Registrar) -> Stages {
             dropped: to.counter(catalog::PLUGIN_DROPPED),
             delayed: to.counter(catalog::PLUGIN_DELAYED),
             dead: to.counter(catalog::PLUGIN_DEAD),
-            faults: to.counter(catalog::PLUGIN_FAULTS),
-            swaps: to.counter(catalog::PLUGIN_SWAPS),
         },
         schedule: ScheduleMetrics {
             queued: to.counter(catalog::SCHEDULE_QUEUED),
@@ -341,18 +343,18 @@ fn sink(to: &mut Registrar) -> SinkMetrics {
 }
 
 fn mirrors(to: &mut Registrar) -> Mirrors {
-    let build = to.gauges(catalog::BUILD);
+    let build: GaugeFamily = to.family(catalog::BUILD);
     build.get_or_create_owned(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
     Mirrors {
-        stage: to.gauges(catalog::PIPELINE_STAGE),
+        stage: to.family(catalog::PIPELINE_STAGE),
         lag: to.seconds(catalog::PIPELINE_LAG),
-        shard_lag: to.gauges(catalog::SHARD_LAG),
+        shard_lag: to.family(catalog::SHARD_LAG),
         start: to.seconds(catalog::PIPELINE_START),
-        position: to.gauges(catalog::POSITION),
+        position: to.family(catalog::POSITION),
         budget_held: to.gauge(catalog::BUDGET_HELD),
         budget_limit: to.gauge(catalog::BUDGET_LIMIT),
-        generation: to.gauges(catalog::PLUGIN_GENERATION),
-        copy_collections: to.gauges(catalog::COPY_COLLECTIONS),
+        plugins: PluginMirrors::new(to),
+        copy_collections: to.family(catalog::COPY_COLLECTIONS),
         copy_documents_total: to.gauge(catalog::COPY_DOCUMENTS_TOTAL),
         copy_documents_done: to.gauge(catalog::COPY_DOCUMENTS_DONE),
         copy_bytes_total: to.gauge(catalog::COPY_BYTES_TOTAL),
@@ -383,16 +385,8 @@ impl Mirrors {
         for shard in &status.shards {
             put(&self.shard_lag, "shard", &shard.name, shard.lag_seconds());
         }
-        self.set_plugins(status);
+        self.plugins.set(&status.plugins);
         self.set_copy(status);
-    }
-
-    fn set_plugins(&self, status: &StatusSnapshot) {
-        self.generation.clear();
-        for active in &status.generations {
-            let labels = vec![("plugin", active.plugin.clone()), ("version", active.version.clone())];
-            self.generation.get_or_create_owned(&labels).set(whole(active.generation));
-        }
     }
 
     fn set_copy(&self, status: &StatusSnapshot) {
@@ -415,7 +409,7 @@ fn put(family: &GaugeFamily, label: &'static str, value: &str, number: u64) {
     family.get_or_create_owned(&vec![(label, value.to_owned())]).set(whole(number));
 }
 
-fn whole(number: u64) -> i64 {
+pub(super) fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -423,17 +417,16 @@ fn whole(number: u64) -> i64 {
 mod tests {
     use super::*;
     use crate::clock::Clock;
+    use crate::plugin::PluginStats;
 
     #[test]
     fn every_metric_of_the_catalogue_is_in_the_exposition_with_its_help() {
         let status = Status::new("job", Clock::System);
-        status.set_generations(vec![crate::plugin::GenerationInfo {
-            plugin: "mask".into(),
-            generation: 3,
-            version: "1.0.0".into(),
-            sha256: String::new(),
-            configuration: String::new(),
-        }]);
+        status.add_plugins(|| {
+            let plugin =
+                PluginStats { plugin: "mask".into(), generation: 3, version: "1.0.0".into(), ..Default::default() };
+            vec![PluginStats { nanos: 1_500_000_000, custom: [("masked".to_owned(), 7)].into(), ..plugin }]
+        });
         status.shards().set_newest(&"s1".into(), crate::model::OpTime::new(7, 1, 1));
         let text = Metrics::new().encode(&status).unwrap();
         for description in catalog::ALL {
@@ -449,6 +442,8 @@ mod tests {
             }
         }
         assert!(text.contains("oplogue_plugin_generation_number{plugin=\"mask\",version=\"1.0.0\"} 3"));
+        assert!(text.contains("oplogue_plugin_call_seconds_total{plugin=\"mask\"} 1.5\n"), "{text}");
+        assert!(text.contains("oplogue_plugin_custom_total{plugin=\"mask\",name=\"masked\"} 7\n"));
         assert!(text.ends_with("# EOF\n"));
     }
 

@@ -5,6 +5,7 @@
 //! Nothing in the engine decides anything by what stands here, and no secret is ever put in: faults come as the text
 //! of [`Error`], whose makers redact connection strings.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -17,7 +18,7 @@ use super::shards::{ShardNow, Shards};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::plugin::GenerationInfo;
+use crate::plugin::PluginStats;
 
 /// Shared state of one run. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -36,7 +37,26 @@ struct Shared {
     copy: CopyProgress,
     budget: OnceLock<Budget>,
     facts: RwLock<Facts>,
+    plugins: Plugins,
     paused: watch::Sender<bool>,
+}
+
+/// Whom to ask what the plugins did.
+#[derive(Default)]
+struct Plugins(RwLock<Vec<AskPlugins>>);
+
+type AskPlugins = Box<dyn Fn() -> Vec<PluginStats> + Send + Sync>;
+
+impl Plugins {
+    fn now(&self) -> Vec<PluginStats> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().flat_map(|ask| ask()).collect()
+    }
+}
+
+impl fmt::Debug for Plugins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.now().fmt(f)
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -44,7 +64,6 @@ struct Facts {
     replset: String,
     trouble: Option<Trouble>,
     last_fault: Option<Trouble>,
-    generations: Vec<GenerationInfo>,
     late: Vec<String>,
 }
 
@@ -78,7 +97,8 @@ pub struct StatusSnapshot {
     pub trouble: Option<Trouble>,
     /// The last fault, over or not.
     pub last_fault: Option<Trouble>,
-    pub generations: Vec<GenerationInfo>,
+    /// What each plugin did, in chain order, then the one that rules over conflicts.
+    pub plugins: Vec<PluginStats>,
     /// Bytes held and the whole budget; `None` before the pipeline is built.
     pub budget: Option<(usize, usize)>,
 }
@@ -97,6 +117,7 @@ impl Status {
                 copy: CopyProgress::new(clock.clone()),
                 budget: OnceLock::new(),
                 facts: RwLock::default(),
+                plugins: Plugins::default(),
                 paused: watch::Sender::new(false),
                 clock,
             }),
@@ -127,9 +148,9 @@ impl Status {
         self.facts_mut(|facts| name.clone_into(&mut facts.replset));
     }
 
-    /// The active generation of each plugin, at the start and after every swap.
-    pub fn set_generations(&self, generations: Vec<GenerationInfo>) {
-        self.facts_mut(|facts| facts.generations = generations);
+    /// Some plugins more, which are asked at each snapshot.
+    pub fn add_plugins(&self, ask: impl Fn() -> Vec<PluginStats> + Send + Sync + 'static) {
+        self.shared.plugins.0.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(ask));
     }
 
     /// The memory budget, to show what is held.
@@ -235,7 +256,7 @@ impl Status {
             copy: self.shared.copy.now(),
             trouble: facts.trouble,
             last_fault: facts.last_fault,
-            generations: facts.generations,
+            plugins: self.shared.plugins.now(),
             budget: self.shared.budget.get().map(|budget| (budget.held_bytes(), budget.bytes())),
         }
     }

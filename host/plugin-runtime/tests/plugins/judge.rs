@@ -12,6 +12,7 @@ use oplogue_engine::conflict::{Conflict, Judge as _, Ruling, ViolatedIndex};
 use oplogue_engine::error::Kind;
 use oplogue_engine::metrics::ConflictKind;
 use oplogue_engine::model::{OpTime, Operation};
+use oplogue_engine::plugin::PluginChain as _;
 use oplogue_plugin_runtime::{ChainOptions, ConflictPlugin, Handles, OnError, PluginSpec};
 use serde_json::{Value, json};
 

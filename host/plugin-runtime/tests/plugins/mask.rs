@@ -5,6 +5,7 @@
 
 use bson::{Document, doc};
 use oplogue_engine::model::Operation;
+use oplogue_engine::plugin::PluginChain as _;
 use serde_json::json;
 
 use crate::fixtures::{Stream, body, mask_field, spec};

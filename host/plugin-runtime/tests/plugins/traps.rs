@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bson::doc;
 use oplogue_engine::model::Change;
+use oplogue_engine::plugin::PluginChain as _;
 use oplogue_plugin_runtime::{ChainOptions, DeadLetter, OnError, PluginSpec};
 use serde_json::json;
 

@@ -60,11 +60,10 @@ pub(super) fn start(
             ended = reader.run(decoded) => ended,
         }
     });
-    let (metrics, status) = (metrics.clone(), status.clone());
+    let metrics = metrics.clone();
     tasks.spawn_blocking(CHAIN, move || {
-        let generations = Arc::clone(&chain);
         let worker = chain.worker()?;
-        pass_through(worker, to_chain, &chained, &metrics, || status.set_generations(generations.generations()))
+        pass_through(worker, to_chain, &chained, &metrics)
     });
     out
 }
@@ -195,17 +194,10 @@ fn pass_through(
     mut batches: mpsc::Receiver<ChangeBatch>,
     out: &mpsc::Sender<ChangeBatch>,
     metrics: &Metrics,
-    publish: impl Fn(),
 ) -> Result<()> {
-    publish();
-    let mut published = Instant::now();
     while let Some(mut batch) = batches.blocking_recv() {
         let report = worker.process(&mut batch)?;
         metrics.plugin.passed(&report);
-        if published.elapsed() >= NEWEST_EVERY {
-            publish();
-            published = Instant::now();
-        }
         if out.blocking_send(batch).is_err() {
             break;
         }
