@@ -31,15 +31,18 @@ struct Copy {
 
 /// A source with small replies, so that cursors have something to do.
 async fn copy() -> Copy {
-    let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
-    let client = connect(Side::Source, &set.uri_as_user(), &ConnectOptions::default()).await.unwrap();
-    let budget = Budget::new(64 << 20);
-    let options =
-        SnapshotOptions { reply_bytes: 64 * 1024, own_database: "mongoshake".to_owned(), ..SnapshotOptions::default() };
-    Copy { set, source: SnapshotSource::new(client.clone(), options, budget.clone()), budget, client }
+    Copy::of(ReplicaSet::start(Options::guide_source()).await.unwrap()).await
 }
 
 impl Copy {
+    async fn of(set: ReplicaSet) -> Self {
+        let client = connect(Side::Source, &set.uri_as_user(), &ConnectOptions::default()).await.unwrap();
+        let budget = Budget::new(64 << 20);
+        let own_database = "mongoshake".to_owned();
+        let options = SnapshotOptions { reply_bytes: 64 * 1024, own_database, ..SnapshotOptions::default() };
+        Self { set, source: SnapshotSource::new(client.clone(), options, budget.clone()), budget, client }
+    }
+
     async fn newest(&self) -> OpTime {
         let criteria = ConnectMode::Primary.criteria();
         topology::last_write(Side::Source, &self.client, &criteria).await.unwrap().majority
@@ -345,6 +348,25 @@ async fn a_place_that_is_gone_costs_no_document() {
     read.extend(rest(cursor.as_mut()).await);
     let ids: std::collections::BTreeSet<i32> = read.iter().map(id_of).collect();
     assert_eq!(ids.len(), 6000, "{} were read", read.len());
+}
+
+/// A server says what it has itself. A drop that an election may take back is no reason to leave documents unread.
+#[tokio::test]
+async fn a_collection_is_gone_when_a_majority_has_dropped_it() {
+    let set = ReplicaSet::start(Options { members: 3, ..Options::guide_source() }).await.unwrap();
+    let copy = Copy::of(set).await;
+    copy.insert("c", vec![doc! { "_id": 1 }]).await;
+    let plan = copy.plans().await.remove("shop.c").unwrap();
+    let primary = copy.set.primary().await.unwrap();
+    let others = [(primary + 1) % 3, (primary + 2) % 3];
+    copy.set.hold_back(&others, true).await.unwrap();
+    let shop = copy.set.client().database("shop");
+    shop.run_command(doc! { "drop": "c", "writeConcern": { "w": 1 } }).await.unwrap();
+    let mut asked = copy.source.place(&plan);
+    let early = tokio::time::timeout(std::time::Duration::from_secs(1), &mut asked).await;
+    assert!(early.is_err(), "believed too early: {early:?}");
+    copy.set.hold_back(&others, false).await.unwrap();
+    assert_eq!(asked.await.unwrap(), None);
 }
 
 /// Collections of every kind that the server has; whether it has time-series is the answer.

@@ -5,6 +5,7 @@
 //! decide where incremental starts: the caller noted that position before the first read.
 
 pub mod copy;
+mod persistent;
 pub mod plan;
 
 pub use copy::{CopySummary, FullSync, FullSyncOptions, IndexTiming};

@@ -21,10 +21,22 @@ const MAJORITY_POLL: Duration = Duration::from_millis(20);
 /// # Errors
 /// Those of the source.
 pub async fn majority_has(source: &dyn Source, written: OpTime, waits: impl FnOnce()) -> Result<()> {
+    // Of a cluster this is the time that every shard's majority has come to.
+    until_majority_has(written, waits, || async { Ok(source.now().await?.time()) }).await
+}
+
+/// The same by whoever knows what the majority has `now`.
+///
+/// # Errors
+/// Those of `now`.
+pub async fn until_majority_has<F: Future<Output = Result<OpTime>>>(
+    written: OpTime,
+    waits: impl FnOnce(),
+    now: impl Fn() -> F,
+) -> Result<()> {
     const SAID_EVERY: Duration = Duration::from_secs(30);
     let (mut waits, mut said) = (Some(waits), Instant::now());
-    // Of a cluster this is the time that every shard's majority has come to.
-    while source.now().await?.time().ts() < written.ts() {
+    while now().await?.ts() < written.ts() {
         if let Some(waits) = waits.take() {
             waits();
         }

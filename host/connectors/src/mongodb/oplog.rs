@@ -79,7 +79,7 @@ impl Start {
     fn timestamp(self) -> Timestamp {
         match self {
             Self::Oldest => Timestamp { time: 0, increment: 0 },
-            Self::Date(time) | Self::Entry(time) => Timestamp { time: time.secs, increment: time.inc },
+            Self::Date(time) | Self::Entry(time) => time.timestamp(),
         }
     }
 }
@@ -269,7 +269,7 @@ impl Source for OplogSource {
 
     async fn entry_at(&mut self, _stream: u32, time: OpTime) -> Result<Bytes> {
         const READ_ONE: &str = "read one entry of the oplog";
-        let ts = Timestamp { time: time.secs, increment: time.inc };
+        let ts = time.timestamp();
         // Both bounds, so that the server seeks to the place and does not look further when nothing is there.
         let command: RawDocumentBuf = rawdoc! {
             "find": "oplog.rs",

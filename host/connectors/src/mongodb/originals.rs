@@ -5,7 +5,7 @@
 //! returns is believed when the config servers say that the shard owns it. Nothing is cached: this is the rare road.
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, Document, RawDocumentBuf, Timestamp, doc};
+use bson::{Binary, Bson, Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
@@ -163,7 +163,7 @@ impl Originals {
         let Some(successor) = successor.filter(|successor| *successor != uuid) else { return Ok(false) };
         let failed = |e| classify::error(Side::Source, &format!("look for the making of {name} in the oplog"), e);
         let made = doc! {
-            "ts": { "$lte": Timestamp { time: time.secs, increment: time.inc } },
+            "ts": { "$lte": time.timestamp() },
             "op": "c",
             "ns": format!("{}.$cmd", name.database()),
             "ui": Binary { subtype: BinarySubtype::Uuid, bytes: successor.to_vec() },
@@ -188,10 +188,9 @@ impl Originals {
             Self::Shards { shards, .. } => (shards.iter().map(|shard| &shard.client).collect(), true),
         };
         let failed = |e| classify::error(Side::Source, "look for drops and renames in the oplog", e);
-        let time = |time: OpTime| Timestamp { time: time.secs, increment: time.inc };
         let since = if is_shard { "$gt" } else { "$gte" };
         let mut filter = doc! {
-            "ts": { since: time(from), "$lte": time(until) },
+            "ts": { since: from.timestamp(), "$lte": until.timestamp() },
             "op": "c",
             "$or": [
                 { "o.create": { "$exists": true } },

@@ -22,7 +22,8 @@ use tokio::sync::OnceCell;
 
 use super::client::ConnectMode;
 use super::patience::answered;
-use super::{classify, reply, topology};
+use super::topology::{self, Member};
+use super::{classify, reply};
 
 /// `InvalidOptions`: what the feature compatibility version does not allow.
 pub(super) const INVALID_OPTIONS: i32 = 72;
@@ -98,12 +99,22 @@ impl SnapshotSource {
     /// does not know yet would be missed by the copy and by the stream behind it. None where the primary answers, or
     /// nobody but the one server can be asked.
     async fn majority_now(&self) -> Result<Option<Timestamp>> {
-        if matches!(self.options.mode, ConnectMode::Primary | ConnectMode::Standalone) {
+        if self.asks_the_leader() {
             return Ok(None);
         }
+        Ok(Some(self.leader().await?.majority.timestamp()))
+    }
+
+    /// Whether every question goes to the primary, or to the only server that is to be asked.
+    fn asks_the_leader(&self) -> bool {
+        matches!(self.options.mode, ConnectMode::Primary | ConnectMode::Standalone)
+    }
+
+    /// How far the writes of the primary have come, or of the only server that is to be asked.
+    async fn leader(&self) -> Result<Member> {
         let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-        let now = topology::last_write(Side::Source, &self.client, &primary).await?.majority;
-        Ok(Some(Timestamp { time: now.secs, increment: now.inc }))
+        let criteria = if self.asks_the_leader() { self.criteria() } else { primary };
+        topology::last_write(Side::Source, &self.client, &criteria).await
     }
 
     async fn run(&self, database: &str, doing: &str, command: Document) -> Result<Document> {
@@ -135,11 +146,10 @@ impl SnapshotReader for SnapshotSource {
     async fn open(&self, partition: &Partition, after: OpTime) -> Result<Box<dyn SnapshotCursor>> {
         let by_uuid = self.reads_by_uuid().await?;
         let mut after = partition.owned.as_ref().map_or(after, |owned| owned.after.max(after));
-        if !matches!(self.options.mode, ConnectMode::Primary | ConnectMode::Standalone) {
+        if !self.asks_the_leader() {
             // One member said what the collection is called, and another one may be read that does not know it yet: it
             // would show nothing under that name.
-            let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-            after = after.max(topology::last_write(Side::Source, &self.client, &primary).await?.newest);
+            after = after.max(self.leader().await?.newest);
         }
         let read = cursor::Read {
             client: self.client.clone(),

@@ -8,32 +8,28 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
+use super::persistent::Persistent;
 use super::plan::{Plan, PlannedCollection};
 use crate::budget::Permit;
-use crate::error::{Action, Error, Kind, Result, Side};
+use crate::error::{Error, Kind, Result, Side};
 use crate::metrics::{CollectionProgress, Metrics, Status};
 use crate::model::raw::{self, Elements, kind};
 use crate::model::{
     Change, ChangeBatch, CollectionUuid, Namespace, NamespaceId, Namespaces, OpTime, Operation, Position,
 };
 use crate::plugin::{ChainWorker, PluginChain};
-use crate::retry::Backoff;
 use crate::sink::CopyTarget;
-use crate::source::{CollectionPlan, Partition, ScanOrder, SnapshotCursor, SnapshotReader, Source, majority_has};
+use crate::source::{CollectionPlan, Partition, ScanOrder, SnapshotReader, Source, majority_has};
 use crate::supervise::{Supervisor, off_thread};
 
 /// How often the catalogue is listed again while it changes.
 const LISTINGS: usize = 20;
-
-/// How often in a row a partition's cursor may fail before the copy does.
-const TRIES: u32 = 5;
 
 /// Which indexes the copy builds, and when (`full_sync.create_index`). Unique ones and those that
 /// let documents expire always wait for the overlap mark.
@@ -169,7 +165,8 @@ impl FullSync {
     ///
     /// # Errors
     /// As [`FullSync::run`].
-    pub async fn run_plan(self, plan: Plan, stop: &CancellationToken) -> Result<Option<CopySummary>> {
+    pub async fn run_plan(mut self, plan: Plan, stop: &CancellationToken) -> Result<Option<CopySummary>> {
+        self.reader = Arc::new(Persistent(self.reader));
         let mut tasks = VecDeque::new();
         let mut newest = None;
         for collection in &plan.collections {
@@ -387,14 +384,13 @@ impl Shared {
             ScanOrder::Natural => 1,
         };
         let mut at_end = false;
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !at_end || !inserts.is_empty() {
             let may_read = !at_end && inserts.len() < inserts_max;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
                 Some(done) = inserts.next(), if !inserts.is_empty() => done?,
-                reply = next_reply(&mut *cursor, &mut backoff), if may_read => match reply? {
+                reply = cursor.next(), if may_read => match reply? {
                     None => {
                         task.moved.fetch_or(cursor.moved(), Ordering::SeqCst);
                         at_end = true;
@@ -464,24 +460,6 @@ impl Shared {
         summary.target_time = summary.target_time.max(newest);
         drop(batch.permit);
         Ok(())
-    }
-}
-
-/// The next reply; after a passing fault the cursor goes on behind what it returned last.
-async fn next_reply(cursor: &mut dyn SnapshotCursor, backoff: &mut Backoff) -> Result<Option<(Bytes, Permit)>> {
-    loop {
-        match cursor.next().await {
-            Err(error) if error.action() == Action::Rewind && backoff.tries() < TRIES => {
-                let pause = backoff.pause();
-                tracing::info!(%error, pause_ms = pause.as_millis(), "the copy reads again");
-                tokio::time::sleep(pause).await;
-            }
-            Err(error) => return Err(error),
-            Ok(reply) => {
-                backoff.reset();
-                return Ok(reply);
-            }
-        }
     }
 }
 

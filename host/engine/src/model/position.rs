@@ -38,6 +38,12 @@ impl OpTime {
         (u64::from(self.secs) << 32) | u64::from(self.inc)
     }
 
+    /// The same as a BSON timestamp.
+    #[must_use]
+    pub fn timestamp(self) -> bson::Timestamp {
+        bson::Timestamp { time: self.secs, increment: self.inc }
+    }
+
     /// Whether an oplog whose oldest entry has this time holds everything from `date` on. One that begins with the first
     /// entry of that very second holds the whole second.
     #[must_use]

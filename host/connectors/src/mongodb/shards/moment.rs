@@ -4,7 +4,7 @@
 //! that its server does not know is refused, so the time is brought along. On a shard's primary such a read also makes
 //! the oplog pass that time: the primary writes a no-op when nothing else has come. Nothing else is written.
 
-use bson::{Timestamp, doc};
+use bson::doc;
 use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::{Client, ClusterTime};
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -58,7 +58,7 @@ impl Moment {
         let failed = |e| classify::error(Side::Source, "bring a shard to the cluster's time", e);
         let mut session = client.start_session().await.map_err(failed)?;
         session.advance_cluster_time(&self.proof);
-        let after = Timestamp { time: self.time.secs, increment: self.time.inc };
+        let after = self.time.timestamp();
         // It need not be there.
         let command = doc! {
             "find": "oplogue.time",

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, RawDocumentBuf, cstr, doc, rawdoc};
+use bson::{Bson, RawDocumentBuf, Timestamp, cstr, doc, rawdoc};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oplogue_engine::error::{Kind, Result, Side};
 use oplogue_engine::model::raw::{self, kind};
-use oplogue_engine::model::{CollectionUuid, Namespace};
-use oplogue_engine::source::CollectionPlan;
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
+use oplogue_engine::source::{CollectionPlan, until_majority_has};
 
 use super::{SnapshotOptions, SnapshotSource};
 use crate::mongodb::{classify, reply};
@@ -60,7 +60,7 @@ struct Entry {
 }
 
 async fn of_database(source: &SnapshotSource, database: &str) -> Result<Vec<CollectionPlan>> {
-    let mut entries = list(source, database, rawdoc! {}).await?;
+    let mut entries = list(source, database, rawdoc! {}, source.majority_now().await?).await?;
     let buckets: HashMap<String, CollectionUuid> =
         entries.iter().filter_map(|entry| Some((entry.name.strip_prefix(BUCKETS)?.to_owned(), entry.uuid?))).collect();
     entries.retain(|entry| entry.name == "system.js" || !entry.name.starts_with("system."));
@@ -72,24 +72,52 @@ async fn of_database(source: &SnapshotSource, database: &str) -> Result<Vec<Coll
 
 /// The name that a planned collection has now. A rename within the database keeps the UUID; one across databases makes
 /// a new collection, whose documents are all in the oplog.
+///
+/// The answer is of a moment behind all that was read so far: a member that is behind the one that was read could give
+/// the name that a rename has taken away. That it is gone counts when a majority has it so: a drop that an election
+/// takes back is in no stream, and neither are the documents that were not read for it.
 pub(super) async fn place(source: &SnapshotSource, plan: &CollectionPlan) -> Result<Option<Namespace>> {
     let (Some(stored), Some(uuid)) = (stored_in(plan), plan.uuid) else {
         return Ok(Some(plan.namespace.clone()));
     };
+    let written = source.leader().await?.newest;
+    if let Some(name) = find(source, plan, &stored, uuid, written).await? {
+        return Ok(Some(name));
+    }
+    let waits = || tracing::info!(namespace = %plan.namespace, "waiting until the source's majority has dropped it");
+    until_majority_has(written, waits, || async { Ok(source.leader().await?.majority) }).await?;
+    find(source, plan, &stored, uuid, written).await
+}
+
+/// Where a collection is for a member that has all up to `written`.
+async fn find(
+    source: &SnapshotSource,
+    plan: &CollectionPlan,
+    stored: &Namespace,
+    uuid: CollectionUuid,
+    written: OpTime,
+) -> Result<Option<Namespace>> {
     let database = stored.database();
-    let same = list(source, database, rawdoc! { "name": stored.collection() }).await?;
+    let since = (!source.asks_the_leader()).then(|| written.timestamp());
+    let same = list(source, database, rawdoc! { "name": stored.collection() }, since).await?;
     if same.iter().any(|entry| entry.uuid == Some(uuid)) {
         return Ok(Some(plan.namespace.clone()));
     }
-    let all = list(source, database, rawdoc! {}).await?;
+    let all = list(source, database, rawdoc! {}, since).await?;
     let found = all.into_iter().find(|entry| entry.uuid == Some(uuid));
     Ok(found.map(|entry| Namespace::of(database, entry.name.strip_prefix(BUCKETS).unwrap_or(&entry.name))))
 }
 
-async fn list(source: &SnapshotSource, database: &str, filter: RawDocumentBuf) -> Result<Vec<Entry>> {
+/// The collections of a database, from a member that has all up to `since`.
+async fn list(
+    source: &SnapshotSource,
+    database: &str,
+    filter: RawDocumentBuf,
+    since: Option<Timestamp>,
+) -> Result<Vec<Entry>> {
     let doing = format!("list the collections of {database} (needs `listCollections`)");
     let mut command = rawdoc! { "listCollections": 1, "filter": filter, "cursor": {} };
-    if let Some(time) = source.majority_now().await? {
+    if let Some(time) = since {
         command.append(cstr!("readConcern"), rawdoc! { "level": "local", "afterClusterTime": time });
     }
     let cursor = source.cursor(database, command).await.map_err(|e| classify::error(Side::Source, &doing, e))?;

@@ -7,7 +7,7 @@
 
 use async_trait::async_trait;
 use bson::spec::BinarySubtype;
-use bson::{Binary, RawDocumentBuf, Timestamp, rawdoc};
+use bson::{Binary, RawDocumentBuf, rawdoc};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -351,7 +351,7 @@ impl PartitionCursor {
     }
 
     fn read_concern(&self) -> RawDocumentBuf {
-        let after = Timestamp { time: self.read.after.secs, increment: self.read.after.inc };
+        let after = self.read.after.timestamp();
         rawdoc! { "level": "majority", "afterClusterTime": after }
     }
 
