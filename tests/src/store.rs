@@ -148,6 +148,17 @@ async fn an_operators_word_fences_a_running_instance() {
         assert_eq!((found.stage, found.position.time().inc), (stage, if kept { 4 } else { 80 }));
     }
 
+    // What cannot be read is said anew, or forgotten; nobody is left with a document that no command takes.
+    documents.update_one(doc! { "stage": { "$exists": true } }, doc! { "$set": { "position": "?" } }).await.unwrap();
+    assert_eq!(next.acquire().await.unwrap_err().kind(), Kind::Malformed);
+    documents.update_one(doc! { "position": "?" }, doc! { "$set": { "stage": "catch-up" } }).await.unwrap();
+    operator.set(&Position::Oplog(OpTime::new(SECS, 5, -1))).await.unwrap();
+    let Found::Ours(found) = next.acquire().await.unwrap() else { panic!("nothing was stored") };
+    assert_eq!((found.stage, found.position.time().inc), (Stage::CatchUp, 5));
+    documents.update_one(doc! { "stage": "catch-up" }, doc! { "$set": { "stage": "?" } }).await.unwrap();
+    let refused = operator.set(&Position::Oplog(OpTime::new(SECS, 6, -1))).await.unwrap_err();
+    assert!(refused.to_string().contains("correct it"), "{refused}");
+
     operator.reset().await.unwrap();
     let next = store(&client, "next");
     assert_eq!(next.acquire().await.unwrap(), Found::Nothing, "not MongoShake's either");

@@ -58,7 +58,25 @@ pub struct MongoStore {
     epoch: AtomicI64,
     /// When the last question was asked that showed that the lease is held: by the clock that nobody sets, and by the one
     /// that goes on while the machine sleeps.
-    held_at: Mutex<Option<(Instant, SystemTime)>>,
+    held_at: Mutex<Option<Moment>>,
+}
+
+/// One moment by two clocks.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    steady: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { steady: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// Whether it is less than [`LEASE_TRUST`] ago by both. A clock that was set back says nothing.
+    fn is_fresh(self) -> bool {
+        self.steady.elapsed() < LEASE_TRUST && self.wall.elapsed().is_ok_and(|elapsed| elapsed < LEASE_TRUST)
+    }
 }
 
 impl MongoStore {
@@ -139,7 +157,7 @@ impl MongoStore {
     /// Fails unless this object still holds the lease.
     async fn check_lease(&self) -> Result<()> {
         let epoch = self.epoch()?;
-        let asked = Instant::now();
+        let asked = Moment::now();
         match self.own().await? {
             Some(own) if document::epoch(&own) == epoch => {
                 self.held(asked);
@@ -149,9 +167,35 @@ impl MongoStore {
         }
     }
 
-    fn held(&self, asked: Instant) {
-        *self.held_at.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((asked, SystemTime::now() - asked.elapsed()));
+    fn held(&self, asked: Moment) {
+        *self.held_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+    }
+
+    /// Takes the lease from whoever holds it; the job's document as it is then.
+    async fn take_lease(&self) -> Result<Document> {
+        let update = doc! {
+            "$inc": { "lease.epoch": 1_i64 },
+            "$set": {
+                "format": document::FORMAT,
+                "name": &self.options.replica_set,
+                "lease.holder": &self.options.holder,
+            },
+            "$currentDate": { "lease.since": true },
+        };
+        let asked = Moment::now();
+        let doing = "take the lease of the checkpoint";
+        let take = self
+            .documents
+            .find_one_and_update(doc! { "_id": self.id() }, update)
+            .upsert(true)
+            .return_document(ReturnDocument::After);
+        let taken = answered(Side::Store, doing, take)
+            .await?
+            .map_err(|e| self.fault(doing, e))?
+            .ok_or_else(|| Error::new(Side::Store, Kind::Bug, "the lease was taken and no document came back"))?;
+        self.epoch.store(document::epoch(&taken), Ordering::Release);
+        self.held(asked);
+        Ok(taken)
     }
 
     /// The identity of the lease, which every instance of this job finds and no other job has.
@@ -200,28 +244,7 @@ impl MongoStore {
 #[async_trait]
 impl CheckpointStore for MongoStore {
     async fn acquire(&self) -> Result<Found> {
-        let update = doc! {
-            "$inc": { "lease.epoch": 1_i64 },
-            "$set": {
-                "format": document::FORMAT,
-                "name": &self.options.replica_set,
-                "lease.holder": &self.options.holder,
-            },
-            "$currentDate": { "lease.since": true },
-        };
-        let asked = Instant::now();
-        let doing = "take the lease of the checkpoint";
-        let take = self
-            .documents
-            .find_one_and_update(doc! { "_id": self.id() }, update)
-            .upsert(true)
-            .return_document(ReturnDocument::After);
-        let taken = answered(Side::Store, doing, take)
-            .await?
-            .map_err(|e| self.fault(doing, e))?
-            .ok_or_else(|| Error::new(Side::Store, Kind::Bug, "the lease was taken and no document came back"))?;
-        self.epoch.store(document::epoch(&taken), Ordering::Release);
-        self.held(asked);
+        let taken = self.take_lease().await?;
         if taken.contains_key("position") {
             return Ok(Found::Ours(document::read(&taken)?));
         }
@@ -232,7 +255,7 @@ impl CheckpointStore for MongoStore {
     }
 
     async fn save(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let time = document::timestamp(checkpoint.position.time());
+        let time = checkpoint.position.time().timestamp();
         let filter = doc! {
             "_id": self.id(),
             "lease.epoch": self.epoch()?,
@@ -243,7 +266,7 @@ impl CheckpointStore for MongoStore {
             "$unset": { "reset_at": "" },
             "$currentDate": { "updated_at": true },
         };
-        let asked = Instant::now();
+        let asked = Moment::now();
         let doing = "store the checkpoint";
         let saved = answered(Side::Store, doing, self.documents.update_one(filter, update)).await?;
         let saved = saved.map_err(|e| self.fault(doing, e))?;
@@ -256,10 +279,7 @@ impl CheckpointStore for MongoStore {
 
     async fn still_held(&self) -> Result<()> {
         let held_at = *self.held_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |(at, wall): (Instant, SystemTime)| {
-            at.elapsed() < LEASE_TRUST && wall.elapsed().is_ok_and(|elapsed| elapsed < LEASE_TRUST)
-        };
-        if held_at.is_some_and(fresh) { Ok(()) } else { self.check_lease().await }
+        if held_at.is_some_and(Moment::is_fresh) { Ok(()) } else { self.check_lease().await }
     }
 
     async fn identities(&self) -> Result<Vec<Identity>> {

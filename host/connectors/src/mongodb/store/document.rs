@@ -46,23 +46,39 @@ pub(super) fn write(checkpoint: &Checkpoint) -> Result<Document> {
 
 /// Reads a document of ours that has a position.
 pub(super) fn read(document: &Document) -> Result<Checkpoint> {
-    let malformed = |what: &str| {
-        let text = format!("read the checkpoint: its {what} is missing or wrong; see `oplogue checkpoint set`");
+    let position = position(document).ok_or_else(|| {
+        let text = "read the checkpoint: its position is missing or wrong; say it with `oplogue checkpoint set`";
         Error::new(Side::Store, Kind::Malformed, text)
-    };
-    let stage = match document.get_str("stage") {
-        Ok(FULL_SYNC) => Stage::FullSync,
-        Ok(CATCH_UP) => Stage::CatchUp,
-        Ok(INCREMENTAL) => Stage::Incremental,
-        _ => return Err(malformed("stage")),
-    };
+    })?;
+    at(document, position)
+}
+
+/// A document of ours, as if its position was this one.
+pub(super) fn at(document: &Document, position: Position) -> Result<Checkpoint> {
     let plugins = document.get_array("plugins").into_iter().flatten().filter_map(Bson::as_document);
     Ok(Checkpoint {
-        stage,
-        position: position(document).ok_or_else(|| malformed("position"))?,
+        stage: stage(document)?,
+        position,
         plugins: plugins.map(read_plugin).collect(),
         configuration: text(document, "configuration"),
     })
+}
+
+/// How far a job has come.
+pub(super) fn stage(document: &Document) -> Result<Stage> {
+    match document.get_str("stage") {
+        Ok(FULL_SYNC) => Ok(Stage::FullSync),
+        Ok(CATCH_UP) => Ok(Stage::CatchUp),
+        Ok(INCREMENTAL) => Ok(Stage::Incremental),
+        _ => {
+            let text = format!(
+                "read the checkpoint: its `stage` is none of \"{FULL_SYNC}\", \"{CATCH_UP}\" and \"{INCREMENTAL}\", and \
+                 without it nobody knows what a copy has left to do; correct it in the document, or begin anew after \
+                 `oplogue checkpoint reset`"
+            );
+            Err(Error::new(Side::Store, Kind::Malformed, text))
+        }
+    }
 }
 
 fn write_position(position: &Position) -> Result<Document> {
@@ -126,12 +142,8 @@ pub(super) fn mongoshake(document: &Document) -> Option<Position> {
     (time.secs > 1).then_some(Position::Oplog(time))
 }
 
-pub(super) fn timestamp(time: OpTime) -> Timestamp {
-    Timestamp { time: time.secs, increment: time.inc }
-}
-
 fn op_time(time: OpTime) -> Document {
-    doc! { "ts": timestamp(time), "t": time.term, "date": date(time) }
+    doc! { "ts": time.timestamp(), "t": time.term, "date": date(time) }
 }
 
 fn date(time: OpTime) -> DateTime {

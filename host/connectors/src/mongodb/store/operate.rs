@@ -6,7 +6,7 @@
 
 use bson::{DateTime, Document, doc};
 use futures_util::TryStreamExt as _;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, Stage};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::Position;
 
@@ -63,23 +63,10 @@ impl MongoStore {
     /// `Misconfigured` while a copy is not over: half of the data would be followed. `Unavailable`, `Unauthorized`.
     pub async fn set(&self, position: &Position) -> Result<()> {
         // Looked at before anybody is fenced: a refusal must not end the copy that it is about.
-        if let Some(own) = self.own().await?
-            && own.get_str("stage").is_ok()
-            && document::read(&own)?.stage == Stage::FullSync
-        {
-            let text = "the checkpoint is of a full sync that did not finish, and no position completes it; run it to its \
-                        end, or begin anew after `oplogue checkpoint reset`";
-            return Err(Error::new(Side::Store, Kind::Misconfigured, text));
+        if let Some(own) = self.own().await? {
+            with_position(&own, position)?;
         }
-        let checkpoint = match self.acquire().await? {
-            Found::Ours(stored) => Checkpoint { position: position.clone(), ..stored },
-            Found::Nothing | Found::MongoShake(_) => Checkpoint {
-                stage: Stage::Incremental,
-                position: position.clone(),
-                plugins: Vec::new(),
-                configuration: String::new(),
-            },
-        };
+        let checkpoint = with_position(&self.take_lease().await?, position)?;
         let update = doc! {
             "$set": document::write(&checkpoint)?,
             "$unset": { "reset_at": "" },
@@ -94,7 +81,7 @@ impl MongoStore {
     /// # Errors
     /// `Unavailable`, `Unauthorized`.
     pub async fn reset(&self) -> Result<()> {
-        self.acquire().await?;
+        self.take_lease().await?;
         let forgotten = doc! {
             "$unset": { "position": "", "ckpt": "", "stage": "", "plugins": "", "configuration": "" },
             "$set": { "reset_at": DateTime::now() },
@@ -110,6 +97,22 @@ impl MongoStore {
         let updated = self.documents.update_one(filter, update).await.map_err(|e| self.fault(doing, e))?;
         if updated.matched_count == 1 { Ok(()) } else { Err(self.fenced(self.own().await?.as_ref())) }
     }
+}
+
+/// What a job's document becomes when an operator says the position. The one that it has need not be readable: to say
+/// it anew is what this is for.
+fn with_position(document: &Document, position: &Position) -> Result<Checkpoint> {
+    if !document.contains_key("stage") {
+        let (plugins, configuration) = (Vec::new(), String::new());
+        return Ok(Checkpoint { stage: Stage::Incremental, position: position.clone(), plugins, configuration });
+    }
+    let checkpoint = document::at(document, position.clone())?;
+    if checkpoint.stage == Stage::FullSync {
+        let text = "the checkpoint is of a full sync that did not finish, and no position completes it; run it to its \
+                    end, or begin anew after `oplogue checkpoint reset`";
+        return Err(Error::new(Side::Store, Kind::Misconfigured, text));
+    }
+    Ok(checkpoint)
 }
 
 fn stored(document: Document) -> Stored {
