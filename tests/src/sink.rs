@@ -9,6 +9,7 @@ mod copy;
 mod ddl;
 mod flush;
 mod full_copy;
+mod indexes;
 mod limits;
 mod marks;
 mod pair;

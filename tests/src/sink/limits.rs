@@ -7,11 +7,11 @@ use bson::{Bson, Document, RawDocumentBuf, doc};
 use bytes::Bytes;
 use mongodb::options::{Acknowledgment, UpdateModifications, WriteConcern};
 use oplogue_connectors::mongodb::sink::SinkOptions;
-use oplogue_engine::model::OpTime;
+use oplogue_engine::schedule::coalesce;
 use oplogue_engine::sink::{Content, Patch, Sink as _, Write};
 
 use super::pair::Pair;
-use super::support::{Bench, content, now, oplog, raw};
+use super::support::{Bench, decoded, now, oplog, raw};
 
 /// Updates the source's document and applies what was logged to a copy of it; how many documents were read whole.
 async fn follow(bench: &Bench, start: &Document, update: impl Into<UpdateModifications>, overlap: bool) -> u64 {
@@ -26,11 +26,10 @@ async fn follow(bench: &Bench, start: &Document, update: impl Into<UpdateModific
     let id = doc! { "_id": start.get("_id").unwrap().clone() };
     source.update_one(id.clone(), update).write_concern(majority).await.unwrap();
     let before = bench.sink.counts().refetched;
-    for entry in oplog(&bench.source, since, doc! { "ns": "s.c", "op": "u" }).await {
-        let (key, content) = content(&entry);
-        let ts = entry.get_timestamp("ts").unwrap();
-        let time = OpTime::new(ts.time, ts.increment, 1);
-        let write = Write { time, ..bench.write("s.c", "t.c", &key, content, overlap) };
+    let entries = oplog(&bench.source, since, doc! { "ns": "s.c", "op": "u" }).await;
+    for change in decoded(bench, since, entries) {
+        let content = coalesce::content(&change).unwrap();
+        let write = Write { time: change.time, ..bench.write("s.c", "t.c", &id, content, overlap) };
         assert_eq!(bench.sink.write(&[write]).await.unwrap().refused, []);
     }
     let expected = bench.source.database("s").collection::<RawDocumentBuf>("c").find_one(id.clone()).await.unwrap();

@@ -13,11 +13,13 @@ use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::sink::{MongoSink, Rules, SinkOptions};
+use oplogue_engine::budget::Permit;
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
+use oplogue_engine::decode::{DecodeOptions, Decoder};
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{CollectionUuid, Namespaces, OpTime};
+use oplogue_engine::model::{Change, CollectionUuid, Namespaces, OpTime, RawBatch};
 use oplogue_engine::plugin::PluginChain;
-use oplogue_engine::sink::{Content, Patch, Write};
+use oplogue_engine::sink::{Content, Write};
 
 /// Identity pairs in memory.
 #[derive(Default)]
@@ -162,38 +164,14 @@ pub(super) async fn oplog(client: &Client, since: Timestamp, filter: Document) -
     oplog.find(filter).await.unwrap().try_collect().await.unwrap()
 }
 
-/// What an oplog entry of a document says, in the engine's words: `_id` selector and content.
-pub(super) fn content(entry: &RawDocumentBuf) -> (Document, Content) {
-    let o = entry.get_document("o").unwrap();
-    let bytes = |document: &bson::RawDocument| Bytes::copy_from_slice(document.as_bytes());
-    let key = |document: &bson::RawDocument| {
-        let id: bson::Bson = document.get("_id").unwrap().unwrap().to_owned().try_into().unwrap();
-        doc! { "_id": id }
-    };
-    match entry.get_str("op").unwrap() {
-        "i" => (key(o), Content::Insert(bytes(o))),
-        "d" => (key(o), Content::Delete),
-        "u" => {
-            let id = key(entry.get_document("o2").unwrap());
-            match o.get_document("diff") {
-                Ok(diff) => (id, Content::Patch(vec![Patch::Diff(bytes(diff))])),
-                Err(_) if o.get("$v").unwrap().is_some() || first_name(o).is_some_and(|name| name.starts_with('$')) => {
-                    (id, Content::Patch(vec![Patch::Modifiers(modifiers(o))]))
-                }
-                Err(_) => (id, Content::Replace(bytes(o))),
-            }
-        }
-        other => panic!("unexpected oplog entry {other}"),
-    }
-}
-
-fn first_name(document: &bson::RawDocument) -> Option<String> {
-    document.iter().next().and_then(Result::ok).map(|(name, _)| name.to_string())
-}
-
-/// `$v: 1` modifiers without their version.
-fn modifiers(o: &bson::RawDocument) -> Bytes {
-    let mut rest = RawDocumentBuf::new();
-    o.iter().flatten().filter(|(name, _)| name.as_str() != "$v").for_each(|(name, value)| rest.append(name, value));
-    Bytes::from(rest.into_bytes())
+/// What the engine makes of oplog entries that came after `since`.
+pub(super) fn decoded(bench: &Bench, since: Timestamp, entries: Vec<RawDocumentBuf>) -> Vec<Change> {
+    let mut array = bson::RawArrayBuf::new();
+    entries.into_iter().for_each(|entry| array.push(entry));
+    let start = OpTime::new(since.time, since.increment, -1);
+    let mut decoder = Decoder::new(bench.names.clone(), DecodeOptions::default(), start);
+    let entries = Bytes::copy_from_slice(array.as_bytes());
+    let batches =
+        decoder.decode(RawBatch { entries, reached: None, runs: Vec::new(), permit: Permit::none() }).unwrap();
+    batches.into_iter().flat_map(|batch| batch.changes).collect()
 }

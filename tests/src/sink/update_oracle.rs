@@ -9,14 +9,15 @@ use std::collections::BTreeMap;
 
 use bson::{RawBson, RawBsonRef, RawDocumentBuf, doc};
 use oplogue_connectors::mongodb::sink::SinkOptions;
-use oplogue_engine::model::{OpTime, Position};
-use oplogue_engine::sink::{Content, Patch, Sink as _, Write};
+use oplogue_engine::model::{Change, OpTime, Position};
+use oplogue_engine::schedule::coalesce;
+use oplogue_engine::sink::{Content, FlushReport, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::cases::{self, Case, Generator, OPERATIONS, shown};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::pair::Pair;
-use super::support::{Bench, content, now, oplog};
+use super::support::{Bench, decoded, now, oplog};
 use crate::change_stream::{Stream, is};
 
 /// Documents side by side.
@@ -40,6 +41,13 @@ struct Logged {
 }
 
 impl Logged {
+    fn of(change: &Change) -> Option<Self> {
+        let content = coalesce::content(change)?;
+        let with_id = if change.key.is_empty() { &change.body } else { &change.key };
+        let id = RawDocumentBuf::from_bytes(with_id.to_vec()).unwrap().get_i32("_id").unwrap();
+        Some(Self { key: doc! { "_id": id }, content, time: change.time })
+    }
+
     fn write(&self, bench: &Bench, target: &str, overlap: bool) -> Write {
         Write { time: self.time, ..bench.write("src.c", target, &self.key, self.content.clone(), overlap) }
     }
@@ -51,6 +59,14 @@ pub(super) struct Wrong {
     what: String,
     expected: Option<RawDocumentBuf>,
     found: Option<RawDocumentBuf>,
+}
+
+impl Wrong {
+    /// A write that did not go through.
+    fn said(write: &Write, what: String) -> Self {
+        let id = RawDocumentBuf::from_bytes(write.key.to_vec()).unwrap().get_i32("_id").unwrap();
+        Self { id, what, expected: None, found: None }
+    }
 }
 
 impl std::fmt::Display for Wrong {
@@ -154,12 +170,7 @@ async fn record(bench: &Bench, capture: &Capture, batch: &[Case]) -> Trial {
 
 async fn from_oplog(bench: &Bench, since: bson::Timestamp) -> Vec<Logged> {
     let entries = oplog(&bench.source, since, doc! { "ns": "src.c" }).await;
-    let logged = entries.iter().map(|entry| {
-        let (key, content) = content(entry);
-        let ts = entry.get_timestamp("ts").unwrap();
-        Logged { key, content, time: OpTime::new(ts.time, ts.increment, 1) }
-    });
-    logged.collect()
+    decoded(bench, since, entries).iter().filter_map(Logged::of).collect()
 }
 
 /// What the source and the decoder of change streams make of the same entries.
@@ -171,12 +182,7 @@ async fn from_stream(bench: &Bench, uri: &str, since: bson::Timestamp) -> Vec<Lo
     let changes = stream.until(is("end")).await.unwrap();
     // A stream shows what happened at the time it is opened at.
     let changes = changes.into_iter().filter(|change| change.time.ts() > since.ts() && stream.name(change) == "src.c");
-    let logged = changes.filter_map(|change| {
-        let content = oplogue_engine::schedule::coalesce::content(&change)?;
-        let id = RawDocumentBuf::from_bytes(change.key.to_vec()).unwrap().get_i32("_id").unwrap();
-        Some(Logged { key: doc! { "_id": id }, content, time: change.time })
-    });
-    logged.collect()
+    changes.filter_map(|change| Logged::of(&change)).collect()
 }
 
 /// Puts documents into an emptied `db.c`, byte for byte.
@@ -217,7 +223,7 @@ async fn check(bench: &Bench, trial: &Trial, applier: Option<Strangers>) -> Vec<
             put(&bench.client, "copy", state.values()).await;
             let rounds = trial.entries.values().map(Vec::len).max().unwrap_or_default();
             for round in 0..rounds {
-                apply(bench, trial, "copy.c", overlap, round).await;
+                wrong.extend(apply(bench, trial, "copy.c", overlap, round).await);
             }
             let found = cases::documents(&bench.client, "copy", "c").await.unwrap();
             wrong.extend(compare(&format!("from state {number}, overlap {overlap}"), last, &found));
@@ -242,9 +248,14 @@ async fn check(bench: &Bench, trial: &Trial, applier: Option<Strangers>) -> Vec<
 async fn settled(bench: &Bench, trial: &Trial) -> Vec<Wrong> {
     put(&bench.client, "copy", trial.states[0].values()).await;
     let writes: Vec<Write> = trial.entries.values().flatten().map(|e| e.write(bench, "copy.c", false)).collect();
-    assert_eq!(bench.sink.settle(&writes, true).await.unwrap().refused, []);
+    let mut wrong = match bench.sink.settle(&writes, true).await {
+        Ok(report) => refused("settled", &writes, &report),
+        // All of them go together: the first stands for all.
+        Err(error) => writes.first().map(|write| Wrong::said(write, format!("settled: {error}"))).into_iter().collect(),
+    };
     let found = cases::documents(&bench.client, "copy", "c").await.unwrap();
-    compare("settled in a transaction", trial.states.last().unwrap(), &found)
+    wrong.extend(compare("settled in a transaction", trial.states.last().unwrap(), &found));
+    wrong
 }
 
 /// What diffs that are joined are applied to.
@@ -278,12 +289,12 @@ async fn joined(bench: &Bench, trial: &Trial, base: Base) -> Vec<Wrong> {
         writes.push(Write { time, ..bench.write("src.c", "copy.c", &doc! { "_id": *id }, content, overlap) });
         expected.extend(trial.states.last().unwrap().get(id).map(|document| (*id, document.clone())));
     }
-    for chunk in writes.chunks(100) {
-        assert_eq!(bench.sink.write(chunk).await.unwrap().refused, []);
-    }
+    let what = format!("in one statement, over {base:?}");
+    let mut wrong = write(bench, &what, &writes).await;
     let mut found = cases::documents(&bench.client, "copy", "c").await.unwrap();
     found.retain(|id, _| expected.contains_key(id));
-    compare(&format!("in one statement, over {base:?}"), &expected, &found)
+    wrong.extend(compare(&what, &expected, &found));
+    wrong
 }
 
 fn diff(content: &Content) -> Option<Patch> {
@@ -347,9 +358,7 @@ async fn against_the_applier(bench: &Bench, trial: &Trial, round: usize, state: 
     }
     let mut wrong = Vec::new();
     for time in ["once", "twice"] {
-        for chunk in writes.chunks(100) {
-            assert_eq!(bench.sink.write(chunk).await.unwrap().refused, []);
-        }
+        wrong.extend(write(bench, &format!("entry {round} over {what} state, {time}"), &writes).await);
         for chunk in list.chunks(100) {
             let mut entries = bson::RawArrayBuf::new();
             chunk.iter().for_each(|entry| entries.push(entry.clone()));
@@ -370,12 +379,32 @@ fn entry(namespace: &str, key: &bson::Document, diff: &[u8]) -> RawDocumentBuf {
 }
 
 /// Applies the entry `round` of each document.
-async fn apply(bench: &Bench, trial: &Trial, target: &str, overlap: bool, round: usize) {
+async fn apply(bench: &Bench, trial: &Trial, target: &str, overlap: bool, round: usize) -> Vec<Wrong> {
     let at = trial.entries.values().filter_map(|entries| entries.get(round));
     let writes: Vec<_> = at.map(|logged| logged.write(bench, target, overlap)).collect();
+    write(bench, &format!("entry {round}, overlap {overlap}"), &writes).await
+}
+
+/// Writes; what is refused, or fails altogether, belongs to a case like a document that came out wrong.
+async fn write(bench: &Bench, what: &str, writes: &[Write]) -> Vec<Wrong> {
+    let mut wrong = Vec::new();
     for chunk in writes.chunks(100) {
-        assert_eq!(bench.sink.write(chunk).await.unwrap().refused, [], "{target}");
+        match bench.sink.write(chunk).await {
+            Ok(report) => wrong.extend(refused(what, chunk, &report)),
+            Err(_) => {
+                for write in chunk {
+                    let alone = bench.sink.write(std::slice::from_ref(write)).await;
+                    wrong.extend(alone.err().map(|error| Wrong::said(write, format!("{what}: {error}"))));
+                }
+            }
+        }
     }
+    wrong
+}
+
+fn refused(what: &str, writes: &[Write], report: &FlushReport) -> Vec<Wrong> {
+    let of = |(at, refusal): &(usize, Refusal)| Wrong::said(&writes[*at], format!("{what}: refused: {refusal:?}"));
+    report.refused.iter().map(of).collect()
 }
 
 fn compare(what: &str, expected: &Documents, found: &Documents) -> Vec<Wrong> {

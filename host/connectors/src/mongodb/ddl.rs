@@ -31,6 +31,7 @@ mod view;
 pub use border::Arrival;
 pub(super) use create::create_command;
 pub use index::DroppedIndexes;
+pub(super) use index::Postponed;
 pub use refused::DdlRefused;
 
 const ILLEGAL_OPERATION: i32 = 20;
@@ -85,7 +86,7 @@ impl MongoSink {
         let time = match executor.execute(ddl).await {
             Ok(time) => time,
             Err(error) => {
-                self.refused(ddl, change, error)?;
+                self.refused(ddl.name(), &self.namespaces.name(change.target), change.time, error)?;
                 self.executed(change.time).await?;
                 return Ok(DdlOutcome::Refused);
             }

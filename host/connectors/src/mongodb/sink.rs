@@ -23,6 +23,7 @@ use tokio::sync::OnceCell;
 
 use super::command::{Concern, DUPLICATE_KEY, Manner};
 use super::conflict::ConflictLog;
+use super::ddl::Postponed;
 pub use super::ddl::{Arrival, DdlRefused, DroppedIndexes};
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
@@ -112,7 +113,7 @@ pub struct MongoSink {
     pub(super) options: SinkOptions,
     pub(super) catalogue: Catalogue,
     pub(super) counters: Counters,
-    pub(super) postponed: tokio::sync::Mutex<Vec<(NamespaceId, bytes::Bytes)>>,
+    pub(super) postponed: tokio::sync::Mutex<Vec<Postponed>>,
     pub(super) dropped_indexes: tokio::sync::Mutex<DroppedIndexes>,
     future: FromFuture,
     pub(super) predecessors: Predecessors,
@@ -142,6 +143,8 @@ pub(super) struct Target {
     pub(super) is_replicated: bool,
     /// Which expressions it knows.
     pub(super) dialect: Dialect,
+    /// It deletes from capped collections at a user's word: from 5.0.7 on (5.0.4 answers with error 20).
+    pub(super) empties_capped: bool,
 }
 
 impl Target {
@@ -297,6 +300,8 @@ impl MongoSink {
             let text = "the target is older than MongoDB 4.4, which lacks what exact updates need";
             Error::new(Side::Sink, Kind::Unsupported, text)
         })?;
+        let build = answered(Side::Sink, doing, admin.run_command(doc! { "buildInfo": 1 })).await?;
+        let build = build.map_err(|e| classify::error(Side::Sink, doing, e))?;
         let is_mongos = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
         if self.marks.is_some() && hello.get_str("setName").is_err() && !is_mongos {
             let text = "the target is a standalone server, which logs nothing that could carry a mark: loop prevention \
@@ -311,6 +316,7 @@ impl MongoSink {
             is_mongos,
             is_replicated: hello.get_str("setName").is_ok(),
             dialect,
+            empties_capped: topology::version(&build) >= [5, 0, 7],
         })
     }
 

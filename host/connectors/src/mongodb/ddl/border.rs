@@ -61,7 +61,7 @@ impl MongoSink {
                 let ddl = change.ddl.as_deref();
                 let ddl =
                     ddl.ok_or_else(|| Error::new(Side::Internal, Kind::Bug, "a DDL change carries no command"))?;
-                self.refused(ddl, change, error)?;
+                self.refused(ddl.name(), &self.namespaces.name(change.target), change.time, error)?;
                 self.executed(change.time).await?;
                 Ok(Arrival::Refused)
             }

@@ -27,6 +27,15 @@ const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
 const CANNOT_CREATE_INDEX: i32 = 67;
 const INVALID_INDEX_OPTION: i32 = 197;
 
+/// An index that waits for the overlap mark.
+#[derive(Debug)]
+pub(in crate::mongodb) struct Postponed {
+    target: NamespaceId,
+    spec: Bytes,
+    /// The entry that asked for it.
+    time: OpTime,
+}
+
 impl Executor<'_> {
     pub(super) async fn create_indexes(&self, target: NamespaceId, specs: &[Bytes]) -> Result<Option<OpTime>> {
         let (mut target, mut name) = (target, self.name_of(target));
@@ -49,23 +58,29 @@ impl Executor<'_> {
                 },
             }
         }
-        let mut time = None;
+        let (mut time, mut refused) = (None, None);
         for spec in specs {
             if self.overlap && expires(spec)? {
                 self.postpone(&name, target, spec).await;
                 continue;
             }
             let w = index_command(&name, present, &[spec], self.concern, false)?;
-            match self.try_run(name.database(), w).await? {
+            let built = match self.try_run(name.database(), w).await? {
+                Ok(at) => Ok(at),
+                Err(e) => self.index_refused(&name, target, present, spec, e).await,
+            };
+            match built {
                 Ok(at) => time = at.max(time),
-                Err(e) => time = self.index_refused(&name, target, present, spec, e).await?.max(time),
+                // Those beside one that the target does not take are built all the same.
+                Err(error) if error.action() == Action::Stop => refused = refused.or(Some(error)),
+                Err(error) => return Err(error),
             }
         }
         self.sink.catalogue.forget_expiring(&name);
         if present.is_none() {
             self.adopt(&name).await?;
         }
-        Ok(time)
+        refused.map_or(Ok(time), Err)
     }
 
     async fn index_refused(
@@ -77,9 +92,11 @@ impl Executor<'_> {
         e: mongodb::error::Error,
     ) -> Result<Option<OpTime>> {
         match classify::code(&e) {
-            // A later entry gave the index another form already; its drop follows.
+            // A later entry gave the index another form already, and its drop or change follows; or the target has one of
+            // its own, which is seen at the mark.
             Some(INDEX_OPTIONS_CONFLICT | INDEX_KEY_SPECS_CONFLICT) if self.overlap => {
-                Ok(skipped("createIndexes", name))
+                self.postpone(name, target, spec).await;
+                Ok(None)
             }
             // No room for a second text index, or a 65th one, before a later entry drops another. What the target takes at
             // no time says the same, and is to be left out at once where the settings say so.
@@ -110,15 +127,16 @@ impl Executor<'_> {
     /// Leaves an index to the overlap mark.
     async fn postpone(&self, name: &Namespace, target: NamespaceId, spec: &Bytes) {
         tracing::info!(namespace = %name, "an index waits for the end of the overlap");
-        self.sink.postponed.lock().await.push((target, spec.clone()));
+        self.sink.postponed.lock().await.push(Postponed { target, spec: spec.clone(), time: self.time });
         self.postponed.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// What waits for the mark goes with its collection.
     pub(super) async fn forget_all_postponed(&self, name: &Namespace) {
         let namespaces = &self.sink.namespaces;
-        self.sink.postponed.lock().await.retain(|(id, _)| {
-            visible(&namespaces.name(*id)) != visible(name) || namespaces.name(*id).database() != name.database()
+        self.sink.postponed.lock().await.retain(|waits| {
+            let at = namespaces.name(waits.target);
+            visible(&at) != visible(name) || at.database() != name.database()
         });
     }
 
@@ -127,9 +145,9 @@ impl Executor<'_> {
         self.forget_all_postponed(to).await;
         let namespaces = &self.sink.namespaces;
         let to = namespaces.intern(to.as_str());
-        for (id, _) in self.sink.postponed.lock().await.iter_mut() {
-            if namespaces.name(*id) == *from {
-                *id = to;
+        for waits in self.sink.postponed.lock().await.iter_mut() {
+            if namespaces.name(waits.target) == *from {
+                waits.target = to;
             }
         }
     }
@@ -140,8 +158,8 @@ impl Executor<'_> {
             return Ok(false);
         };
         let mut waits = false;
-        for (id, spec) in self.sink.postponed.lock().await.iter_mut() {
-            if self.sink.namespaces.name(*id) == *name && is_meant(change.value, spec)? {
+        for Postponed { target, spec, .. } in self.sink.postponed.lock().await.iter_mut() {
+            if self.sink.namespaces.name(*target) == *name && is_meant(change.value, spec)? {
                 *spec = modified(spec, change.value)?;
                 waits = true;
             }
@@ -186,12 +204,18 @@ impl Executor<'_> {
         if self.overlap && !self.is_in_copy() {
             self.sink.dropped_indexes.lock().await.note(self.source, index);
         }
-        if self.turn(name).await? == Turn::Done {
-            if let Some(place) = self.elsewhere(self.source) {
-                self.sink.forget_postponed(&place, index).await;
-            }
-            return Ok(skipped("dropIndexes", name));
-        }
+        let elsewhere;
+        let name = match self.turn(name).await? {
+            Turn::Run => name,
+            // As it is made under the collection's new name, so it goes. One that was made again is still to come.
+            Turn::Done => match self.elsewhere(self.source) {
+                Some(place) => {
+                    elsewhere = place;
+                    &elsewhere
+                }
+                None => return Ok(skipped("dropIndexes", name)),
+            },
+        };
         self.sink.forget_postponed(name, index).await;
         let mut w = self.command("dropIndexes", name.collection());
         w.string("index", index);
@@ -240,14 +264,18 @@ impl MongoSink {
         // What follows may note that it is done.
         let concern = if target.is_replicated { Concern::Majority } else { self.concern(target) };
         let mut postponed = self.postponed.lock().await;
-        while let Some((id, spec)) = postponed.last() {
-            let name = self.namespaces.name(*id);
+        while let Some(Postponed { target, spec, time }) = postponed.last() {
+            let name = self.namespaces.name(*target);
             if let Err(error) = self.build_indexes(&name, &[spec], concern).await {
                 // Where it stands and is not unique yet, it is made so.
                 let is_unique = is_unique(spec)? && error.action() != Action::Rewind;
                 let executor = Executor::new(self, None, false, concern);
                 if !is_unique || executor.convert(&name, spec).await.is_err() {
-                    return Err(error);
+                    // What is in its way may be gone at the next mark; what the target takes at no time is not.
+                    if error.kind() == Kind::Conflict {
+                        return Err(error.context(format!("entry at {time}")));
+                    }
+                    self.refused("createIndexes", &name, *time, error)?;
                 }
             }
             postponed.pop();
@@ -256,8 +284,8 @@ impl MongoSink {
     }
 
     async fn forget_postponed(&self, name: &Namespace, index: &str) {
-        self.postponed.lock().await.retain(|(id, spec)| {
-            self.namespaces.name(*id) != *name || index_name(spec).as_deref() != Some(index.as_bytes())
+        self.postponed.lock().await.retain(|waits| {
+            self.namespaces.name(waits.target) != *name || index_name(&waits.spec).as_deref() != Some(index.as_bytes())
         });
     }
 

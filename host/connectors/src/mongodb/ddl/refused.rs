@@ -5,7 +5,7 @@
 //! and one of Oplogue itself, is no refusal.
 
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
-use oplogue_engine::model::{Change, Ddl};
+use oplogue_engine::model::{Namespace, OpTime};
 
 use super::MongoSink;
 
@@ -21,17 +21,16 @@ pub enum DdlRefused {
 
 impl MongoSink {
     /// Weighs an error of a DDL: hands it back, or notes that the command is left out.
-    pub(super) fn refused(&self, ddl: &Ddl, change: &Change, error: Error) -> Result<()> {
+    pub(super) fn refused(&self, command: &str, namespace: &Namespace, time: OpTime, error: Error) -> Result<()> {
         if !is_refusal(&error) {
-            return Err(error.context(format!("entry at {}", change.time)));
+            return Err(error.context(format!("entry at {time}")));
         }
         if self.options.ddl_refused == DdlRefused::Stop {
             let what =
                 "correct the target and start again, or set incr_sync.ddl_refused = \"skip\" to go on without it";
-            return Err(error.context(format!("entry at {}: the target does not take a DDL ({what})", change.time)));
+            return Err(error.context(format!("entry at {time}: the target does not take a DDL ({what})")));
         }
-        let (command, namespace) = (ddl.name(), self.namespaces.name(change.target));
-        tracing::warn!(command, %namespace, position = %change.time, %error, "a DDL that the target refuses is skipped");
+        tracing::warn!(command, %namespace, position = %time, %error, "a DDL that the target refuses is skipped");
         Ok(())
     }
 }

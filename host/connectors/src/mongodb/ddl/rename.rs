@@ -4,13 +4,15 @@
 //! two names apart) the server copies, and the new UUID is recorded. In overlap the copy may have read the collection
 //! under both names; what is then left under the old one is removed.
 
+use bson::{RawDocumentBuf, doc};
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::{Executor, Turn, skipped};
-use crate::mongodb::command;
 use crate::mongodb::identity::Standing;
+use crate::mongodb::patience::answered;
 use crate::mongodb::writer::RawWriter;
+use crate::mongodb::{classify, command};
 
 /// What must become of the collection that has the new name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Executor<'_> {
             self.remove_replaced(to, drop_target).await?;
             return Ok(skipped("renameCollection", from));
         }
-        let occupant = self.occupant(to, drop_target).await?;
+        let occupant = self.occupant(from, to, drop_target).await?;
         if occupant == Occupant::Later {
             self.remove_replaced(to, drop_target).await?;
             return Ok(skipped("renameCollection", from));
@@ -98,7 +100,12 @@ impl Executor<'_> {
         Ok(time)
     }
 
-    async fn occupant(&self, to: &Namespace, drop_target: Option<CollectionUuid>) -> Result<Occupant> {
+    async fn occupant(
+        &self,
+        from: &Namespace,
+        to: &Namespace,
+        drop_target: Option<CollectionUuid>,
+    ) -> Result<Occupant> {
         if self.sink.catalogue.refresh(to).await?.is_none() {
             return Ok(Occupant::None);
         }
@@ -106,6 +113,7 @@ impl Executor<'_> {
         match standing {
             Some(Standing::Own(_) | Standing::Unclaimed(_) | Standing::Nameless) => Ok(Occupant::Replaced),
             _ if self.overlap && self.holds_another(to) => Ok(Occupant::Later),
+            _ if self.is_half_moved(from, to).await? => Ok(Occupant::Replaced),
             _ => {
                 let text = format!(
                     "rename to {to}: the target has a collection of that name that the source did not have at that time"
@@ -113,6 +121,26 @@ impl Executor<'_> {
                 Err(Error::new(Side::Sink, Kind::CannotApply, text))
             }
         }
+    }
+
+    /// Whether `to` is what a rename across databases had made of `from` when its server died: it copies under another
+    /// name, gives the copy its name, and then drops the former one. Such a rename is done again.
+    async fn is_half_moved(&self, from: &Namespace, to: &Namespace) -> Result<bool> {
+        let catalogue = &self.sink.catalogue;
+        let nobodys = catalogue.info(to).and_then(|info| info.uuid).is_some_and(|uuid| !catalogue.is_claimed(uuid));
+        if !nobodys || from.database() == to.database() || !self.source.is_some_and(|s| catalogue.is_moving(s)) {
+            return Ok(false);
+        }
+        // Somebody may have made a collection of that name since, and a copy has all that there is.
+        Ok(self.count(from).await? == self.count(to).await?)
+    }
+
+    async fn count(&self, name: &Namespace) -> Result<u64> {
+        let documents = self.sink.client.database(name.database()).collection::<RawDocumentBuf>(name.collection());
+        let doing = format!("count {name}");
+        let counted = documents.count_documents(doc! {});
+        let counted = answered(Side::Sink, &doing, counted).await?;
+        counted.map_err(|e| classify::error(Side::Sink, &doing, e))
     }
 
     /// Whether `name` holds the copy of another source collection.
@@ -147,7 +175,9 @@ impl Executor<'_> {
     async fn remove_stale(&self, from: &Namespace, to: &Namespace) -> Result<()> {
         let Some(source) = self.source.filter(|_| self.overlap) else { return Ok(()) };
         self.sink.catalogue.refresh(to).await?;
-        let moved = matches!(self.sink.catalogue.standing(to, source), Standing::Own(_));
+        // Without a copy nothing has read it twice, and what has the old name now is somebody else's.
+        let moved =
+            self.sink.catalogue.is_copy(source) && matches!(self.sink.catalogue.standing(to, source), Standing::Own(_));
         let uuid = self.sink.catalogue.info(from).and_then(|info| info.uuid);
         if moved && uuid.is_some_and(|uuid| !self.sink.catalogue.is_claimed(uuid)) {
             tracing::info!(namespace = %from, "removed: the copy read this collection under its old name too");

@@ -4,8 +4,8 @@
 //! target is ahead of the stream, so a full collection could evict documents that the source still has: for a document
 //! that was deleted since, or for the larger form of one that shrank since. Nothing would bring them back. So where
 //! something would have to go, the source is asked what it has: what it has no more stays away (its delete is on the
-//! way), and what stands on the target already is moved as it stands. Sources before 5.0 delete nothing from a capped
-//! collection and change no sizes there; targets before 5.0 delete nothing either and never come here.
+//! way), and what stands on the target already is moved as it stands. Sources before 5.0.7 delete nothing from a capped
+//! collection, and before 5.0 they change no sizes there; targets before 5.0.7 delete nothing either and never come here.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -463,7 +463,7 @@ mod tests {
         };
         let name = Namespace::new("a.log");
         assert!(is_clear(&name, &[]).is_ok());
-        assert!(is_clear(&name, &[(0, error(20)), (1, error(20))]).is_ok(), "4.4 deletes nothing from a capped one");
+        assert!(is_clear(&name, &[(0, error(20)), (1, error(20))]).is_ok(), "5.0.6 deletes nothing from a capped one");
         for (code, kind) in [(13, Kind::Unauthorized), (112, Kind::Unavailable), (8, Kind::CannotApply)] {
             let refused = is_clear(&name, &[(0, error(20)), (1, error(code))]).unwrap_err();
             assert!(refused.kind() == kind && refused.to_string().contains("a.log"), "{refused}");

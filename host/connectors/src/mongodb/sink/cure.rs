@@ -41,7 +41,7 @@ pub(crate) fn cure(content: &Content, statement: &Statement<'_>, error: &Stateme
         // Two upserts of one key met, and the second finds the document that the first made. Or it is another unique
         // index, and a neighbour of the same flush was about to make room.
         DUPLICATE_KEY => Cure::Again,
-        // Servers before 5.0 evict documents of capped collections by themselves and refuse deletes.
+        // Servers before 5.0.7 evict documents of capped collections by themselves and refuse deletes.
         ILLEGAL_OPERATION if matches!(content, Content::Delete) => Cure::Accept,
         IMMUTABLE_FIELD if matches!(content, Content::Insert(_) | Content::Replace(_)) => Cure::DeleteFirst,
         // Servers before 5.0 take names that begin with `$` below the top level, but only from an insert.

@@ -16,7 +16,6 @@ use super::mend::Trouble;
 use super::plan::{Form, Plan, plan};
 use super::{MongoSink, Target, merge};
 use crate::mongodb::command::{self, Outcome, Statement, StatementError, Verb};
-use crate::mongodb::patch::Dialect;
 use crate::mongodb::shard_key::ShardKey;
 
 /// A planned write: its place in the flush, and what it becomes.
@@ -89,9 +88,9 @@ impl MongoSink {
         let info = self.catalogue.info(&place.name);
         let ordered =
             info.is_some_and(|info| info.is_ordered()) || writes.first().is_some_and(|(_, write)| write.in_order);
-        // Servers before 5.0 delete nothing from a capped collection, and an insert that they refuse evicts a document
+        // Servers before 5.0.7 delete nothing from a capped collection, and an insert that they refuse evicts a document
         // all the same. There a repeated insert is a replacement, which leaves in its place what is there.
-        let clears = target.dialect != Dialect::V4_4 && info.is_some_and(|info| info.capped);
+        let clears = target.empties_capped && info.is_some_and(|info| info.capped);
         let mut items = Vec::with_capacity(writes.len());
         let mut apart = Vec::new();
         for (index, write) in writes {
