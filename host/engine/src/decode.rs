@@ -32,7 +32,7 @@ use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position,
 use crate::spill::Stored;
 use across_shards::Across;
 use ending::Ending;
-use internal::{is_local_copy, is_of_resharding, is_of_views, refuse_resharding};
+use internal::{is_local_copy, is_of_resharding, is_of_the_server, is_of_views, refuse_resharding};
 use oplog::Entry;
 pub use options::{BehindCut, DecodeCounts, DecodeOptions};
 pub use stream::StreamDecoder;
@@ -421,7 +421,7 @@ impl Decoder {
             let is_over = self.options.behind_cut == BehindCut::Copied && self.streams.is_behind_cut(entry.time);
             return if is_over { Ok(()) } else { refuse_resharding(entry) };
         }
-        if is_of_resharding(entry.ns()) {
+        if is_of_resharding(entry.ns()) || is_of_the_server(entry) {
             self.counts.internal += 1;
             return Ok(());
         }

@@ -8,9 +8,9 @@
 
 use oplogue_plugin::{Failure, Filter, Json, Route};
 
-/// MongoShake's documented name of the conflict database; its real one is the checkpoint database's name with
-/// `__conflict`.
-const CONFLICT_DATABASE: &str = "mongoshake_conflict";
+/// Special whatever the checkpoint's database is called: MongoShake's own, and the documented name of its conflict
+/// database, whose real one is the checkpoint database's name with `__conflict`.
+const MONGOSHAKE: [&str; 2] = ["mongoshake", "mongoshake_conflict"];
 
 struct NamespaceFilter {
     black: Vec<String>,
@@ -28,8 +28,8 @@ impl Filter for NamespaceFilter {
         }
         let checkpoint = config.text("checkpoint_db").unwrap_or("mongoshake");
         let conflict = format!("{checkpoint}__conflict");
-        let special = ["admin", "local", "config", checkpoint, &conflict, CONFLICT_DATABASE];
-        Ok(Self { black, white, pass_special: list("pass_special_db"), special: special.map(str::to_owned).into() })
+        let special = ["admin", "local", "config", checkpoint, &conflict].into_iter().chain(MONGOSHAKE);
+        Ok(Self { black, white, pass_special: list("pass_special_db"), special: special.map(str::to_owned).collect() })
     }
 
     fn decide(&self, namespace: &str) -> Route {
@@ -113,7 +113,8 @@ mod tests {
             &["admin.x", "local.x", "config.x", "config.$cmd", "mongoshake.ckpt_default", "mongoshake__conflict.a.b"],
         );
         check("{}", &[], &["mongoshake_conflict.x", "a.system.views"]);
-        check(r#"{"checkpoint_db":"ck"}"#, &["mongoshake.x"], &["ck.x", "ck__conflict.x"]);
+        check(r#"{"checkpoint_db":"ck"}"#, &["mongoshake2.x"], &["ck.x", "ck__conflict.x", "mongoshake.x"]);
+        check(r#"{"checkpoint_db":"ck","pass_special_db":["mongoshake"]}"#, &["mongoshake.x"], &["ck.x"]);
         check(r#"{"pass_special_db":["admin","system.views"]}"#, &["admin.x", "a.system.views"], &["local.x"]);
     }
 

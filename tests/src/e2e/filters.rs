@@ -58,20 +58,30 @@ async fn a_list_that_changed_between_two_runs_is_said() -> Result<()> {
     rig.finish(rig.comparison(), collector, &[SAID]).await
 }
 
-/// The guide's example: the checkpoint's database passes, but for what Oplogue keeps there itself.
+/// The guide's example: `admin` and the checkpoint's database pass, but for what the server and Oplogue keep there
+/// themselves.
 #[tokio::test]
-async fn the_checkpoints_database_passes_by_copy_and_by_stream() -> Result<()> {
+async fn special_databases_pass_by_copy_and_by_stream() -> Result<()> {
     let rig = Rig::start().await?;
+    let admin = rig.source.client().database("admin");
+    admin.collection("notes").insert_one(doc! { "_id": "copied" }).await?;
     let notes = rig.source.client().database("mongoshake").collection("notes");
     notes.insert_one(doc! { "_id": "copied" }).await?;
     rig.source.client().database("shop").collection("c00").insert_one(doc! { "_id": 0 }).await?;
-    let mut collector = Collector::start(&rig.config()?.set("filter.pass.special.db", "mongoshake"))?;
+    let mut collector = Collector::start(&rig.config()?.set("filter.pass.special.db", "admin;mongoshake"))?;
     handed_over(&mut collector).await?;
+    let user = |name: &str| doc! { "createUser": name, "pwd": "secret", "roles": [] };
+    admin.run_command(user("somebody")).await?;
+    admin.collection("notes").insert_one(doc! { "_id": "followed" }).await?;
     notes.insert_one(doc! { "_id": "followed" }).await?;
     passed(&rig, &collector).await?;
     let copy = rig.target.client().database("mongoshake");
     assert_eq!(copy.collection::<bson::Document>("notes").count_documents(doc! {}).await?, 2);
     assert_eq!(copy.list_collection_names().await?, ["notes"], "the checkpoints stay where they are");
+    let copy = rig.target.client().database("admin");
+    assert_eq!(copy.collection::<bson::Document>("notes").count_documents(doc! {}).await?, 2);
+    let users = copy.run_command(doc! { "usersInfo": "somebody" }).await?;
+    assert!(users.get_array("users")?.is_empty(), "each server has its own users");
     rig.finish(rig.comparison(), collector, &[]).await
 }
 

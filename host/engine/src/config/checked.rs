@@ -38,6 +38,9 @@ pub enum ConnectMode {
     Standalone,
 }
 
+/// What the name of the checkpoint's database gets for the database of conflicts.
+const CONFLICT_SUFFIX: &str = "__conflict";
+
 /// `full_sync.create_index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CreateIndex {
@@ -341,7 +344,7 @@ impl Config {
     /// The database for conflicts on the target; its changes are never replicated.
     #[must_use]
     pub fn conflict_db(&self) -> String {
-        format!("{}__conflict", self.checkpoint.db)
+        format!("{}{CONFLICT_SUFFIX}", self.checkpoint.db)
     }
 
     /// The whole chain, in order: namespace-filter, ddl-filter, the user's plugins, namespace-rename, target-delay.

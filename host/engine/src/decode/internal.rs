@@ -13,6 +13,14 @@ pub(super) fn is_of_resharding(ns: &str) -> bool {
     ns.split_once('.').is_some_and(|(_, collection)| collection.starts_with("system.resharding."))
 }
 
+/// Whether an entry is about what the server keeps for itself beside the collections of `admin` or `config`: users, keys,
+/// sessions. A full copy leaves it out too, and a target has its own.
+pub(super) fn is_of_the_server(entry: &Entry) -> bool {
+    let (database, collection) = entry.ns().split_once('.').unwrap_or((entry.ns(), ""));
+    let named = if collection == "$cmd" { entry.command_collection() } else { Some(collection) };
+    matches!(database, "admin" | "config") && named.is_some_and(|name| name.starts_with("system."))
+}
+
 /// The new form of a resharded collection takes the place of the old one as another collection, which no entry that is
 /// applied introduces: its later changes could not be told from those of a stranger.
 pub(super) fn refuse_resharding(entry: &Entry) -> Result<()> {

@@ -57,7 +57,7 @@ pub struct DecodeCounts {
     pub looped: u64,
     /// What the server does for itself: `startIndexBuild` and `abortIndexBuild` (the index comes with
     /// `commitIndexBuild`), the making of `system.views`, the view of a time-series collection, the documents of a
-    /// collection that is being resharded.
+    /// collection that is being resharded, users and sessions.
     pub internal: u64,
     /// Transactions that were aborted.
     pub aborted: u64,

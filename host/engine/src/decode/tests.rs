@@ -157,6 +157,23 @@ fn a_replica_set_has_no_migrations_whatever_the_flag_says() {
 }
 
 #[test]
+fn what_a_server_keeps_for_itself_stays_there() {
+    let mut decoder = decoder();
+    let batches = decoder
+        .decode(raw(vec![
+            entry(1, doc! { "op": "i", "ns": "admin.system.users", "o": { "_id": "admin.u" } }),
+            entry(2, doc! { "op": "c", "ns": "admin.$cmd", "o": { "create": "system.keys" } }),
+            entry(3, doc! { "op": "u", "ns": "config.system.sessions", "o": { "$v": 1 }, "o2": { "_id": 1 } }),
+            entry(4, doc! { "op": "i", "ns": "admin.notes", "o": { "_id": 1 } }),
+            entry(5, doc! { "op": "i", "ns": "a.system.js", "o": { "_id": "f" } }),
+        ]))
+        .unwrap();
+    let names: Vec<_> = batches.into_iter().flat_map(|batch| batch.changes).map(|change| change.source).collect();
+    assert_eq!(names, ["admin.notes", "a.system.js"].map(|name| decoder.namespaces.intern(name)));
+    assert_eq!(decoder.counts().internal, 3);
+}
+
+#[test]
 fn views_are_commands_though_they_are_logged_as_documents() {
     let ns = "a.system.views";
     let view = |on: &str| doc! { "_id": "a.v", "viewOn": on, "pipeline": [{ "$match": { "x": 1 } }] };

@@ -26,7 +26,9 @@ const VERSIONS: std::ops::RangeInclusive<i64> = 4..=14;
 /// The last version whose keys all work or are refused by name.
 const VERSION_KNOWN: i64 = 10;
 
-const SPECIAL_DBS: [&str; 5] = ["admin", "local", "config", "mongoshake", "system.views"];
+/// What passes only at the word of `filter.pass.special.db`, beside the checkpoint's own databases. The default plugin
+/// `namespace-filter` has the same list.
+const SPECIAL_DBS: [&str; 6] = ["admin", "local", "config", "mongoshake", "mongoshake_conflict", "system.views"];
 
 const FETCH_METHOD: &str = "incr_sync.mongo_fetch_method";
 const CONFIG_SERVERS: &str = "mongo_cs_url";
@@ -204,7 +206,8 @@ impl Builder<'_> {
         }
         self.names_and_patterns();
         let checkpoint_db = self.settings.text("checkpoint.storage.db");
-        let special = |db: &str| SPECIAL_DBS.contains(&db) || db == checkpoint_db;
+        let conflict_db = format!("{checkpoint_db}{}", super::CONFLICT_SUFFIX);
+        let special = |db: &str| SPECIAL_DBS.contains(&db) || db == checkpoint_db || db == conflict_db;
         let passing = self.settings.list("filter.pass.special.db");
         if let Some(db) = passing.iter().find(|db| !special(db)) {
             self.note("filter.pass.special.db", &format!("{db} is no special database: it passes anyway"));
@@ -214,6 +217,10 @@ impl Builder<'_> {
                 "filter.pass.special.db",
                 "local belongs to each server: it is never copied, and never in the oplog",
             );
+        }
+        if passing.iter().any(|db| db == "system.views") {
+            let text = "a view is followed as a view, by its own name, so nothing of system.views is left to pass";
+            self.note("filter.pass.special.db", text);
         }
         let held = white.iter().filter_map(|rule| rule.split('.').next()).find(|db| special(db));
         if let Some(db) = held.filter(|db| !passing.iter().any(|passed| passed == db)) {

@@ -5,7 +5,7 @@
 
 use super::Shape::{Bool, Int, OneOf, Size, Text, Texts};
 use super::Since::{Conf, Hidden, Newer};
-use super::Status::{DefaultOnly, Hint, Inert, Removed, Supported};
+use super::Status::{DefaultOnly, Hint, Inert, Supported};
 use super::{KeySpec, SizeUnit, key};
 
 #[rustfmt::skip]
@@ -25,8 +25,8 @@ pub(super) const KEYS: &[KeySpec] = &[
         "Index on which MongoShake cuts ranges."),
     key("full_sync.reader.split_max_chunk_size", Int(1, 1_024), "1024", Newer("version 12"), Hint("ranges are cut by samples of _id, not by size"),
         "Largest range, in MB."),
-    key("full_sync.reader.read_document_count", Int(0, i64::MAX), "0", Conf(4), Removed("MongoShake removed it in 2.6.4 and refuses it since; delete the line (full_sync.reader.fetch_batch_size took its place)"),
-        "Removed."),
+    key("full_sync.reader.read_document_count", Int(0, i64::MAX), "0", Conf(5), Hint("a large collection is always cut into ranges of _id; MongoShake itself refuses the key since 2.6.4"),
+        "Documents of one range of a collection that MongoShake cuts."),
     key("full_sync.reader.oplog_store_disk", Bool, "false", Hidden, DefaultOnly("keeping the oplog on local disk during the full copy"),
         "Keep the oplog on local disk during the full copy."),
     key("full_sync.reader.oplog_store_disk_max_size", Size(SizeUnit::Megabytes, 1, 1 << 30), "256000", Hidden, Inert("it matters only with full_sync.reader.oplog_store_disk = true"),

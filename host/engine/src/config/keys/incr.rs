@@ -18,7 +18,7 @@ const COUNT_MAX: i64 = 1 << 30;
 #[rustfmt::skip]
 pub(super) const KEYS: &[KeySpec] = &[
     key("incr_sync.mongo_fetch_method", OneOf(&["oplog", "change_stream"]), "oplog", Conf(4), Supported,
-        "Where changes are read from. A change stream of a replica set needs no right to read the oplog; docs/OPERATIONS.md says what it lacks, by version of the source."),
+        "Where changes are read from, oplog or change_stream. A change stream of a replica set needs no right to read the oplog; docs/OPERATIONS.md says what it lacks, by version of the source."),
     key("incr_sync.change_stream.watch_full_document", Bool, "false", Conf(4), Hint(CHANGE_STREAM),
         "Ask for whole documents."),
     key("incr_sync.oplog.gids", Texts, "", Conf(4), Supported,
@@ -28,7 +28,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("incr_sync.loop_prevention.drop", Texts, "", super::Since::Oplogue, Supported,
         "Numbers of the clusters whose changes are left out, because the target has them: the target's own."),
     key("incr_sync.shard_key", OneOf(&["auto", "id", "collection"]), "collection", Conf(4), Supported,
-        "All three spread by namespace and _id and keep the order of each document. Collections that need one order for all their changes (capped ones, ones with a collation) get one writer; with auto also those whose unique keys collide again and again."),
+        "auto, id or collection. All three spread by namespace and _id and keep the order of each document. Collections that need one order for all their changes (capped ones, ones with a collation) get one writer; with auto also those whose unique keys collide again and again."),
     key("incr_sync.shard_by_object_id_whitelist", Namespaces, "", Conf(6), Hint(BY_KEY),
         "Collections that MongoShake spreads by _id."),
     key("incr_sync.worker", Int(1, 256), "8", Conf(4), Supported,

@@ -38,7 +38,6 @@ const CASES: &[Case] = &[
     toml("collection_parallel = 4", "collection_parallel", &["no known key", "full_sync.reader.collection_parallel"]),
     conf("mongos_s_url = mongodb://c", "mongos_s_url", &["no known key", "did you mean mongo_s_url?"]),
     conf("xyzzy = 1", "xyzzy", &["xyzzy = 1:", "no known key"]),
-    conf("full_sync.reader.read_document_count = 0", "full_sync.reader.read_document_count", &["no key any more", "2.6.4", "delete the line"]),
     conf("incr_sync.move_chunk_enable = true", "incr_sync.move_chunk_enable", &["never in a release"]),
     conf("sync_mode = full", "sync_mode", &["given on line 1 already"]),
     toml("tunnel.type = \"direct\"\n[incr_sync.worker]\ncount = 2\n[incr_sync]\nworker = 3", "", &["TOML", "incr_sync.worker.count"]),

@@ -39,6 +39,16 @@ fn a_file_of_version_10_loads() {
     assert_eq!(loaded.config.log.file.map(|file| file.name).as_deref(), Some("collector.log"));
 }
 
+/// Version 9 had a key more than 10, and its sample leaves a number blank.
+#[test]
+fn a_file_of_version_9_loads() {
+    let nine = VERSION_10
+        .replace("conf.version = 10", "conf.version = 9")
+        .replace("incr_sync.tunnel.write_thread = 8", "incr_sync.tunnel.write_thread =");
+    let loaded = conf(&format!("{nine}\nfull_sync.reader.read_document_count = 0\n"));
+    assert_eq!(loaded.config, conf(VERSION_10).config);
+}
+
 #[test]
 fn rare_keys_load() {
     let loaded = parse_with(RARE, Path::new("/etc/oplogue/collector.conf"), &list).unwrap_or_else(|p| panic!("{p}"));
