@@ -113,7 +113,10 @@ async fn run_to_end(config: Config, hooks: Hooks) -> Result<ExitReport> {
     let reloaded = std::iter::once(Arc::clone(&chain)).chain(judge.iter().map(|judge| Arc::clone(judge.chain())));
     let reload = servers::reload_on_request(reloaded.collect(), Arc::clone(&hooks.reload), beside.token());
     beside.spawn("plugin reload", reload);
-    hooks.status.set_generations(chain.generations());
+    for asked in std::iter::once(&chain).chain(judge.iter().map(|judge| judge.chain())) {
+        let asked = Arc::clone(asked);
+        hooks.status.add_plugins(move || asked.stats());
+    }
 
     // The store, whose lease makes this instance the only one that moves the position.
     let store = MongoStore::new(&servers.store, store_options(&config, &servers));
@@ -262,8 +265,9 @@ impl Job {
         };
         self.refuse_deferred(&target).await?;
         self.wait_until_durable(&sink, before.term, summary.target_time).await?;
-        self.save(Stage::CatchUp, &position).await?;
+        // Asked before the copy counts as done: a fault here would begin it anew.
         let finish = source.newest().await?;
+        self.save(Stage::CatchUp, &position).await?;
         tracing::info!(
             collections = summary.collections,
             documents = summary.documents,

@@ -245,13 +245,11 @@ fn mode(mode: checked::ConnectMode) -> ConnectMode {
 
 /// Loads the chain that the configuration describes.
 pub(super) fn plugin_chain(config: &Config, namespaces: &Arc<Namespaces>) -> Result<Arc<Chain>> {
-    let specs = config.default_chain().into_iter().map(|entry| plugin(config, entry));
+    let specs = config.default_chain().into_iter().map(|entry| plugin(config, entry)).collect::<Result<Vec<_>>>()?;
     let folder = config.log.file.as_ref().map(|file| file.dir.clone()).unwrap_or_default();
-    let options = ChainOptions {
-        dead_letter: Some(folder.join(format!("{}.dead-letters", config.id))),
-        ..ChainOptions::default()
-    };
-    Chain::build(specs.collect::<Result<_>>()?, Arc::clone(namespaces), options)
+    let has_letters = specs.iter().any(|spec| spec.on_error == OnError::DeadLetter);
+    let dead_letter = has_letters.then(|| folder.join(format!("{}.dead-letters", config.id)));
+    Chain::build(specs, Arc::clone(namespaces), ChainOptions { dead_letter, ..ChainOptions::default() })
 }
 
 /// Loads the plugin that rules over conflicts, where there is one.

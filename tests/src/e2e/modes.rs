@@ -3,10 +3,10 @@
 //! `all` under a mixed load is the main promise. `full` copies a still source and ends by itself. `incr` follows
 //! from a start position into an empty target. None of them uses more rights than the guide's users have.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bson::doc;
 use mongodb::options::WriteConcern;
-use oplogue_tests::collector::Collector;
+use oplogue_tests::collector::{Collector, HAND_OVER};
 
 use super::rig::{PATIENCE, Rig, handed_over};
 
@@ -50,7 +50,18 @@ async fn copies_and_follows(rig: Rig) -> Result<()> {
     let at_hand_over = load.totals().done;
     load.reach(at_hand_over + 6_000, PATIENCE).await?;
     load.stop().await?;
+    let (begin, finish) = span_of_the_copy(&collector.log())?;
+    anyhow::ensure!(1_700_000_000 < begin && begin <= finish, "from {begin} to {finish}");
     rig.finish(rig.comparison(), collector, &[]).await
+}
+
+/// What MongoShake's users read off the line of the hand-over, in seconds.
+fn span_of_the_copy(log: &str) -> Result<(u64, u64)> {
+    let (_, rest) = log.split_once(HAND_OVER).context("the copy did not end")?;
+    let rest = rest.strip_prefix(" with timestamp: fullBeginTs[").context("no begin")?;
+    let (begin, rest) = rest.split_once("], fullFinishTs[").context("no finish")?;
+    let (finish, _) = rest.split_once(']').context("no end")?;
+    Ok((begin.parse()?, finish.parse()?))
 }
 
 #[tokio::test]
