@@ -277,7 +277,19 @@ impl ReplicaSet {
         Ok(())
     }
 
-    /// Sets any fail point of one member, such as `stopReplProducer`.
+    /// Keeps members from fetching what the primary writes, or lets them fetch again.
+    ///
+    /// # Errors
+    /// When a member does not answer.
+    pub async fn hold_back(&self, members: &[usize], held: bool) -> Result<()> {
+        for member in members {
+            let mode = if held { "alwaysOn" } else { "off" };
+            self.fail_point(*member, "stopReplProducer", mode, doc! {}).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets any fail point of one member, such as `rsSyncApplyStop`.
     ///
     /// # Errors
     /// When the server refuses the fail point.

@@ -33,7 +33,7 @@ const PAIRS: [(&str, &str); 6] = [
 ];
 
 /// What depends on a server's version: the source, the sink, and the collector between the two.
-const OF_VERSIONS: [&str; 19] = [
+const OF_VERSIONS: [&str; 24] = [
     "sink::",
     "snapshot::",
     "oplog_source::",
@@ -43,15 +43,20 @@ const OF_VERSIONS: [&str; 19] = [
     "e2e::conflicts",
     "e2e::crash",
     "e2e::ddl",
+    "e2e::delay",
     "e2e::failover",
     "e2e::filters",
+    "e2e::indexes",
     "e2e::missing",
     "e2e::modes",
     "e2e::network",
     "e2e::parking",
+    "e2e::rulings",
     "e2e::silent_loss",
+    "e2e::stream",
     "e2e::swap",
     "e2e::transactions",
+    "e2e::two_way",
     "e2e::unique",
 ];
 

@@ -51,7 +51,7 @@ oplogue_plugin::export_transform!(MaskField, manifest = "manifest-v2.json");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oplogue_plugin::{Batch, Edits, Op, bindings, bson};
+    use oplogue_plugin::{Batch, Edits, Op, bson, run};
 
     #[test]
     fn a_field_has_one_rule() {
@@ -70,7 +70,7 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(Op::Insert, "crm.people", &[], &body);
         let mut edits = Edits::keep_all(1);
-        bindings::run(&mut plugin, &batch, &mut edits).unwrap();
+        run(&mut plugin, &batch, &mut edits).unwrap();
         assert_eq!(bson::find(&edits.out, "ssn").unwrap().text(), Some(MASK));
     }
 }

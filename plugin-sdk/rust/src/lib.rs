@@ -41,6 +41,7 @@ mod export;
 pub mod log;
 pub mod metrics;
 
+pub use bindings::run;
 pub use batch::{Batch, Entry, Op, Ops};
 pub use conflict::{Conflict, Judge, Reason, Ruling};
 pub use edits::{Edit, Edits};

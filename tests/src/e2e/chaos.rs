@@ -30,9 +30,6 @@ const CALM: &str = "calm.end";
 /// One fault comes after about so many operations.
 const OPERATIONS_PER_FAULT: u32 = 130;
 
-/// Views that come and go in a stream are told by entries of `system.views`.
-const VIEWS: bool = false;
-
 /// While the collector works off what the operations left.
 const FAULTS_AT_THE_END: usize = 4;
 
@@ -46,8 +43,8 @@ fn operations() -> u64 {
 #[tokio::test]
 async fn chaos_without_a_filter() -> Result<()> {
     let rig = rig().await?;
-    let options = ChaosOptions { seed: rig.load.seed, drop_database: true, views: VIEWS, border: namespaces().len() };
-    let config = config(&rig)?;
+    let options = ChaosOptions { seed: rig.load.seed, drop_database: true, border: namespaces().len() };
+    let config = transactions(&rig, config(&rig)?);
     run(rig, options, config, |comparison| comparison).await
 }
 
@@ -57,7 +54,7 @@ async fn chaos_from_a_change_stream() -> Result<()> {
     if !rig.source.has("DDL in change streams", (6, 0)) {
         return Ok(());
     }
-    let options = ChaosOptions { seed: rig.load.seed, drop_database: true, views: VIEWS, border: namespaces().len() };
+    let options = ChaosOptions { seed: rig.load.seed, drop_database: true, border: namespaces().len() };
     let config = config(&rig)?.set("incr_sync.mongo_fetch_method", "change_stream");
     run(rig, options, config, |comparison| comparison).await
 }
@@ -66,8 +63,8 @@ async fn chaos_from_a_change_stream() -> Result<()> {
 async fn chaos_behind_a_white_list_and_a_rename() -> Result<()> {
     let rig = rig().await?;
     // The first thirteen namespaces pass: one database, and three collections of another.
-    let options = ChaosOptions { seed: rig.load.seed, drop_database: false, views: VIEWS, border: 13 };
-    let config = config(&rig)?.set("filter.namespace.white", "north;west.n0;west.n1;west.n2;calm");
+    let options = ChaosOptions { seed: rig.load.seed, drop_database: false, border: 13 };
+    let config = transactions(&rig, config(&rig)?).set("filter.namespace.white", "north;west.n0;west.n1;west.n2;calm");
     let config = config.set("transform.namespace", "north:polar;west.n1:west.first");
     let passes = |name: &str| {
         name.starts_with("north.") || name.starts_with("calm.") || ["west.n0", "west.n1", "west.n2"].contains(&name)
@@ -111,6 +108,15 @@ async fn rig() -> Result<Rig> {
 fn config(rig: &Rig) -> Result<PipelineConfig> {
     let config = rig.config()?.set("tunnel.address", rig.target.uri());
     Ok(config.set("filter.ddl_enable", true).set("checkpoint.interval", 500))
+}
+
+/// The seed also says how transactions are written, where the target can write them whole.
+fn transactions(rig: &Rig, config: PipelineConfig) -> PipelineConfig {
+    let atomic =
+        rig.load.seed.is_multiple_of(2) && rig.target.has("reads of one moment outside of transactions", (5, 0));
+    let how = if atomic { "atomic" } else { "split" };
+    println!("chaos: incr_sync.transaction = {how}");
+    config.set("incr_sync.transaction", how)
 }
 
 async fn run(

@@ -28,6 +28,11 @@ pub(super) fn target_admin() -> User {
     User::new("target_admin", "target-password", &roles)
 }
 
+/// The version that the pass has for its sources.
+fn source_version() -> String {
+    Options::guide_source().version
+}
+
 /// A source of some version, and a target whose user may do everything that DDL needs.
 async fn rig_of(version: &str) -> Result<Rig> {
     rig_with_members(version, 1).await
@@ -100,11 +105,12 @@ async fn everything_from_4_4() -> Result<()> {
 /// Database and collection renames: views, time-series and databases that go follow them.
 #[tokio::test]
 async fn everything_under_other_names() -> Result<()> {
-    let rig = rig_of("6.0.27").await?;
+    let rig = rig_of(&source_version()).await?;
     let client = rig.source.client();
     let config =
         with_ddl(&rig)?.set("transform.namespace", "av:xv;bv:yv;bt.ts:bt.measures;aw.base:aw.ground;bd:zd;bs:zs");
-    let known = |prefix: &str| scripts::known(rig.target.version(), scripts::everything(prefix));
+    let version = scripts::older(rig.source.version(), rig.target.version());
+    let known = |prefix: &str| scripts::known(version, scripts::everything(prefix));
     scripts::run(&client, &known("a")).await?;
     let mut collector = Collector::start(&config)?;
     handed_over(&mut collector).await?;

@@ -53,9 +53,7 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     // The secondaries stop copying: what the primary acknowledges from here on exists only there.
     let primary = rig.target.primary().await?;
     let secondaries = secondaries(primary);
-    for member in secondaries {
-        rig.target.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
-    }
+    rig.target.hold_back(&secondaries, true).await?;
     // Written by the collector, acknowledged by the primary, and never to be had by anybody else.
     let probe = doc! { "_id": "only on the primary" };
     shop(&rig.source).insert_one(probe.clone()).await?;
@@ -68,9 +66,7 @@ async fn a_w1_target_loses_its_primary_with_acknowledged_writes() -> Result<()> 
     }
     anyhow::ensure!(!collector.log().contains(EXPECTED[0]), "a rewind before its cause:\n{}", collector.log_end());
     rig.target.kill(primary)?;
-    for member in secondaries {
-        rig.target.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
-    }
+    rig.target.hold_back(&secondaries, false).await?;
     rig.target.primary().await?;
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;
@@ -88,18 +84,14 @@ async fn a_w1_target_loses_its_primary_with_the_whole_copy() -> Result<()> {
     rig.fill(60).await?;
     let primary = rig.target.primary().await?;
     let secondaries = secondaries(primary);
-    for member in secondaries {
-        rig.target.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
-    }
+    rig.target.hold_back(&secondaries, true).await?;
     let mut collector = Collector::start(&rig.config()?)?;
     everything_copied(&rig).await.with_context(|| collector.log_end())?;
     // Nothing is left to do but to wait for the majority.
     tokio::time::sleep(Duration::from_secs(2)).await;
     anyhow::ensure!(!collector.log().contains(HAND_OVER), "done before it is durable:\n{}", collector.log_end());
     rig.target.kill(primary)?;
-    for member in secondaries {
-        rig.target.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
-    }
+    rig.target.hold_back(&secondaries, false).await?;
     rig.target.primary().await?;
     rig.target.restart(primary).await?;
     handed_over(&mut collector).await?;
@@ -137,9 +129,7 @@ async fn a_source_loses_its_primary_with_writes_that_only_it_had() -> Result<()>
     load.reach(done + 300, PATIENCE).await?;
     let primary = rig.source.primary().await?;
     let secondaries = secondaries(primary);
-    for member in secondaries {
-        rig.source.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
-    }
+    rig.source.hold_back(&secondaries, true).await?;
     let probe = doc! { "_id": "taken back" };
     shop(&rig.source).insert_one(probe.clone()).await?;
     let done = load.totals().done;
@@ -149,9 +139,7 @@ async fn a_source_loses_its_primary_with_writes_that_only_it_had() -> Result<()>
     }
     anyhow::ensure!(shop(&rig.target).find_one(probe.clone()).await?.is_none(), "it was read before it was safe");
     rig.source.kill(primary)?;
-    for member in secondaries {
-        rig.source.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
-    }
+    rig.source.hold_back(&secondaries, false).await?;
     rig.source.primary().await?;
     let done = load.totals().done;
     load.reach(done + 600, PATIENCE).await?;

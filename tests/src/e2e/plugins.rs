@@ -4,13 +4,16 @@
 //! changes stream. Plugins that load and then trap, loop, eat memory or lie stop a run before the entry; with the plugin
 //! mended, the next run goes on from there. What each of them says to the chain itself is tested in `plugin-runtime`.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result};
 use bson::{Document, doc};
-use oplogue_tests::collector::{Collector, PipelineConfig};
+use oplogue_tests::collector::{Collector, PipelineConfig, program};
 use oplogue_tests::example::{self, FIELD, MaskField};
+use oplogue_tests::paths;
 use oplogue_tests::servers::Options;
 
-use super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
+use super::rig::{PATIENCE, Rig, SENTINEL, handed_over, passed, until};
 
 #[path = "../../../host/plugin-runtime/tests/plugins/files.rs"]
 mod files;
@@ -41,10 +44,45 @@ async fn files_that_do_not_load_leave_the_running_plugin_alone() -> Result<()> {
     plugin.put(2)?;
     collector.wait_log("plugin swapped", PATIENCE).await?;
     load.stop().await?;
+    let metrics = collector.get("/metrics").await?;
+    for line in ["swaps_total{plugin=\"mask-field\"} 1\n", "faults_total{plugin=\"mask-field\"} 0\n"] {
+        anyhow::ensure!(metrics.contains(&format!("oplogue_plugin_{line}")), "{line} is not in {metrics}");
+    }
     rig.finish(rig.comparison().ignoring_field(FIELD), collector, &[REFUSED]).await?;
     for namespace in &rig.load.namespaces {
         anyhow::ensure!(example::unmasked(&rig.target.client(), namespace).await? == 0, "unmasked in {namespace}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_example_masks_as_its_pipeline_file_says() -> Result<()> {
+    let folder = paths::root().join("examples/mask-field");
+    let pipeline = folder.join("pipeline.toml");
+    let checked = Command::new(program()?).arg("check").arg(&pipeline).output()?;
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    anyhow::ensure!(checked.status.success() && said.contains("mask-field"), "{said}");
+
+    let rig = Rig::start().await?;
+    let people = rig.source.client().database("crm").collection::<Document>("people");
+    let person = |id: &str| doc! { "_id": id, "ssn": "123", "home": { "zip": "80331", "city": "M" } };
+    people.insert_one(person("copied")).await?;
+    let text = std::fs::read_to_string(&pipeline)?;
+    let (_, entry) = text.split_once("[[plugin]]").context("the example names its plugin")?;
+    let file = folder.join("mask-field.wasm");
+    let entry = entry.replace("\"mask-field.wasm\"", &format!("{:?}", file.to_string_lossy()));
+    let mut collector = Collector::start(&rig.config()?.table(&format!("[[plugin]]{entry}")))?;
+    handed_over(&mut collector).await?;
+    people.insert_one(person("followed")).await?;
+    people.update_one(doc! { "_id": "copied" }, doc! { "$set": { "home.zip": "10115", "home.city": "B" } }).await?;
+    passed(&rig, &collector).await?;
+    let copied = rig.target.client().database("crm").collection::<Document>("people");
+    for (id, city) in [("copied", "B"), ("followed", "M")] {
+        let masked = doc! { "_id": id, "ssn": "***", "home": { "zip": "***", "city": city } };
+        let masked = Some(masked);
+        until(&collector, id, async || Ok(copied.find_one(doc! { "_id": id }).await? == masked)).await?;
+    }
+    anyhow::ensure!(collector.terminate(PATIENCE).await?.success(), "{}", collector.log_end());
     Ok(())
 }
 

@@ -51,8 +51,10 @@ impl Rig {
         Ok(Self { source, target, load, by_change_stream: false })
     }
 
-    /// Reads the source's change stream instead of its oplog.
-    pub(super) fn by_change_stream(self) -> Self {
+    /// Reads the source's change stream instead of its oplog. On 5.0 no unique values change hands then: an update there can show a later
+    /// state of its document, so that a value is met before its former owner has given it up (docs/OPERATIONS.md).
+    pub(super) fn by_change_stream(mut self) -> Self {
+        self.load.unique_swaps &= self.source.series() != (5, 0);
         Self { by_change_stream: true, ..self }
     }
 

@@ -6,6 +6,7 @@
 mod changes;
 mod copy;
 mod load;
+mod older;
 mod rig;
 mod stops;
 mod target;

@@ -22,8 +22,6 @@ pub struct ChaosOptions {
     pub seed: u64,
     /// `dropDatabase` among the DDL.
     pub drop_database: bool,
-    /// Views among what is created and dropped.
-    pub views: bool,
     /// Renames stay among the first or among the last namespaces, split here: a white list's border.
     pub border: usize,
 }
@@ -105,11 +103,11 @@ impl Chaos {
         rng.random_range(0..self.shelves.len())
     }
 
-    /// Another namespace on the same side of the border and in the same database.
+    /// A namespace on the same side of the border, now and then in another database.
     fn neighbour(&self, rng: &mut StdRng, of: usize) -> usize {
         let database = of / NAMES * NAMES;
-        let sides = [database..database + NAMES, 0..self.options.border, self.options.border..self.shelves.len()];
-        let [names, below, above] = sides;
+        let names = if one_in(rng, 8) { 0..self.shelves.len() } else { database..database + NAMES };
+        let (below, above) = (0..self.options.border, self.options.border..self.shelves.len());
         let side = if below.contains(&of) { below } else { above };
         let (from, to) = (names.start.max(side.start), names.end.min(side.end));
         rng.random_range(from..to)
@@ -120,7 +118,7 @@ impl Chaos {
         let (db, name) = self.parts(at);
         match rng.random_range(0..100) {
             0..20 => self.run(&db, create(&name, rng, &self.load)).await,
-            20..24 if self.options.views => self.run(&db, create_view(&name)).await,
+            20..24 => self.run(&db, create_view(&name)).await,
             24..34 => {
                 self.run(&db, doc! { "drop": &name }).await?;
                 self.forget(at);
@@ -136,8 +134,7 @@ impl Chaos {
                 (first..first + NAMES).for_each(|at| self.forget(at));
                 Ok(())
             }
-            _ if self.options.views => self.run(&db, doc! { "drop": view(&name) }).await,
-            _ => Ok(()),
+            _ => self.run(&db, doc! { "drop": view(&name) }).await,
         }
     }
 
@@ -268,15 +265,17 @@ mod tests {
     #[tokio::test]
     async fn renames_stay_on_their_side_of_the_border() {
         let client = Client::with_uri_str("mongodb://127.0.0.1:1").await.unwrap();
-        let options = ChaosOptions { seed: 1, drop_database: true, views: true, border: 13 };
+        let options = ChaosOptions { seed: 1, drop_database: true, border: 13 };
         let chaos = Chaos::new(&client, options, &LoadOptions::default());
         let mut rng = StdRng::seed_from_u64(1);
+        let mut databases = [0, 0];
         for from in 0..namespaces().len() {
             for _ in 0..50 {
                 let to = chaos.neighbour(&mut rng, from);
-                assert_eq!(from / NAMES, to / NAMES);
                 assert_eq!(from < 13, to < 13);
+                databases[usize::from(from / NAMES == to / NAMES)] += 1;
             }
         }
+        assert!(databases[0] > 0 && databases[1] > 4 * databases[0], "{databases:?}");
     }
 }

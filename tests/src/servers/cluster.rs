@@ -115,7 +115,12 @@ impl Cluster {
     pub async fn create_database(&self, name: &str, shard: usize) -> Result<()> {
         let primary = format!("s{}", shard + 1);
         let majority = doc! { "w": "majority" };
-        let create = doc! { "_configsvrCreateDatabase": name, "primaryShardId": primary, "writeConcern": majority };
+        // 4.4 chooses the shard itself when it creates one, but not when it is told to shard in it.
+        let create = if self.config.series() < (5, 0) {
+            doc! { "_configsvrEnableSharding": name, "primaryShard": primary, "writeConcern": majority }
+        } else {
+            doc! { "_configsvrCreateDatabase": name, "primaryShardId": primary, "writeConcern": majority }
+        };
         self.configure(create).await.map(|_| ())
     }
 

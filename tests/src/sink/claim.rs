@@ -19,9 +19,7 @@ async fn what_only_the_primary_has_is_not_taken_up() {
     let set = ReplicaSet::start(Options::default().with_members(3)).await.unwrap();
     let primary = set.primary().await.unwrap();
     let others: Vec<usize> = (0..3).filter(|member| *member != primary).collect();
-    for member in &others {
-        set.fail_point(*member, "stopReplProducer", "alwaysOn", doc! {}).await.unwrap();
-    }
+    set.hold_back(&others, true).await.unwrap();
     let things = set.client().database("t").collection::<Document>("c");
     let alone = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
     things.insert_one(doc! { "_id": 1 }).write_concern(alone).await.unwrap();
@@ -33,9 +31,7 @@ async fn what_only_the_primary_has_is_not_taken_up() {
     let taken = |bench: &Bench| bench.store.pairs.lock().unwrap().contains_key(&SOURCE);
     bench.sink.write(&[write(&bench, 2)]).await.unwrap();
     assert!(!taken(&bench), "a majority does not have it");
-    for member in &others {
-        set.fail_point(*member, "stopReplProducer", "off", doc! {}).await.unwrap();
-    }
+    set.hold_back(&others, false).await.unwrap();
     things.insert_one(doc! { "_id": 3 }).write_concern(WriteConcern::majority()).await.unwrap();
     let later = bench.restarted();
     later.sink.write(&[write(&later, 4)]).await.unwrap();

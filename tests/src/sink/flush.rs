@@ -3,9 +3,12 @@
 //! What a server answers to a bulk of writes is not written down anywhere, so a real one is asked. Collisions that one
 //! flush cannot solve are in `settle`, never here.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::IndexModel;
-use mongodb::options::{Acknowledgment, WriteConcern};
+use mongodb::options::{Acknowledgment, ReadPreference, WriteConcern};
 use oplogue_connectors::mongodb::sink::{MissingDocument, SinkOptions};
 use oplogue_engine::error::Kind;
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
@@ -162,6 +165,65 @@ async fn documents_that_plain_writes_would_change_arrive_unchanged() {
             found.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
             expected.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
             assert!(found == expected, "overlap {overlap}");
+        }
+    }
+}
+
+/// A target of 4.4 takes such a name at the top of no document: that is said of the write, and of no other.
+#[tokio::test]
+async fn names_that_begin_with_a_dollar_are_refused_by_4_4() {
+    let set = ReplicaSet::start(Options { version: "4.4.2".to_owned(), ..Options::default() }).await.unwrap();
+    let bench = Bench::over(set.client(), set.client(), SinkOptions::default(), Arc::default());
+    for overlap in [false, true] {
+        let write = |key: i32, name: &str| {
+            let document = raw(&doc! { "_id": key, name: 1 });
+            bench.write("s.c", "t.c", &id(key), Content::Insert(document), overlap)
+        };
+        let report = bench.sink.write(&[write(1, "a"), write(2, "$price"), write(3, "b")]).await.unwrap();
+        let [(1, Refusal::Refused { message, .. })] = report.refused.as_slice() else { panic!("{:?}", report.refused) };
+        assert!(message.contains("$price"), "{message}");
+        assert_eq!(found(&bench, "t.c").await, [doc! { "_id": 1, "a": 1 }, doc! { "_id": 3, "b": 1 }]);
+        bench.client.database("t").drop().await.unwrap();
+    }
+}
+
+/// A secondary of 5.0.4 aborts on a replacement in its oplog that begins with such a name.
+#[tokio::test]
+async fn names_that_begin_with_a_dollar_reach_every_member() {
+    for version in ["5.0.4", "6.0.27"] {
+        let options = Options { version: version.to_owned(), members: 3, non_voting: 2, ..Options::default() };
+        let set = ReplicaSet::start(options).await.unwrap();
+        let bench = Bench::over(set.client(), set.client(), SinkOptions::default(), Arc::default());
+        let all = WriteConcern::builder().w(Acknowledgment::Nodes(3)).w_timeout(Duration::from_secs(30)).build();
+        let things = bench.client.database("t").collection::<Document>("c");
+        let document = |key: i32| doc! { "_id": key, "$price": 1, "$sale": { "$price": 2 }, "n": key };
+        for overlap in [false, true] {
+            for content in [Content::Insert, Content::Replace] {
+                things.delete_many(doc! {}).await.unwrap();
+                // One over another document, one over the same, one over nothing.
+                bench
+                    .sink
+                    .write(&[bench.write("s.c", "t.c", &id(2), Content::Insert(raw(&document(2))), false)])
+                    .await
+                    .unwrap();
+                things.insert_one(doc! { "_id": 1, "x": "y".repeat(200) }).await.unwrap();
+                let write = |key: i32| bench.write("s.c", "t.c", &id(key), content(raw(&document(key))), overlap);
+                let keys = if overlap || matches!(content(raw(&doc! {})), Content::Replace(_)) { 1..4 } else { 3..4 };
+                let writes: Vec<_> = keys.clone().map(write).collect();
+                assert_eq!(bench.sink.write(&writes).await.unwrap().refused, []);
+                let settled: Vec<_> = keys.clone().map(write).collect();
+                assert_eq!(bench.sink.settle(&settled, true).await.unwrap().refused, []);
+                things.insert_one(doc! { "_id": "end" }).write_concern(all.clone()).await.unwrap();
+                for member in 0..3 {
+                    let read = set.member_client(member).await.unwrap();
+                    let read = read.database("t").collection::<Document>("c");
+                    let nearest = ReadPreference::Nearest { options: None };
+                    for key in keys.clone() {
+                        let found = read.find_one(id(key)).selection_criteria(nearest.clone().into()).await.unwrap();
+                        assert_eq!(found, Some(document(key)), "{version}, member {member}, overlap {overlap}");
+                    }
+                }
+            }
         }
     }
 }

@@ -100,6 +100,13 @@ async fn what_a_diff_does_not_find_as_it_was_follows_the_appliers_rules() {
         (of(rawbson!(["a"])), rawdoc! { "sv": { "a": true, "l": 4, "u2": "x" } }, of(rawbson!(["a", null, "x", null]))),
     ];
     try_diffs(&pair, &vectors, &[true, false]).await;
+    // Fields of the top: one that stands goes to the end, what is missing comes there or is passed over.
+    let at_the_top = [
+        (of(0.into()), rawdoc! { "i": { "v": 5 } }, rawdoc! { "_id": 1, "z": 1, "v": 5 }),
+        (rawdoc! { "_id": 1, "z": 1 }, rawdoc! { "u": { "v": 5 } }, rawdoc! { "_id": 1, "z": 1, "v": 5 }),
+        (rawdoc! { "_id": 1, "z": 1 }, inside(), rawdoc! { "_id": 1, "z": 1 }),
+    ];
+    try_diffs(&pair, &at_the_top, &[true]).await;
     // After the mark a path makes what is missing, and takes an object of numeric names for an array; no document is in
     // such a state then.
     let only_in_overlap = [

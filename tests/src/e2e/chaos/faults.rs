@@ -19,13 +19,16 @@ use super::super::crash::pause;
 use super::super::rig::{Rig, handed_over};
 
 /// What the collector may warn of under these faults.
-pub(super) const EXPECTED: [&str; 6] = [
+pub(super) const EXPECTED: [&str; 8] = [
     "the start is tried again",
     "going back to the last durable position",
     "an earlier full sync did not finish",
     "still waiting",
     "an earlier run of this job",
     "the target's majority is late",
+    // Transactions that stay whole, but for those with DDL inside and those that meet what stood there.
+    "written in parts although incr_sync.transaction = atomic",
+    "the target did not take transactions as one",
 ];
 
 const ON_SOURCE: [&str; 8] =

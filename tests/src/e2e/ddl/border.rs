@@ -12,7 +12,7 @@ use oplogue_tests::collector::{Collector, PipelineConfig};
 
 use super::super::crash::kills;
 use super::super::rig::{PATIENCE, Rig, handed_over, passed};
-use super::{kill_now_and_then, rig_of, rig_with_members, with_ddl};
+use super::{kill_now_and_then, rig_of, rig_with_members, source_version, with_ddl};
 
 /// What the collector may say when a collection that comes in is renamed once more while it is read.
 const EXPECTED: [&str; 1] = ["what is to be copied is listed again"];
@@ -93,7 +93,7 @@ async fn cross(client: &Client) -> Result<()> {
 
 #[tokio::test]
 async fn in_and_out_of_the_filter() -> Result<()> {
-    let rig = rig_of("6.0.27").await?;
+    let rig = rig_of(&source_version()).await?;
     fill(&rig.source.client(), "also", 0..10).await?;
     let mut collector = Collector::start(&config(&rig)?)?;
     handed_over(&mut collector).await?;
@@ -103,7 +103,7 @@ async fn in_and_out_of_the_filter() -> Result<()> {
 
 #[tokio::test]
 async fn killed_at_the_border() -> Result<()> {
-    let rig = rig_of("6.0.27").await?;
+    let rig = rig_of(&source_version()).await?;
     let mut collector = Collector::start(&config(&rig)?)?;
     handed_over(&mut collector).await?;
     let client = rig.source.client();
@@ -114,7 +114,7 @@ async fn killed_at_the_border() -> Result<()> {
 /// A drop that only the source's primary has is not the end of what comes in: a fail-over takes it back.
 #[tokio::test]
 async fn what_comes_in_is_not_gone_while_only_the_primary_knows_of_its_drop() -> Result<()> {
-    let mut rig = rig_with_members("6.0.27", 3).await?;
+    let mut rig = rig_with_members(&source_version(), 3).await?;
     let client = rig.source.client();
     fill(&client, "hidden", 0..200).await?;
     // The checkpoint before a DDL waits for the majority of where it is kept.
@@ -126,16 +126,12 @@ async fn what_comes_in_is_not_gone_while_only_the_primary_knows_of_its_drop() ->
     fill(&client, "keep", 200..201).await?;
     let primary = rig.source.primary().await?;
     let secondaries = [(primary + 1) % 3, (primary + 2) % 3];
-    for member in secondaries {
-        rig.source.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
-    }
+    rig.source.hold_back(&secondaries, true).await?;
     client.database("lists").run_command(doc! { "drop": "keep", "writeConcern": { "w": 1 } }).await?;
     collector.signal("CONT")?;
     collector.wait_log("waiting until its majority agrees", PATIENCE).await?;
     rig.source.kill(primary)?;
-    for member in secondaries {
-        rig.source.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
-    }
+    rig.source.hold_back(&secondaries, false).await?;
     rig.source.primary().await?;
     rig.source.restart(primary).await?;
     let there = client.database("lists").collection::<Document>("keep").count_documents(doc! {}).await?;
@@ -148,7 +144,7 @@ async fn what_comes_in_is_not_gone_while_only_the_primary_knows_of_its_drop() ->
 /// `dropDatabase` under a white list and a rename: what passes goes, and nothing else does.
 #[tokio::test]
 async fn a_dropped_database_takes_only_what_passes() -> Result<()> {
-    let rig = rig_of("6.0.27").await?;
+    let rig = rig_of(&source_version()).await?;
     let (source, target) = (rig.source.client(), rig.target.client());
     fill(&source, "keep", 0..20).await?;
     fill(&source, "hidden", 0..20).await?;

@@ -8,13 +8,13 @@ use bson::{Document, doc};
 use oplogue_tests::collector::Collector;
 
 use super::super::rig::{PATIENCE, passed, until};
-use super::{rig_of, with_ddl};
+use super::{rig_of, source_version, with_ddl};
 
 const RULES: &str = "one.c:all.c;two.c:all.c";
 
 #[tokio::test]
 async fn a_copy_of_two_into_one_is_refused_before_anything_is_dropped() -> Result<()> {
-    let rig = rig_of("6.0.27").await?;
+    let rig = rig_of(&source_version()).await?;
     for db in ["one", "two"] {
         rig.source.client().database(db).collection("c").insert_one(doc! { "_id": db }).await?;
     }
@@ -30,7 +30,7 @@ async fn a_copy_of_two_into_one_is_refused_before_anything_is_dropped() -> Resul
 
 #[tokio::test]
 async fn a_drop_of_one_never_drops_the_other() -> Result<()> {
-    let rig = rig_of("6.0.27").await?;
+    let rig = rig_of(&source_version()).await?;
     let source = rig.source.client();
     let config = with_ddl(&rig)?.set("transform.namespace", RULES).set("sync_mode", "incr");
     let mut collector = Collector::start(&config)?;

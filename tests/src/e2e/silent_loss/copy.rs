@@ -182,17 +182,13 @@ async fn a_drop_that_only_the_primary_knows_of() -> Result<()> {
     }
     let primary = rig.source.primary().await?;
     let secondaries = [(primary + 1) % 3, (primary + 2) % 3];
-    for member in secondaries {
-        rig.source.fail_point(member, "stopReplProducer", "alwaysOn", doc! {}).await?;
-    }
+    rig.source.hold_back(&secondaries, true).await?;
     client.database("shop").run_command(doc! { "drop": "c01", "writeConcern": { "w": 1 } }).await?;
     let config = rig.config()?.set("mongo_connect_mode", "primary");
     let mut collector = Collector::start(&config.set("checkpoint.storage.url", rig.target.uri_as_user()))?;
     collector.wait_log("waiting until the source's majority has its catalogue", PATIENCE).await?;
     rig.source.kill(primary)?;
-    for member in secondaries {
-        rig.source.fail_point(member, "stopReplProducer", "off", doc! {}).await?;
-    }
+    rig.source.hold_back(&secondaries, false).await?;
     rig.source.primary().await?;
     rig.source.restart(primary).await?;
     let there = shop(&rig.source, "c01").count_documents(doc! {}).await?;

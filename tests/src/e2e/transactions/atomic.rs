@@ -11,7 +11,7 @@ use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
 use mongodb::{Client, ClientSession};
 use oplogue_tests::collector::Collector;
 use oplogue_tests::prepared::Transaction;
-use oplogue_tests::servers::DEFAULT_VERSION;
+use oplogue_tests::servers::Options;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -30,7 +30,7 @@ const OVERLAP_OVER: &str = "overlap is over";
 
 #[tokio::test]
 async fn a_reader_never_sees_half_of_a_transfer() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     if !rig.target.has("reads of one moment outside of transactions", (5, 0)) {
         return Ok(());
     }
@@ -42,7 +42,7 @@ async fn a_reader_never_sees_half_of_a_transfer() -> Result<()> {
 /// The control: the same reader does see halves when transactions are split.
 #[tokio::test]
 async fn the_same_reader_sees_halves_when_transactions_are_split() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     if !rig.target.has("reads of one moment outside of transactions", (5, 0)) {
         return Ok(());
     }

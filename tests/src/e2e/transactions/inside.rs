@@ -9,14 +9,14 @@ use mongodb::Client;
 use oplogue_tests::collector::Collector;
 use oplogue_tests::example::{self, FIELD, MaskField};
 use oplogue_tests::prepared::Transaction;
-use oplogue_tests::servers::DEFAULT_VERSION;
+use oplogue_tests::servers::Options;
 
 use super::super::rig::{Rig, handed_over};
 use super::{CACHE_GB, THIRD_OF_AN_ENTRY, coordinator, rig, seed, shows_apply_ops};
 
 #[tokio::test]
 async fn filters_renames_and_plugins_apply_inside() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     seed(&rig, &["c00", "c01", "hidden"]).await?;
     let plugin = MaskField::install(rig.source.dir())?;
     let config = plugin.join(rig.config()?).set("filter.namespace.white", "shop.c00;shop.c01;shop.made");

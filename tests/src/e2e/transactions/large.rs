@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result};
 use oplogue_tests::collector::Collector;
 use oplogue_tests::prepared::Transaction;
-use oplogue_tests::servers::DEFAULT_VERSION;
+use oplogue_tests::servers::Options;
 
 use super::super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
 use super::{rig, seed};
@@ -18,7 +18,7 @@ const CACHE_GB: f32 = 5.0;
 
 #[tokio::test]
 async fn two_hundred_megabytes_in_bounded_memory() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     seed(&rig, &["c00", "c01"]).await?;
     let config = rig.config()?.by_oplog_only("a change stream shows no open transaction that could be put aside");
     let config = config.set("limits.memory_bytes", "64MB").set("limits.transaction_bytes", "16MB");

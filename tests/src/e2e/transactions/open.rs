@@ -9,7 +9,7 @@ use mongodb::Client;
 use mongodb::options::WriteConcern;
 use oplogue_tests::collector::Collector;
 use oplogue_tests::prepared::Transaction;
-use oplogue_tests::servers::DEFAULT_VERSION;
+use oplogue_tests::servers::Options;
 
 use super::super::rig::{PATIENCE, Rig, SENTINEL, handed_over};
 use super::{CACHE_GB, THIRD_OF_AN_ENTRY, collection, coordinator, rig, seed};
@@ -47,7 +47,7 @@ async fn shake_checkpoint(rig: &Rig, at: Timestamp) -> Result<()> {
 
 #[tokio::test]
 async fn prepared_before_the_copy_and_committed_after_its_start() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     seed(&rig, &["c00", "c01", "c02"]).await?;
     let coordinator = coordinator(&rig).await?;
     let (small, large) = prepare_two(&coordinator).await?;
@@ -71,7 +71,7 @@ async fn prepared_before_the_copy_and_committed_after_its_start() -> Result<()> 
 
 #[tokio::test]
 async fn begun_before_a_mongoshake_checkpoint_and_committed_after_it() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     seed(&rig, &["c00", "c01", "c02"]).await?;
     seed_target(&rig, &["c00", "c01", "c02"]).await?;
     let coordinator = coordinator(&rig).await?;
@@ -89,7 +89,7 @@ async fn begun_before_a_mongoshake_checkpoint_and_committed_after_it() -> Result
 
 #[tokio::test]
 async fn a_checkpoint_in_the_middle_of_a_chain() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     seed(&rig, &["c00", "c01"]).await?;
     seed_target(&rig, &["c00", "c01"]).await?;
     let mut chain = Transaction::begin(&rig.source.client()).await?;
@@ -106,7 +106,7 @@ async fn a_checkpoint_in_the_middle_of_a_chain() -> Result<()> {
 
 #[tokio::test]
 async fn killed_while_transactions_are_open() -> Result<()> {
-    let rig = rig(DEFAULT_VERSION, CACHE_GB).await?;
+    let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
     seed(&rig, &["c00", "c01", "c02"]).await?;
     // So little memory that the large one is on disk when the process dies.
     let folder = rig.source.dir().join("spill");
