@@ -33,7 +33,7 @@ const PAIRS: [(&str, &str); 6] = [
 ];
 
 /// What depends on a server's version: the source, the sink, and the collector between the two.
-const OF_VERSIONS: [&str; 24] = [
+const OF_VERSIONS: [&str; 23] = [
     "sink::",
     "snapshot::",
     "oplog_source::",
@@ -53,7 +53,6 @@ const OF_VERSIONS: [&str; 24] = [
     "e2e::parking",
     "e2e::rulings",
     "e2e::silent_loss",
-    "e2e::stream",
     "e2e::swap",
     "e2e::transactions",
     "e2e::two_way",

@@ -41,8 +41,8 @@ mod export;
 pub mod log;
 pub mod metrics;
 
-pub use bindings::run;
 pub use batch::{Batch, Entry, Op, Ops};
+pub use bindings::run;
 pub use conflict::{Conflict, Judge, Reason, Ruling};
 pub use edits::{Edit, Edits};
 pub use json::Json;

@@ -88,7 +88,9 @@ impl MongoSink {
             Err(error) => {
                 self.refused(ddl.name(), &self.namespaces.name(change.target), change.time, error)?;
                 self.executed(change.time).await?;
-                return Ok(DdlOutcome::Refused);
+                // What waits for the mark beside what is left out must be met again after a restart.
+                let waits = executor.postponed.load(Ordering::Relaxed);
+                return Ok(if waits { DdlOutcome::Postponed } else { DdlOutcome::Refused });
             }
         };
         self.executed(change.time).await?;

@@ -14,11 +14,12 @@ pub(super) fn is_of_resharding(ns: &str) -> bool {
 }
 
 /// Whether an entry is about what the server keeps for itself beside the collections of `admin` or `config`: users, keys,
-/// sessions. A full copy leaves it out too, and a target has its own.
+/// sessions. A full copy leaves it out too, and a target has its own. Functions, views and time-series are users'.
 pub(super) fn is_of_the_server(entry: &Entry) -> bool {
     let (database, collection) = entry.ns().split_once('.').unwrap_or((entry.ns(), ""));
     let named = if collection == "$cmd" { entry.command_collection() } else { Some(collection) };
-    matches!(database, "admin" | "config") && named.is_some_and(|name| name.starts_with("system."))
+    let of_users = |name: &str| matches!(name, "system.js" | ddl::VIEWS) || name.starts_with(ddl::BUCKETS);
+    matches!(database, "admin" | "config") && named.is_some_and(|name| name.starts_with("system.") && !of_users(name))
 }
 
 /// The new form of a resharded collection takes the place of the old one as another collection, which no entry that is

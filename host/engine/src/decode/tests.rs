@@ -166,10 +166,14 @@ fn what_a_server_keeps_for_itself_stays_there() {
             entry(3, doc! { "op": "u", "ns": "config.system.sessions", "o": { "$v": 1 }, "o2": { "_id": 1 } }),
             entry(4, doc! { "op": "i", "ns": "admin.notes", "o": { "_id": 1 } }),
             entry(5, doc! { "op": "i", "ns": "a.system.js", "o": { "_id": "f" } }),
+            entry(6, doc! { "op": "i", "ns": "admin.system.js", "o": { "_id": "f" } }),
+            entry(7, doc! { "op": "i", "ns": "admin.system.buckets.t", "o": { "_id": 1 } }),
+            entry(8, doc! { "op": "d", "ns": "admin.system.views", "o": { "_id": "admin.v" } }),
         ]))
         .unwrap();
     let names: Vec<_> = batches.into_iter().flat_map(|batch| batch.changes).map(|change| change.source).collect();
-    assert_eq!(names, ["admin.notes", "a.system.js"].map(|name| decoder.namespaces.intern(name)));
+    let passed = ["admin.notes", "a.system.js", "admin.system.js", "admin.system.buckets.t", "admin.v"];
+    assert_eq!(names, passed.map(|name| decoder.namespaces.intern(name)));
     assert_eq!(decoder.counts().internal, 3);
 }
 

@@ -321,7 +321,12 @@ impl Shared {
                 None => return Ok(()),
             }
             if task.open.fetch_sub(1, Ordering::SeqCst) == 1 {
-                self.collection_read(&task).await?;
+                // The source may have to get its majority back first.
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    read = self.collection_read(&task) => read?,
+                }
             }
         }
         Ok(())

@@ -14,7 +14,9 @@ use oplogue_engine::model::raw::{self, Elements, Malformed, kind};
 use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, OpTime};
 
 use super::super::patience::answered;
-use super::{DdlRefused, Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible};
+use super::{
+    CANNOT_CONVERT_INDEX_TO_UNIQUE, DdlRefused, Executor, INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND, Turn, skipped, visible,
+};
 use crate::mongodb::command::{Concern, DUPLICATE_KEY};
 use crate::mongodb::identity::{CollectionInfo, Standing};
 use crate::mongodb::sink::MongoSink;
@@ -188,8 +190,8 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Makes an index that stands the unique one of `spec`.
-    async fn convert(&self, name: &Namespace, spec: &[u8]) -> Result<Option<OpTime>> {
+    /// Makes an index that stands the unique one of `spec`; a conflict where documents stand in its way.
+    async fn convert(&self, name: &Namespace, spec: &[u8]) -> Result<()> {
         let index = index_name(spec).unwrap_or_default();
         let mut w = self.command("collMod", name.collection());
         w.document("index", |w| {
@@ -197,7 +199,15 @@ impl Executor<'_> {
             w.boolean("unique", true);
         });
         command::write_concern(&mut w, self.concern);
-        self.run(name.database(), "collMod", name, w, &[]).await
+        match self.try_run(name.database(), w).await? {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                let doing = format!("make the index {} of {name} unique", String::from_utf8_lossy(&index));
+                let stands = classify::code(&e) == Some(CANNOT_CONVERT_INDEX_TO_UNIQUE);
+                let error = classify::error(Side::Sink, &doing, e);
+                Err(if stands { Error::new(Side::Sink, Kind::Conflict, error.to_string()) } else { error })
+            }
+        }
     }
 
     pub(super) async fn drop_index(&self, name: &Namespace, index: &str) -> Result<Option<OpTime>> {
@@ -266,17 +276,16 @@ impl MongoSink {
         let mut postponed = self.postponed.lock().await;
         while let Some(Postponed { target, spec, time }) = postponed.last() {
             let name = self.namespaces.name(*target);
-            if let Err(error) = self.build_indexes(&name, &[spec], concern).await {
-                // Where it stands and is not unique yet, it is made so.
-                let is_unique = is_unique(spec)? && error.action() != Action::Rewind;
-                let executor = Executor::new(self, None, false, concern);
-                if !is_unique || executor.convert(&name, spec).await.is_err() {
-                    // What is in its way may be gone at the next mark; what the target takes at no time is not.
-                    if error.kind() == Kind::Conflict {
-                        return Err(error.context(format!("entry at {time}")));
-                    }
-                    self.refused("createIndexes", &name, *time, error)?;
-                }
+            let mut built = self.build_indexes(&name, &[spec], concern).await.map(|_| ());
+            // Where it stands and is not unique yet, it is made so.
+            if built.as_ref().is_err_and(|error| error.kind() == Kind::CannotApply) && is_unique(spec)? {
+                built = Executor::new(self, None, false, concern).convert(&name, spec).await;
+            }
+            match built {
+                Ok(()) => {}
+                // What is in its way may be gone at the next mark; what the target takes at no time is not.
+                Err(error) if error.kind() == Kind::Conflict => return Err(error.context(format!("entry at {time}"))),
+                Err(error) => self.refused("createIndexes", &name, *time, error)?,
             }
             postponed.pop();
         }
