@@ -19,6 +19,10 @@ const CACHE_GB: f32 = 5.0;
 #[tokio::test]
 async fn two_hundred_megabytes_in_bounded_memory() -> Result<()> {
     let rig = rig(&Options::guide_source().version, CACHE_GB).await?;
+    // 4.4.2 ends the commit with a write conflict where it has to share the machine.
+    if !rig.source.has("a transaction of 200 MB at the first try", (5, 0)) {
+        return Ok(());
+    }
     seed(&rig, &["c00", "c01"]).await?;
     let config = rig.config()?.by_oplog_only("a change stream shows no open transaction that could be put aside");
     let config = config.set("limits.memory_bytes", "64MB").set("limits.transaction_bytes", "16MB");
