@@ -1,6 +1,6 @@
 //! A reader that asks once more after a passing fault: a copy of days must not begin again for one lost answer.
 //!
-//! Every question of the copy goes through here, the cursors' included, which go on behind what they returned last.
+//! Every question behind the plan goes through here, the cursors' included, which go on behind what they returned last.
 //! Each has its own tries, in a row; what does not pass within them, or does not pass at all, ends the copy.
 
 use std::ops::ControlFlow;
@@ -48,7 +48,7 @@ impl Tries {
     }
 }
 
-/// Asks until an answer is kept.
+/// Asks until an answer is kept. A macro, since the futures of an async closure that borrows its question are not `Send`.
 macro_rules! ask {
     ($tries:expr, $question:expr) => {
         loop {
