@@ -382,7 +382,7 @@ async fn a_rename_across_databases_is_known_though_nobody_could_say_so() {
 }
 
 /// `src.a` goes to `one.a`, and everything else to `two.b`.
-async fn routed(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
+pub(super) async fn routed(bench: &Bench, since: bson::Timestamp) -> Vec<Change> {
     let mut all = changes(bench, since).await;
     let to = |id| bench.names.intern(if bench.names.name(id).as_str() == "src.a" { "one.a" } else { "two.b" });
     for change in &mut all {

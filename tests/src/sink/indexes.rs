@@ -6,14 +6,16 @@
 use std::sync::Arc;
 
 use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
 use oplogue_connectors::mongodb::sink::{DdlRefused, SinkOptions};
+use oplogue_engine::checkpoint::Identity;
 use oplogue_engine::model::Ddl;
 use oplogue_engine::sink::{DdlOutcome, Sink as _};
 use oplogue_tests::servers::{Options, ReplicaSet};
 
 use super::ddl::{
     Mark, VERSIONS, apply, apply_and_replay, assert_equal, changes, insert, rename, replay, replayed_from_everywhere,
-    run, script_replayed, start,
+    routed, run, script_replayed, start,
 };
 use super::support::{Bench, now, oplog};
 use crate::scripts;
@@ -118,6 +120,56 @@ async fn an_index_that_waits_is_not_lost_with_its_collections_name() {
     apply(&last, &changes(&last, since).await, true).await;
     last.sink.build_postponed_indexes().await.unwrap();
     assert_equal(&last, "after three kills").await;
+}
+
+/// The rules take a rename to two databases, so the collection becomes another one, and the run is killed before it could
+/// say which: until the rename is met again nobody knows where the index belongs that waited for the mark.
+#[tokio::test]
+async fn an_index_that_waits_is_not_lost_with_its_collections_identity() {
+    let (_source, _target, bench) = start().await;
+    let since = now(&bench.source).await;
+    let ttl = |name: &str| doc! { "key": { name: 1 }, "name": name, "expireAfterSeconds": 3_000_000 };
+    let longer = doc! { "name": "at", "expireAfterSeconds": 4_000_000 };
+    let commands = [
+        insert("a", 0..3),
+        doc! { "createIndexes": "a", "indexes": [ttl("at"), ttl("until")] },
+        doc! { "collMod": "a", "index": longer },
+        doc! { "dropIndexes": "a", "index": "until" },
+        rename("a", "b", false),
+        insert("b", 3..5),
+    ];
+    run(&bench, &commands).await;
+    let all = routed(&bench, since).await;
+    let at = all.iter().position(|change| change.ddl.as_ref().is_some_and(|ddl| ddl.name() == "renameCollection"));
+    let at = at.unwrap();
+    apply(&bench, &all[..at], true).await;
+    let source = all[at].collection.unwrap();
+    let begun = Identity { source: *b"a move began of:", target: source, copied: None };
+    bench.store.pairs.lock().unwrap().insert(begun.source, begun);
+    let moved = doc! { "renameCollection": "one.a", "to": "two.b" };
+    bench.client.database("admin").run_command(moved).await.unwrap();
+    // Somebody else's, under the name that it had.
+    bench.client.database("one").collection("a").insert_one(doc! { "_id": "not ours" }).await.unwrap();
+    // Killed once more before the rename is met, and once after it.
+    for until in [at, at + 1, all.len()] {
+        let again = bench.restarted();
+        apply(&again, &routed(&again, since).await[..until], true).await;
+        if until == all.len() {
+            again.sink.build_postponed_indexes().await.unwrap();
+        }
+    }
+    let expected: Vec<Document> = indexes(&bench.source, "src", "b").await;
+    assert_eq!(indexes(&bench.client, "two", "b").await, expected);
+    assert!(expected.len() == 2 && expected[1].get_i32("expireAfterSeconds").unwrap() == 4_000_000, "{expected:?}");
+    assert_eq!(indexes(&bench.client, "one", "a").await.len(), 1);
+    assert_eq!(bench.documents("two.b").await.len(), 5);
+}
+
+/// The specifications of a collection's indexes, as the server lists them.
+async fn indexes(client: &mongodb::Client, database: &str, collection: &str) -> Vec<Document> {
+    let command = doc! { "listIndexes": collection };
+    let cursor = client.database(database).run_cursor_command(command).await.unwrap();
+    cursor.try_collect().await.unwrap()
 }
 
 /// An index becomes unique on the source while the target's documents are of several moments.

@@ -24,6 +24,7 @@ use super::{classify, command};
 mod border;
 mod create;
 mod index;
+mod moving;
 mod refused;
 mod rename;
 mod view;
@@ -32,6 +33,7 @@ pub use border::Arrival;
 pub(super) use create::create_command;
 pub use index::DroppedIndexes;
 pub(super) use index::Postponed;
+pub(super) use moving::Unplaced;
 pub use refused::DdlRefused;
 
 const ILLEGAL_OPERATION: i32 = 20;
@@ -103,7 +105,7 @@ impl MongoSink {
 
     /// Moves the mark, unless a postponed index must be met again after a restart.
     async fn executed(&self, time: OpTime) -> Result<()> {
-        if self.postponed.lock().await.is_empty() {
+        if self.postponed.lock().await.is_empty() && self.unplaced.lock().await.is_empty() {
             self.catalogue.advance_mark(time).await?;
         }
         Ok(())
@@ -119,6 +121,9 @@ impl<'a> Executor<'a> {
 
 impl Executor<'_> {
     async fn execute(&self, ddl: &Ddl) -> Result<Option<OpTime>> {
+        if self.is_unplaced(ddl) {
+            return self.leave_unplaced(ddl).await;
+        }
         match ddl {
             Ddl::Create { namespace, options } => self.create(&self.name(*namespace), options).await,
             Ddl::Drop { namespace } => self.drop(*namespace).await,

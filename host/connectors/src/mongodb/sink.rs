@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 
 use super::command::{Concern, DUPLICATE_KEY, Manner};
 use super::conflict::ConflictLog;
-use super::ddl::Postponed;
+use super::ddl::{Postponed, Unplaced};
 pub use super::ddl::{Arrival, DdlRefused, DroppedIndexes};
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
@@ -114,6 +114,7 @@ pub struct MongoSink {
     pub(super) catalogue: Catalogue,
     pub(super) counters: Counters,
     pub(super) postponed: tokio::sync::Mutex<Vec<Postponed>>,
+    pub(super) unplaced: tokio::sync::Mutex<Vec<Unplaced>>,
     pub(super) dropped_indexes: tokio::sync::Mutex<DroppedIndexes>,
     future: FromFuture,
     pub(super) predecessors: Predecessors,
@@ -175,6 +176,7 @@ impl MongoSink {
             options,
             counters: Counters::default(),
             postponed: tokio::sync::Mutex::default(),
+            unplaced: tokio::sync::Mutex::default(),
             dropped_indexes: tokio::sync::Mutex::default(),
             future: FromFuture::default(),
             predecessors: Predecessors::default(),

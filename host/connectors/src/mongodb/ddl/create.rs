@@ -26,7 +26,8 @@ impl Executor<'_> {
             return self.create_view(name, options).await;
         }
         let present = self.sink.catalogue.refresh(name).await?;
-        if self.is_in_copy() {
+        // One that is made anew would stand beside what it has become.
+        if self.is_in_copy() || self.has_moved() {
             return Ok(skipped("create", name));
         }
         if let Some(source) = self.source {

@@ -4,15 +4,13 @@
 //! two names apart) the server copies, and the new UUID is recorded. In overlap the copy may have read the collection
 //! under both names; what is then left under the old one is removed.
 
-use bson::{RawDocumentBuf, doc};
 use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::{Executor, Turn, skipped};
 use crate::mongodb::identity::Standing;
-use crate::mongodb::patience::answered;
+use crate::mongodb::command;
 use crate::mongodb::writer::RawWriter;
-use crate::mongodb::{classify, command};
 
 /// What must become of the collection that has the new name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,28 +63,6 @@ impl Executor<'_> {
         Ok(time)
     }
 
-    /// A rename across databases makes another collection, and a run may have been killed before it could say which. That
-    /// it was begun is stored before; the former one is gone then, and nobody knows the one that has the new name.
-    async fn claim_finished(&self, from: &Namespace, to: &Namespace) -> Result<()> {
-        let Some(source) = self.source.filter(|_| self.overlap && from.database() != to.database()) else {
-            return Ok(());
-        };
-        let present = self.sink.catalogue.refresh(to).await?;
-        let catalogue = &self.sink.catalogue;
-        if !catalogue.is_moving(source) {
-            return Ok(());
-        }
-        if catalogue.stands_anywhere(source) {
-            // It is recorded what it became.
-            return catalogue.move_ended().await;
-        }
-        match present.and_then(|info| info.uuid).filter(|uuid| !catalogue.is_claimed(*uuid)) {
-            Some(uuid) => catalogue.must_claim(to, source, uuid).await?,
-            None => return Ok(()),
-        }
-        catalogue.move_ended().await
-    }
-
     async fn rename_now(&self, from: &Namespace, to: &Namespace, drop_target: bool) -> Result<Option<OpTime>> {
         let mut w = RawWriter::with_capacity(256);
         w.string("renameCollection", from.as_str());
@@ -121,26 +97,6 @@ impl Executor<'_> {
                 Err(Error::new(Side::Sink, Kind::CannotApply, text))
             }
         }
-    }
-
-    /// Whether `to` is what a rename across databases had made of `from` when its server died: it copies under another
-    /// name, gives the copy its name, and then drops the former one. Such a rename is done again.
-    async fn is_half_moved(&self, from: &Namespace, to: &Namespace) -> Result<bool> {
-        let catalogue = &self.sink.catalogue;
-        let nobodys = catalogue.info(to).and_then(|info| info.uuid).is_some_and(|uuid| !catalogue.is_claimed(uuid));
-        if !nobodys || from.database() == to.database() || !self.source.is_some_and(|s| catalogue.is_moving(s)) {
-            return Ok(false);
-        }
-        // Somebody may have made a collection of that name since, and a copy has all that there is.
-        Ok(self.count(from).await? == self.count(to).await?)
-    }
-
-    async fn count(&self, name: &Namespace) -> Result<u64> {
-        let documents = self.sink.client.database(name.database()).collection::<RawDocumentBuf>(name.collection());
-        let doing = format!("count {name}");
-        let counted = documents.count_documents(doc! {});
-        let counted = answered(Side::Sink, &doing, counted).await?;
-        counted.map_err(|e| classify::error(Side::Sink, &doing, e))
     }
 
     /// Whether `name` holds the copy of another source collection.
