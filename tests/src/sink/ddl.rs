@@ -346,7 +346,23 @@ async fn repeated_inserts_push_nothing_out_of_a_full_capped_collection() {
     let small = doc! { "create": "cap", "capped": true, "size": 4096 };
     let shrunk =
         [put(1, 900), put(2, 1500), put(3, 900), resize(2, 100), put(4, 900), put(5, 900), delete(4), put(6, 700)];
-    replayed_from_everywhere(&[[small].as_slice(), &shrunk].concat()).await;
+    replayed_from_everywhere(&[[small.clone()].as_slice(), &shrunk].concat()).await;
+    // One comes back under its `_id` once more, in the room that another one left.
+    let (large, small_again) = (put(4, 1200), put(4, 100));
+    let back = [
+        put(1, 900),
+        put(2, 900),
+        put(3, 900),
+        large.clone(),
+        delete(4),
+        large,
+        delete(4),
+        delete(3),
+        put(5, 900),
+        put(6, 900),
+        small_again,
+    ];
+    replayed_from_everywhere(&[[small].as_slice(), &back].concat()).await;
 }
 
 /// The rules take the two names of a rename to two databases, and the run is killed when the target has carried it out,

@@ -104,7 +104,7 @@ impl ConflictLog {
         w.value("time", kind::TIMESTAMP, &write.time.ts().to_le_bytes());
         w.string("namespace", namespace.as_str());
         // As bytes: names inside a document's `_id` may begin with a dollar, names inside a record's may not.
-        binary(&mut w, "key", &write.key);
+        w.binary("key", 0, &write.key);
         w.value("change", kind::INT64, &fingerprint(&write.content).to_le_bytes());
         w.finish()
     }
@@ -156,14 +156,6 @@ fn append_patches(w: &mut RawWriter, patches: &[Patch]) {
             });
         }
     });
-}
-
-fn binary(w: &mut RawWriter, name: &str, bytes: &[u8]) {
-    let mut value = Vec::with_capacity(bytes.len() + 5);
-    value.extend_from_slice(&i32::try_from(bytes.len()).unwrap_or(i32::MAX).to_le_bytes());
-    value.push(0);
-    value.extend_from_slice(bytes);
-    w.value(name, kind::BINARY, &value);
 }
 
 /// FNV-1a over the content: tells the changes of one transaction to one document apart.

@@ -23,8 +23,8 @@ use tokio::sync::OnceCell;
 
 use super::command::{Concern, DUPLICATE_KEY, Manner};
 use super::conflict::ConflictLog;
-use super::ddl::{Postponed, Unplaced};
 pub use super::ddl::{Arrival, DdlRefused, DroppedIndexes};
+use super::ddl::{Postponed, Unplaced};
 use super::identity::{Catalogue, Whereabouts};
 use super::mark::{Mark, Marks};
 use super::originals::Originals;

@@ -58,6 +58,15 @@ impl RawWriter {
         self.bytes.extend_from_slice(value);
     }
 
+    /// Appends binary data of a subtype.
+    pub(crate) fn binary(&mut self, name: impl AsRef<[u8]>, subtype: u8, bytes: &[u8]) {
+        self.head(kind::BINARY, name.as_ref());
+        let length = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
+        self.bytes.extend_from_slice(&length.to_le_bytes());
+        self.bytes.push(subtype);
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// Appends an element under its own name.
     pub(crate) fn element(&mut self, element: &Element<'_>) {
         self.value(element.name, element.kind, element.value);

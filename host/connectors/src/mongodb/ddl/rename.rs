@@ -8,8 +8,8 @@ use oplogue_engine::error::{Action, Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
 use super::{Executor, Turn, skipped};
-use crate::mongodb::identity::Standing;
 use crate::mongodb::command;
+use crate::mongodb::identity::Standing;
 use crate::mongodb::writer::RawWriter;
 
 /// What must become of the collection that has the new name already.

@@ -4,7 +4,8 @@
 //! target is ahead of the stream, so a full collection could evict documents that the source still has: for a document
 //! that was deleted since, or for the larger form of one that shrank since. Nothing would bring them back. So where
 //! something would have to go, the source is asked what it has: what it has no more stays away (its delete is on the
-//! way), and what stands on the target already is moved as it stands. Sources before 5.0.7 delete nothing from a capped
+//! way), and what stands on the target already is moved as it stands. What came back under its `_id` since is told by the
+//! source's oplog, which has the delete between the two. Sources before 5.0.7 delete nothing from a capped
 //! collection, and before 5.0 they change no sizes there; targets before 5.0.7 delete nothing either and never come here.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -14,12 +15,12 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::raw::kind;
-use oplogue_engine::model::{DocumentKey, Namespace, OpTime};
+use oplogue_engine::model::raw::{self, kind};
+use oplogue_engine::model::{CollectionUuid, DocumentKey, Namespace, OpTime};
 use oplogue_engine::sink::{FlushReport, Write};
 
 use super::counters::count;
-use super::mend::{among, batches, body, documents};
+use super::mend::{among, among_at, batches, body, documents};
 use super::namespace::{Item, Place, Sent};
 use super::{MongoSink, cure, merge};
 use crate::mongodb::command::{self, Statement, StatementError};
@@ -28,6 +29,9 @@ use crate::mongodb::originals::Originals;
 use crate::mongodb::patience::answered;
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, ddl};
+
+/// The subtype of binary data that is a UUID.
+const UUID: u8 = 4;
 
 /// What a collection holds and may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,15 +96,23 @@ struct Sized {
 /// Where documents stand in the source's order, by the collection that was asked for them.
 type Order = HashMap<DocumentKey, (usize, i64)>;
 
+/// What the source says of repeated documents and of those in front of them.
+#[derive(Debug, Clone)]
+struct Known {
+    order: Order,
+    /// Repeated ones that were deleted after what is repeated. What the source has under their keys was inserted anew.
+    deleted: HashSet<DocumentKey>,
+}
+
 /// Goes through repeated inserts as the server would, with the documents that it would evict first in `front`.
-fn fates(mut room: Room, front: &[Sized], repeated: &[Repeated], source: &Order) -> Vec<Fate> {
+fn fates(mut room: Room, front: &[Sized], repeated: &[Repeated], source: &Known) -> Vec<Fate> {
     let moved = moved(repeated);
     let mut front: VecDeque<&Sized> = front.iter().filter(|document| !moved.contains(&document.key)).collect();
     let mut fates = Vec::with_capacity(repeated.len());
     for one in repeated {
         // What stands there and comes later keeps its room: it goes out before anything is inserted, and comes back.
         let rest = one.standing.map_or(room, |standing| room.without(standing));
-        let fate = fate(rest, front.front().copied(), one, source);
+        let fate = fate(rest, &front, one, source);
         room = match fate {
             Fate::Insert => rest.with(one.bytes),
             Fate::Move | Fate::LeaveOut => room,
@@ -120,22 +132,31 @@ fn moved(repeated: &[Repeated]) -> HashSet<DocumentKey> {
     repeated.iter().filter(|one| one.standing.is_some()).map(|one| one.key).collect()
 }
 
-fn fate(room: Room, first: Option<&Sized>, one: &Repeated, source: &Order) -> Fate {
+fn fate(room: Room, front: &VecDeque<&Sized>, one: &Repeated, source: &Known) -> Fate {
     let after = room.with(one.bytes);
-    match (one.standing, source.get(&one.key)) {
+    match (one.standing, source.order.get(&one.key)) {
         _ if !after.is_over() => Fate::Insert,
         (Some(standing), _) if standing < one.bytes => Fate::Move,
         (Some(_), _) => Fate::Insert,
         (None, None) => Fate::LeaveOut,
-        // It stands behind one that would have to go for it, so it was deleted and inserted once more since. Of bytes
-        // that cannot be said: a plugin may have made documents larger than they are on the source.
-        (None, Some((asked, own))) if after.documents > after.documents_max => {
-            let first = first.and_then(|first| source.get(&first.key));
-            let is_later = first.is_some_and(|(of, number)| of == asked && number < own);
-            if is_later { Fate::LeaveOut } else { Fate::Insert }
+        // It comes once more, and the source had room for it beside those that would have to go for it now.
+        (None, Some(own)) if source.deleted.contains(&one.key) => {
+            let is_before = |document: &Sized| {
+                source.order.get(&document.key).is_some_and(|(of, number)| *of == own.0 && *number < own.1)
+            };
+            if evicted(after, front).any(is_before) { Fate::LeaveOut } else { Fate::Insert }
         }
         (None, Some(_)) => Fate::Insert,
     }
+}
+
+/// The documents that have to go until no more is in it than may be.
+fn evicted<'f>(mut room: Room, front: &'f VecDeque<&Sized>) -> impl Iterator<Item = &'f Sized> {
+    front.iter().copied().take_while(move |document| {
+        let has_to_go = room.is_over();
+        room = room.without(document.bytes);
+        has_to_go
+    })
 }
 
 impl MongoSink {
@@ -203,9 +224,41 @@ impl MongoSink {
         }
         let front = self.front(place, after, &repeated).await?;
         Ok(match self.order(source, run, &front).await? {
-            Some(order) => fates(room, &front, &repeated, &order),
+            Some(order) => {
+                // The oplog is asked only where it makes a difference.
+                let every = Known { deleted: repeated.iter().map(|one| one.key).collect(), order };
+                let (all, none) = (every.clone(), Known { deleted: HashSet::new(), ..every });
+                let last = fates(room, &front, &repeated, &all);
+                if last == fates(room, &front, &repeated, &none) {
+                    return Ok(last);
+                }
+                let deleted = self.deleted_since(source, run).await?;
+                fates(room, &front, &repeated, &Known { deleted, ..all })
+            }
             None => all_inserted,
         })
+    }
+
+    /// Which of the documents of `run` the source has deleted after what is repeated of them. Reads its oplog from the
+    /// oldest of them on.
+    async fn deleted_since(&self, source: &Originals, run: &[Item<'_>]) -> Result<HashSet<DocumentKey>> {
+        let Some(first) = run.first() else { return Ok(HashSet::new()) };
+        let name = self.namespaces.name(first.write.source);
+        let mut deletes: HashMap<DocumentKey, u64> = HashMap::new();
+        for place in source.places(&name).await?.iter() {
+            for (key, time) in logged_deletes(place.client, &name, run).await? {
+                let newest = deletes.entry(key).or_default();
+                *newest = time.max(*newest);
+            }
+        }
+        let mut deleted = HashSet::new();
+        for item in run {
+            let key = DocumentKey::of_document(&item.write.key)?;
+            if deletes.get(&key).is_some_and(|time| *time > item.write.time.ts()) {
+                deleted.insert(key);
+            }
+        }
+        Ok(deleted)
     }
 
     /// The oldest documents of the target, at least as many as have to go where nothing is left out.
@@ -376,6 +429,38 @@ async fn record_ids(
     Ok(found)
 }
 
+/// The deletes of the documents of `run` that a server has logged since the oldest of their inserts, with their times.
+async fn logged_deletes(client: &Client, name: &Namespace, run: &[Item<'_>]) -> Result<Vec<(DocumentKey, u64)>> {
+    let oplog = Namespace::of("local", "oplog.rs");
+    let oldest = run.iter().map(|item| item.write.time.ts()).min().unwrap_or_default();
+    let collections: HashSet<CollectionUuid> = run.iter().filter_map(|item| item.write.collection).collect();
+    let mut w = RawWriter::with_capacity(64 * run.len() + 256);
+    w.string("find", oplog.collection());
+    w.document("filter", |w| {
+        w.document("ts", |w| w.value("$gt", kind::TIMESTAMP, &oldest.to_le_bytes()));
+        w.string("op", "d");
+        if collections.is_empty() {
+            w.string("ns", name.as_str());
+        } else {
+            w.document("ui", |w| {
+                w.array("$in", |w| collections.iter().for_each(|uuid| w.binary("", UUID, uuid)));
+            });
+        }
+        among_at(w, "o._id", run.iter().map(|item| item.write.key.as_ref()));
+    });
+    w.document("projection", |w| ["ts", "o._id"].into_iter().for_each(|field| w.int(field, 1)));
+    w.document("readConcern", |w| w.string("level", "majority"));
+    let mut found = Vec::new();
+    for reply in batches(client, &oplog, Side::Source, "look for deletes", w).await? {
+        for entry in documents(&reply)? {
+            let (Some(ts), Some(o)) = (raw::find(entry, "ts")?, raw::find(entry, "o")?) else { continue };
+            let time = ts.value.try_into().map(u64::from_le_bytes).unwrap_or_default();
+            found.push((DocumentKey::of_document(o.value)?, time));
+        }
+    }
+    Ok(found)
+}
+
 fn number(document: &[u8], name: &str) -> Result<i64> {
     let malformed = |e| Error::new(Side::Sink, Kind::Malformed, "read a size").caused_by(e);
     let document = RawDocument::from_bytes(document).map_err(malformed)?;
@@ -411,8 +496,13 @@ mod tests {
         Repeated { key: key(id), bytes, standing }
     }
 
-    fn order(ids: &[i32]) -> Order {
-        ids.iter().zip(1..).map(|(id, at)| (key(*id), (0, at))).collect()
+    fn order(ids: &[i32]) -> Known {
+        let order = ids.iter().zip(1..).map(|(id, at)| (key(*id), (0, at))).collect();
+        Known { order, deleted: HashSet::new() }
+    }
+
+    fn and_deleted(known: Known, ids: &[i32]) -> Known {
+        Known { deleted: ids.iter().map(|id| key(*id)).collect(), ..known }
     }
 
     const ROOM: Room = Room { documents: 3, bytes: 300, documents_max: 3, bytes_max: 1000 };
@@ -432,8 +522,24 @@ mod tests {
         assert_eq!(fates(ROOM, &front, &repeated, &order(&[3, 4, 5])), [Fate::Insert, Fate::Insert]);
         // 1 was evicted and came back behind 4.
         assert_eq!(fates(ROOM, &front, &repeated, &order(&[3, 4, 5, 1])), [Fate::Insert, Fate::Insert]);
-        // 4 came back: the source never had it together with 1 while three fit.
-        assert_eq!(fates(ROOM, &front, &repeated[..1], &order(&[1, 2, 4])), [Fate::LeaveOut]);
+    }
+
+    #[test]
+    fn what_comes_back_later_pushes_out_nothing_that_the_source_still_has() {
+        let front = sized(&[(1, 100), (2, 100), (3, 100)]);
+        let repeated = [again(4, 100, None)];
+        let back = and_deleted(order(&[1, 2, 4]), &[4]);
+        assert_eq!(fates(ROOM, &front, &repeated, &back), [Fate::LeaveOut]);
+        assert_eq!(fates(ROOM, &front, &repeated, &order(&[1, 2, 4])), [Fate::Insert], "nothing was deleted");
+        let by_bytes = Room { documents_max: u64::MAX, bytes_max: 300, ..ROOM };
+        assert_eq!(fates(by_bytes, &front, &repeated, &back), [Fate::LeaveOut]);
+        assert_eq!(fates(by_bytes, &front, &repeated, &order(&[1, 2, 4])), [Fate::Insert]);
+        // The first is gone, and one alone does not make room enough.
+        let larger = [again(4, 150, None)];
+        assert_eq!(fates(by_bytes, &front, &larger, &and_deleted(order(&[2, 3, 4]), &[4])), [Fate::LeaveOut]);
+        assert_eq!(fates(by_bytes, &front, &repeated, &and_deleted(order(&[2, 3, 4]), &[4])), [Fate::Insert]);
+        // It came back before them: they are of later.
+        assert_eq!(fates(by_bytes, &front, &repeated, &and_deleted(order(&[4, 1, 2]), &[4])), [Fate::Insert]);
     }
 
     #[test]

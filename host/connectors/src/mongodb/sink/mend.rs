@@ -345,7 +345,12 @@ async fn present(client: &Client, name: &Namespace, items: &[&Item<'_>]) -> Resu
 
 /// Appends a filter for the documents of these keys.
 pub(super) fn among<'k>(w: &mut RawWriter, keys: impl Iterator<Item = &'k [u8]>) {
-    w.document("_id", |w| {
+    among_at(w, "_id", keys);
+}
+
+/// The same, where the `_id` is at another place.
+pub(super) fn among_at<'k>(w: &mut RawWriter, place: &str, keys: impl Iterator<Item = &'k [u8]>) {
+    w.document(place, |w| {
         w.array("$in", |w| {
             for key in keys {
                 if let Ok(Some(id)) = raw::find(key, "_id") {
