@@ -420,9 +420,9 @@ impl Job {
             // As after any restart.
             (true, Stage::FullSync | Stage::Incremental) => BehindCut::Repeated,
         };
-        let decoder = self.decoder(position, behind_cut);
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
+        let decoder = self.decoder(position, behind_cut, &ordered.capped);
         let indexes_wait = Arc::new(Waits::new(stage == Stage::CatchUp));
         let at_mark = self.indexes_at_mark(&sink, &indexes_wait);
         let border = self.border(&sink, indexes_wait);

@@ -27,6 +27,7 @@ use bytes::Bytes;
 
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
+use crate::model::ddl::is_capped;
 use crate::model::raw::{Elements, kind};
 use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position, RawBatch, Run};
 use crate::spill::Stored;
@@ -415,7 +416,7 @@ impl Decoder {
 
     fn expand(&mut self, entry: &Entry, stream: u32) -> Result<()> {
         self.counts.entries += 1;
-        if entry.from_migrate && self.options.is_shard && !is_local_copy(entry.ns()) {
+        if entry.from_migrate && self.options.is_shard && !self.is_local_copy(entry) {
             self.counts.from_migrate += 1;
             // A copy has met the new collection, and leaves the changes of the old one out.
             let is_over = self.options.behind_cut == BehindCut::Copied && self.streams.is_behind_cut(entry.time);
@@ -455,6 +456,12 @@ impl Decoder {
         }
     }
 
+    /// Whether a write that is marked as a migration is none.
+    fn is_local_copy(&self, entry: &Entry) -> bool {
+        let is_capped = || entry.collection.is_some_and(|uuid| self.options.capped.contains(&uuid));
+        is_local_copy(entry.ns()) || (entry.op == b'i' && is_capped())
+    }
+
     fn expand_command(&mut self, entry: &Entry, stream: u32) -> Result<()> {
         match entry.command_name()? {
             b"applyOps" => self.apply_ops(entry, stream),
@@ -469,10 +476,13 @@ impl Decoder {
                 self.counts.internal += 1;
                 Ok(())
             }
-            _ => {
+            name => {
                 if self.options.is_own(entry) {
                     self.counts.own += 1;
                     return Ok(());
+                }
+                if name == b"create" && self.options.is_shard && is_capped(&entry.o) {
+                    self.options.capped.extend(entry.collection);
                 }
                 self.internal_or(ddl::decode(entry, &self.namespaces)?);
                 Ok(())

@@ -4,6 +4,7 @@
 //! `assemble.rs`. A part is made anew for every attempt to follow the source, since it knows what may have been rolled
 //! back meanwhile.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use oplogue_connectors::mongodb::change_stream::{ChangeStreamSource, Shown, StreamOptions};
@@ -23,7 +24,7 @@ use oplogue_engine::conflict::Judge;
 use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, StreamDecoder};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSyncOptions, IndexTiming};
-use oplogue_engine::model::{OpTime, Position};
+use oplogue_engine::model::{CollectionUuid, OpTime, Position};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::source::{SnapshotReader, Source};
 use oplogue_engine::spill::{Spill, SpillOptions};
@@ -88,8 +89,13 @@ impl Job {
         Err(Error::new(Side::Source, Kind::Unsupported, text))
     }
 
-    pub(super) fn decoder(&self, from: &Position, behind_cut: BehindCut) -> Box<dyn Decode> {
-        let options = DecodeOptions { behind_cut, ..self.decode_options() };
+    pub(super) fn decoder(
+        &self,
+        from: &Position,
+        behind_cut: BehindCut,
+        capped: &HashSet<CollectionUuid>,
+    ) -> Box<dyn Decode> {
+        let options = DecodeOptions { behind_cut, capped: capped.clone(), ..self.decode_options() };
         let namespaces = Arc::clone(&self.namespaces);
         match (self.config.incr.fetch_method, from) {
             (FetchMethod::ChangeStream, _) => Box::new(StreamDecoder::new(namespaces, options, from.clone())),
@@ -228,6 +234,7 @@ impl Job {
                 checked::Transactions::Atomic => self.config.limits.transaction_bytes,
             },
             is_shard: self.servers.cluster.is_some(),
+            capped: HashSet::new(),
             behind_cut: BehindCut::default(),
         }
     }

@@ -13,6 +13,7 @@ use oplogue_engine::checkpoint::{Found, Stage};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::SyncMode;
 use oplogue_engine::error::{Error, Kind, Result, Side};
+use oplogue_engine::model::ddl::is_capped;
 use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, Namespaces, OpTime, Position};
 use oplogue_engine::pipeline::state::keeps_order;
 use oplogue_engine::plugin::PluginChain;
@@ -95,6 +96,8 @@ pub struct Ordered {
     /// By the identity on the source, for changes logged under a former name, or before a rename brought the
     /// collection into the filter.
     pub collections: HashSet<CollectionUuid>,
+    /// Those of them that are capped.
+    pub capped: HashSet<CollectionUuid>,
 }
 
 /// Looks for them, and lets the chain meet every name that the source has.
@@ -112,6 +115,7 @@ pub async fn ordered_collections(
         if plan.kind == "collection" && keeps_order(&plan.options) {
             ordered.targets.extend(target);
             ordered.collections.extend(plan.uuid);
+            ordered.capped.extend(plan.uuid.filter(|_| is_capped(&plan.options)));
         }
     }
     Ok(ordered)

@@ -3,8 +3,10 @@
 //! A change is dropped here only for reasons that no filter may overrule: it is Oplogue's own, or the target has it
 //! because it came from there. Each such reason has its counter.
 
+use std::collections::HashSet;
+
 use super::oplog::Entry;
-use crate::model::Origin;
+use crate::model::{CollectionUuid, Origin};
 
 /// What the decoder needs to know of the job.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,9 @@ pub struct DecodeOptions {
     /// set the flag stands on real changes only: `cloneCollectionAsCapped`, `convertToCapped` and renames across
     /// databases log the documents they copy with it (seen on 4.4.2, 5.0.4 and 6.0.27).
     pub is_shard: bool,
+    /// Of a shard: the capped collections that it has when reading begins. No chunk is ever in one, so what is written
+    /// there as a migration is a copy within the shard (`cloneCollectionAsCapped`, which only shards of 4.4 take).
+    pub capped: HashSet<CollectionUuid>,
     /// What to do with what was visible at the cut of a cluster's first start.
     pub behind_cut: BehindCut,
 }

@@ -151,6 +151,23 @@ fn own_and_migrated_entries_are_dropped_and_counted() {
 }
 
 #[test]
+fn no_migration_goes_into_a_capped_collection() {
+    let uuid = |byte: u8| bson::Uuid::from_bytes([byte; 16]);
+    let options = DecodeOptions { is_shard: true, capped: [[1; 16]].into(), ..DecodeOptions::default() };
+    let mut decoder = Decoder::new(Namespaces::shared(), options, OpTime::new(100, 0, 1));
+    let create = |n, byte, capped: bool| {
+        entry(n, doc! { "op": "c", "ns": "a.$cmd", "ui": uuid(byte), "o": { "create": "c", "capped": capped } })
+    };
+    let copied =
+        |n, byte| entry(n, doc! { "op": "i", "ns": "a.c", "ui": uuid(byte), "o": { "_id": n }, "fromMigrate": true });
+    let entries = vec![create(1, 2, true), create(2, 3, false), copied(3, 1), copied(4, 2), copied(5, 3)];
+    let batches = decoder.decode(raw(entries)).unwrap();
+    let inserted = batches.iter().flat_map(|batch| &batch.changes).filter(|change| change.ddl.is_none());
+    assert_eq!(inserted.map(|change| change.time.inc).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(decoder.counts().from_migrate, 1);
+}
+
+#[test]
 fn a_replica_set_has_no_migrations_whatever_the_flag_says() {
     let copied = entry(1, doc! { "op": "i", "ns": "a.ccc", "o": { "_id": 1 }, "fromMigrate": true });
     assert_eq!(decoder().decode(raw(vec![copied])).unwrap()[0].changes.len(), 1);

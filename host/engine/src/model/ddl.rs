@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::change::CollectionUuid;
 use super::namespace::NamespaceId;
+use super::raw;
 
 /// A namespace of a DDL: how the source calls it and where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,12 @@ pub enum Ddl {
     /// A command whose effect on the target would be wider than on the source, or has no meaning there. Made by the
     /// plugin chain; `incr_sync.ddl_refused` decides what becomes of it.
     Refused { command: &'static str, namespace: Routed, why: String },
+}
+
+/// Whether options of a collection, raw, say that it is capped.
+#[must_use]
+pub fn is_capped(options: &[u8]) -> bool {
+    raw::find(options, "capped").ok().flatten().is_some_and(|capped| capped.value == [1])
 }
 
 impl Ddl {

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use crate::ack::{AckTracker, SlotId};
 use crate::budget::Permit;
 use crate::error::{Error, Kind, Result, Side};
+use crate::model::ddl::is_capped;
 use crate::model::key::{id_alone, selector};
-use crate::model::{Change, ChangeBatch, CollectionUuid, DocumentKey, NamespaceId, Namespaces, OpTime, Position};
+use crate::model::{Change, ChangeBatch, CollectionUuid, DocumentKey, NamespaceId, Namespaces, OpTime, Position, raw};
 use crate::schedule::coalesce::content;
 use crate::schedule::lane::Acks;
 use crate::schedule::{Contention, Lane, Pending, Scope, Spread};
@@ -434,8 +435,7 @@ impl Core {
 /// Whether a collection with these `create` options keeps its order as a whole.
 #[must_use]
 pub fn keeps_order(options: &[u8]) -> bool {
-    let has = |name| crate::model::raw::find(options, name).ok().flatten();
-    has("capped").is_some_and(|capped| capped.value == [1]) || has("collation").is_some()
+    is_capped(options) || raw::find(options, "collation").ok().flatten().is_some()
 }
 
 fn bug(message: String) -> Error {
