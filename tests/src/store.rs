@@ -4,7 +4,8 @@
 //! fences a running instance, and a MongoShake document is taken over and left as it is. No job runs here.
 
 use bson::{Document, doc};
-use mongodb::Client;
+use mongodb::options::{CollectionOptions, WriteConcern};
+use mongodb::{Client, Collection};
 use oplogue_connectors::mongodb::client::{ConnectOptions, connect};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions, StoredKind};
 use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Identity, Stage};
@@ -13,6 +14,12 @@ use oplogue_engine::model::{OpTime, Position};
 use oplogue_tests::servers::{Options, ReplicaSet};
 
 const SECS: u32 = 1_700_000_000;
+
+/// Where checkpoints are. A store reads what a majority has, which a write of an older server does not wait for by itself.
+fn checkpoints(client: &Client) -> Collection<Document> {
+    let options = CollectionOptions::builder().write_concern(WriteConcern::majority()).build();
+    client.database("mongoshake").collection_with_options("ckpt_default", options)
+}
 
 fn store(client: &Client, holder: &str) -> MongoStore {
     let options = StoreOptions {
@@ -90,7 +97,7 @@ async fn identities_are_kept_by_job() {
 async fn a_mongoshake_checkpoint_is_taken_over_and_left_alone() {
     let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
     let client = guides_client(&set).await;
-    let documents = client.database("mongoshake").collection::<Document>("ckpt_default");
+    let documents = checkpoints(&client);
     let shake = doc! {
         "name": "source",
         "ckpt": (i64::from(SECS) << 32) | 7,
@@ -121,7 +128,7 @@ async fn a_mongoshake_checkpoint_is_taken_over_and_left_alone() {
 async fn an_operators_word_fences_a_running_instance() {
     let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
     let client = guides_client(&set).await;
-    let documents = client.database("mongoshake").collection::<Document>("ckpt_default");
+    let documents = checkpoints(&client);
     documents.insert_one(doc! { "name": "source", "ckpt": (i64::from(SECS) << 32) | 7 }).await.unwrap();
     let running = store(&client, "running");
     running.acquire().await.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
-use oplogue_tests::collector::{Collector, PipelineConfig};
+use oplogue_tests::collector::{Collector, PipelineConfig, by_change_stream};
 use oplogue_tests::compare::Comparison;
 use oplogue_tests::load::chaos::{Chaos, ChaosOptions, namespaces};
 use oplogue_tests::servers::{Options, ReplicaSet};
@@ -110,11 +110,11 @@ fn config(rig: &Rig) -> Result<PipelineConfig> {
     Ok(config.set("filter.ddl_enable", true).set("checkpoint.interval", 500))
 }
 
-/// The seed also says how transactions are written, where the target can write them whole.
+/// The seed also says how transactions are written, where the source shows their ends and the target can write them
+/// whole.
 fn transactions(rig: &Rig, config: PipelineConfig) -> PipelineConfig {
-    let atomic =
-        rig.load.seed.is_multiple_of(2) && rig.target.has("reads of one moment outside of transactions", (5, 0));
-    let how = if atomic { "atomic" } else { "split" };
+    let can = || rig.target.has("reads of one moment outside of transactions", (5, 0)) && !by_change_stream();
+    let how = if rig.load.seed.is_multiple_of(2) && can() { "atomic" } else { "split" };
     println!("chaos: incr_sync.transaction = {how}");
     config.set("incr_sync.transaction", how)
 }
