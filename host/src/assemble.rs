@@ -422,6 +422,7 @@ impl Job {
         };
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
+        ordered.meet_views(&sink.views(), &self.chain(), &self.namespaces)?;
         let decoder = self.decoder(position, behind_cut, &ordered.capped);
         let indexes_wait = Arc::new(Waits::new(stage == Stage::CatchUp));
         let at_mark = self.indexes_at_mark(&sink, &indexes_wait);

@@ -5,7 +5,7 @@
 //! and a position that left the oplog is a fault with the window in it, never a silent second copy. Nothing here
 //! writes: it decides, and the assembly acts.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use oplogue_connectors::mongodb::oplog::{date_start, window_text};
@@ -98,6 +98,8 @@ pub struct Ordered {
     pub collections: HashSet<CollectionUuid>,
     /// Those of them that are capped.
     pub capped: HashSet<CollectionUuid>,
+    /// By database of the target: the databases of the source that go there.
+    databases: HashMap<String, BTreeSet<String>>,
 }
 
 /// Looks for them, and lets the chain meet every name that the source has.
@@ -112,6 +114,10 @@ pub async fn ordered_collections(
     let mut ordered = Ordered::default();
     for plan in reader.collections().await? {
         let target = chain.route(namespaces.intern(plan.namespace.as_str()))?;
+        if let Some(target) = target {
+            let databases = ordered.databases.entry(namespaces.name(target).database().to_owned()).or_default();
+            databases.insert(plan.namespace.database().to_owned());
+        }
         if plan.kind == "collection" && keeps_order(&plan.options) {
             ordered.targets.extend(target);
             ordered.collections.extend(plan.uuid);
@@ -119,6 +125,23 @@ pub async fn ordered_collections(
         }
     }
     Ok(ordered)
+}
+
+impl Ordered {
+    /// Lets the chain meet the views of the target under the names that they have or had on the source. One that went
+    /// there while nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`).
+    ///
+    /// # Errors
+    /// The chain's.
+    pub fn meet_views(&self, views: &[Namespace], chain: &Arc<dyn PluginChain>, namespaces: &Namespaces) -> Result<()> {
+        for view in views {
+            let alike = BTreeSet::from([view.database().to_owned()]);
+            for database in self.databases.get(view.database()).unwrap_or(&alike) {
+                chain.route(namespaces.intern(Namespace::of(database, view.collection()).as_str()))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Collections whose documents the server keeps under a name of its own (`system.buckets.…`, `system.js`), as far as the

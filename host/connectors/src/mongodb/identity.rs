@@ -235,6 +235,13 @@ impl Catalogue {
         Ok(all.iter().filter_map(|listed| entry(database, listed)).collect())
     }
 
+    /// The names of all views.
+    pub(crate) fn views(&self) -> Vec<Namespace> {
+        let state = self.read();
+        let views = state.collections.iter().filter(|(_, info)| info.shape == Shape::View);
+        views.map(|(name, _)| name.clone()).collect()
+    }
+
     /// What is known of a name, without asking the server.
     pub(crate) fn info(&self, name: &Namespace) -> Option<CollectionInfo> {
         self.read().collections.get(name).copied()

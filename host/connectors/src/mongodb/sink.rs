@@ -243,6 +243,12 @@ impl MongoSink {
         self.target().await.map(|_| ())
     }
 
+    /// The views that the target has. Known once the sink is loaded.
+    #[must_use]
+    pub fn views(&self) -> Vec<Namespace> {
+        self.catalogue.views()
+    }
+
     /// What the sink met so far.
     #[must_use]
     pub fn counts(&self) -> SinkCounts {

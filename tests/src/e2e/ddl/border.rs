@@ -156,13 +156,23 @@ async fn a_dropped_database_takes_only_what_passes() -> Result<()> {
     target.database("lists").run_command(doc! { "create": "view", "viewOn": "foreign", "pipeline": [] }).await?;
     source.database("lists").run_command(doc! { "dropDatabase": 1 }).await?;
     let comparison = rig.comparison().only(|name| name.starts_with("shop."));
-    let left = async {
+    let left = async || {
         let mut names = target.database("lists").list_collection_names().await?;
         names.sort();
         anyhow::Ok(names)
     };
     passed(&rig, &collector).await?;
-    assert_eq!(left.await?, ["foreign", "system.views", "view"]);
+    assert_eq!(left().await?, ["foreign", "system.views", "view"]);
+    // Once more, while nobody is reading: after the start no list has the view any more, and no entry names it.
+    fill(&source, "keep", 0..20).await?;
+    source.database("lists").run_command(doc! { "create": "also", "viewOn": "keep", "pipeline": [] }).await?;
+    passed(&rig, &collector).await?;
+    assert_eq!(left().await?, ["also", "foreign", "kept", "system.views", "view"]);
+    collector.terminate(PATIENCE).await?;
+    source.database("lists").run_command(doc! { "dropDatabase": 1 }).await?;
+    collector.run()?;
+    passed(&rig, &collector).await?;
+    assert_eq!(left().await?, ["foreign", "system.views", "view"]);
     target.database("lists").drop().await?;
     rig.finish(comparison, collector, &[]).await
 }
