@@ -282,3 +282,24 @@ async fn a_state_that_passed_is_written_though_a_later_one_is_dropped() {
     assert_eq!(bench.sink.settle(&[passed_write, read], true).await.unwrap().refused, []);
     assert_eq!(found(&bench).await, [passed, now[1].clone(), now[2].clone()]);
 }
+
+/// No server takes a write to a capped collection into a transaction, and a document that is written alone would stand
+/// behind those that came after it.
+#[tokio::test]
+async fn what_collides_in_a_capped_collection_is_refused_and_changes_nothing() {
+    let set = ReplicaSet::single().await.unwrap();
+    let bench = Bench::new(set.client(), SinkOptions::default());
+    let database = bench.client.database("t");
+    database.run_command(doc! { "create": "c", "capped": true, "size": 100_000 }).await.unwrap();
+    let index = doc! { "key": { "u": 1 }, "name": "u_1", "unique": true };
+    database.run_command(doc! { "createIndexes": "c", "indexes": [index] }).await.unwrap();
+    let things = database.collection::<Document>("c");
+    things.insert_many([doc! { "_id": 1, "u": 1 }]).write_concern(WriteConcern::majority()).await.unwrap();
+    let insert = Content::Insert(raw(&doc! { "_id": 4, "u": 1 }));
+    let writes = [self::set(&bench, 1, 2, true), bench.write("s.c", "t.c", &doc! { "_id": 4 }, insert, true)];
+    let report = bench.sink.settle(&writes, true).await.unwrap();
+    let [(0, Refusal::Refused { .. }), (1, Refusal::Refused { .. })] = report.refused.as_slice() else {
+        panic!("{:?}", report.refused);
+    };
+    assert_eq!(found(&bench).await, [doc! { "_id": 1, "u": 1 }]);
+}
