@@ -93,6 +93,47 @@ async fn a_document_that_moves_while_it_is_read_is_found() -> Result<()> {
     rig.finish(&[USERS], collector, &[]).await
 }
 
+/// The shard key gets another field under load: chunks get other bounds, and keys of deletes another form.
+#[tokio::test]
+async fn a_shard_key_is_refined() -> Result<()> {
+    let rig = Rig::start(Options::default()).await?;
+    rig.insert_users((0..1000).step_by(10)).await?;
+    let mut collector = Collector::start(&rig.config()?)?;
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    let mut router = rig.cluster.router(&rig.gossip);
+    let key = doc! { "k": 1, "name": 1 };
+    for shard in 0..2 {
+        let index = doc! { "key": key.clone(), "name": "refined" };
+        let create = doc! { "createIndexes": "users", "indexes": [index], "writeConcern": { "w": "majority" } };
+        check(router.run(shard, "shop", create).await?)?;
+    }
+    for (round, refined) in [(0, true), (100, false)] {
+        if refined {
+            let refine = doc! { "_shardsvrRefineCollectionShardKey": "users", "newShardKey": key.clone() };
+            rig.cluster.coordinate("shop", refine).await?;
+        } else {
+            let bound = |k: i64| doc! { "k": k, "name": bson::Bson::MinKey };
+            rig.cluster.move_range(USERS, bound(500), bound(700), 0, true).await?;
+        }
+        router.forget(USERS);
+        for k in (round..1000).step_by(200) {
+            let set = doc! { "q": { "_id": k, "k": k }, "u": { "$set": { "round": round } } };
+            let delete = doc! { "q": { "_id": k + 10, "k": k + 10 }, "limit": 1 };
+            let insert = doc! { "_id": k + 5, "k": k + 5, "name": format!("late {k}") };
+            for command in [
+                doc! { "update": "users", "updates": [set] },
+                doc! { "delete": "users", "deletes": [delete] },
+                doc! { "insert": "users", "documents": [insert] },
+            ] {
+                check(router.write(USERS, k as f64, command).await?)?;
+            }
+        }
+        collector.kill9();
+        collector.run()?;
+    }
+    rig.finish(&[USERS], collector, &["an earlier run of this job"]).await
+}
+
 #[tokio::test]
 async fn ddl_that_every_shard_logs_is_done_once() -> Result<()> {
     let rig = Rig::start(Options::default()).await?;
