@@ -415,10 +415,8 @@ impl Loop {
                 self.metrics.sink.ddl_skipped.inc();
                 self.core.fence_done(id)
             }
-            DdlOutcome::Refused => {
-                self.metrics.sink.ddl_refused.inc();
-                self.core.fence_done(id)
-            }
+            // Counted by the sink, which also leaves things out that had to wait.
+            DdlOutcome::Refused => self.core.fence_done(id),
             DdlOutcome::Postponed => self.core.ddl_postponed(id),
         }
     }

@@ -30,6 +30,7 @@ impl MongoSink {
                 "correct the target and start again, or set incr_sync.ddl_refused = \"skip\" to go on without it";
             return Err(error.context(format!("entry at {time}: the target does not take a DDL ({what})")));
         }
+        self.counters.one_refused_ddl();
         tracing::warn!(command, %namespace, position = %time, %error, "a DDL that the target refuses is skipped");
         Ok(())
     }

@@ -21,6 +21,7 @@ pub struct Counters {
     pub(crate) together: AtomicU64,
     pub(crate) rolled_back: AtomicU64,
     pub(crate) moved: AtomicU64,
+    pub(crate) refused_ddl: AtomicU64,
     /// The process's series, when somebody watches.
     pub(crate) series: Option<Metrics>,
 }
@@ -50,6 +51,8 @@ pub struct SinkCounts {
     pub rolled_back: u64,
     /// Documents that were deleted where they stood because they go to another value of the target's shard key.
     pub moved: u64,
+    /// Commands, and single indexes of them, that the target refused and that were left out.
+    pub refused_ddl: u64,
 }
 
 impl Counters {
@@ -60,6 +63,13 @@ impl Counters {
             series.sink.rulings.of(conflict.ruling).inc();
             series.sink.recent_conflicts.note(conflict);
         }
+    }
+
+    pub(crate) fn one_refused_ddl(&self) {
+        count(&self.refused_ddl, 1);
+        self.series.iter().for_each(|series| {
+            series.sink.ddl_refused.inc();
+        });
     }
 
     pub(crate) fn one_missing(&self) {
@@ -98,6 +108,7 @@ impl Counters {
             together: get(&self.together),
             rolled_back: get(&self.rolled_back),
             moved: get(&self.moved),
+            refused_ddl: get(&self.refused_ddl),
         }
     }
 }
