@@ -59,8 +59,21 @@ const OF_VERSIONS: [&str; 23] = [
     "e2e::unique",
 ];
 
-/// The pass of the long run that reads change streams.
+/// The pass of the long run that reads change streams, and the variable that asks for it.
 const CHANGE_STREAM: &str = "change_stream";
+const FETCH_METHOD: &str = "OPLOGUE_FETCH_METHOD";
+
+/// A version whose change streams show DDL and split no large event, and what is tried of them.
+const OLD_CHANGE_STREAM: &str = "6.0.5";
+const OF_OLD_CHANGE_STREAM: [&str; 7] = [
+    "change_stream::",
+    "sink::update_oracle",
+    "e2e::chaos::chaos_from_a_change_stream",
+    "e2e::ddl::everything_from_6_0",
+    "e2e::missing",
+    "e2e::stream",
+    "e2e::transactions::forms",
+];
 
 /// How much a long run does of what can be done more or less often, unless the environment says otherwise.
 const LONG: [(&str, &str); 3] = [("OPLOGUE_KILLS", "50"), ("OPLOGUE_CHAOS", "20000"), ("OPLOGUE_CASES", "100000")];
@@ -75,7 +88,8 @@ pub(crate) struct Options {
     /// OPLOGUE_CHAOS=20000 and OPLOGUE_CASES=100000 unless they are set)
     #[arg(long)]
     long: bool,
-    /// Only this pass of the long run: `change_stream`, or a source and a target such as `6.0.27-4.4.2`
+    /// Only this pass of the long run: `change_stream`, the same of an older server (`6.0.5`), or a source and a target
+    /// such as `6.0.27-4.4.2`
     #[arg(long)]
     pass: Option<String>,
     /// Only the tests: no formatting, lints or tidy checks
@@ -155,12 +169,18 @@ fn passes(options: &Options, seeds: &Path) -> Result<Vec<(String, Command)>> {
     }
     for (source, target) in PAIRS {
         if wanted(&format!("{source}-{target}")) {
-            let command = of_versions(options, source, target, seeds);
+            let command = of_versions(options, (source, target), &OF_VERSIONS, seeds);
             found.push((format!("tests, MongoDB {source} to {target}"), command));
         }
     }
+    if wanted(OLD_CHANGE_STREAM) {
+        let version = OLD_CHANGE_STREAM;
+        let mut command = of_versions(options, (version, version), &OF_OLD_CHANGE_STREAM, seeds);
+        command.env(FETCH_METHOD, CHANGE_STREAM);
+        found.push((format!("change streams of MongoDB {version}"), command));
+    }
     if let Some(pass) = options.pass.as_ref().filter(|_| found.is_empty()) {
-        anyhow::bail!("no pass {pass}: there are {CHANGE_STREAM} and {PAIRS:?}");
+        anyhow::bail!("no pass {pass}: there are {CHANGE_STREAM}, {OLD_CHANGE_STREAM} and {PAIRS:?}");
     }
     Ok(found)
 }
@@ -168,7 +188,7 @@ fn passes(options: &Options, seeds: &Path) -> Result<Vec<(String, Command)>> {
 /// Every end-to-end test once more, with the other way of reading the source. Tests say what they read by oplog only.
 fn by_change_stream(options: &Options, seeds: &Path) -> Command {
     let mut test = suite(seeds);
-    test.env("OPLOGUE_LONG", "1").env("OPLOGUE_FETCH_METHOD", CHANGE_STREAM);
+    test.env("OPLOGUE_LONG", "1").env(FETCH_METHOD, CHANGE_STREAM);
     set_unless_given(&mut test, &LONG);
     test.arg(options.filter.as_deref().unwrap_or("e2e::"));
     test
@@ -176,14 +196,14 @@ fn by_change_stream(options: &Options, seeds: &Path) -> Command {
 
 /// The part of the suite that a server's version could change, on other versions. Tests say what they leave out where
 /// a server lacks it.
-fn of_versions(options: &Options, source: &str, target: &str, seeds: &Path) -> Command {
+fn of_versions(options: &Options, (source, target): (&str, &str), tests: &[&str], seeds: &Path) -> Command {
     let mut test = suite(seeds);
     test.env("OPLOGUE_SOURCE_VERSION", source).env("OPLOGUE_TARGET_VERSION", target);
     test.env("OPLOGUE_MONGOD_VERSION", target);
     set_unless_given(&mut test, &OF_EACH_PAIR);
     match &options.filter {
         Some(filter) => test.arg(filter),
-        None => test.args(OF_VERSIONS),
+        None => test.args(tests),
     };
     test
 }
