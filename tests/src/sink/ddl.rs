@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bson::{Document, doc};
 use oplogue_connectors::mongodb::sink::SinkOptions;
-use oplogue_engine::checkpoint::Identity;
 use oplogue_engine::model::key::selector;
 use oplogue_engine::model::{Change, Ddl};
 use oplogue_engine::schedule::coalesce;
@@ -379,8 +378,7 @@ async fn a_rename_across_databases_is_known_though_nobody_could_say_so() {
         apply(&bench, &all[..at], false).await;
         // Said before it is done.
         let source = all[at].collection.unwrap();
-        let begun = Identity { source: *b"a move began of:", target: source, copied: None };
-        bench.store.pairs.lock().unwrap().insert(begun.source, begun);
+        bench.store.note_move(source);
         if half {
             let copied = bench.documents("one.a").await;
             bench.client.database("two").collection::<bson::RawDocumentBuf>("b").insert_many(copied).await.unwrap();

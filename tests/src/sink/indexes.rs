@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
 use oplogue_connectors::mongodb::sink::{DdlRefused, SinkOptions};
-use oplogue_engine::checkpoint::Identity;
 use oplogue_engine::model::Ddl;
 use oplogue_engine::sink::{DdlOutcome, Sink as _};
 use oplogue_tests::servers::{Options, ReplicaSet};
@@ -144,8 +143,7 @@ async fn an_index_that_waits_is_not_lost_with_its_collections_identity() {
     let at = at.unwrap();
     apply(&bench, &all[..at], true).await;
     let source = all[at].collection.unwrap();
-    let begun = Identity { source: *b"a move began of:", target: source, copied: None };
-    bench.store.pairs.lock().unwrap().insert(begun.source, begun);
+    bench.store.note_move(source);
     let moved = doc! { "renameCollection": "one.a", "to": "two.b" };
     bench.client.database("admin").run_command(moved).await.unwrap();
     // Somebody else's, under the name that it had.

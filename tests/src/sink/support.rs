@@ -32,6 +32,13 @@ impl MemoryStore {
     pub(super) fn forget_the_mark(&self) {
         self.pairs.lock().unwrap().remove(b"newest DDL done:");
     }
+
+    /// Notes that a rename of a source collection across databases was begun, as a run does that is killed in it.
+    pub(super) fn note_move(&self, source: CollectionUuid) {
+        let mut key = *b"a move began of:";
+        key.iter_mut().zip(source).for_each(|(byte, of_source)| *byte ^= of_source);
+        self.pairs.lock().unwrap().insert(key, Identity { source: key, target: source, copied: None });
+    }
 }
 
 #[async_trait]

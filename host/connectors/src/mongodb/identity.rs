@@ -85,8 +85,8 @@ pub(crate) enum Standing {
 
 #[derive(Default)]
 struct State {
-    /// The source collection whose move to another database was begun.
-    moving: Option<CollectionUuid>,
+    /// The source collections whose moves to other databases were begun.
+    moving: HashSet<CollectionUuid>,
     collections: HashMap<Namespace, CollectionInfo>,
     target_of: HashMap<CollectionUuid, CollectionUuid>,
     source_of: HashMap<CollectionUuid, CollectionUuid>,
@@ -107,8 +107,16 @@ struct State {
 /// Stands where a source UUID stands; a UUID of version 4 has another digit at its thirteenth place.
 const MARK_KEY: CollectionUuid = *b"newest DDL done:";
 
-/// The same, for the source collection whose rename across databases was begun last.
-const MOVING_KEY: CollectionUuid = *b"a move began of:";
+/// A source collection's UUID differs by this from the key under which it is noted that its rename across databases was
+/// begun. A replay may execute others before it meets that one.
+const MOVING: CollectionUuid = *b"a move began of:";
+
+/// The key of a source collection whose rename across databases was begun.
+fn moving_key(source: CollectionUuid) -> CollectionUuid {
+    let mut key = MOVING;
+    key.iter_mut().zip(source).for_each(|(byte, of_source)| *byte ^= of_source);
+    key
+}
 
 impl State {
     fn pair(&mut self, source: CollectionUuid, target: CollectionUuid) {
@@ -153,8 +161,8 @@ impl Catalogue {
             for Identity { source, target, copied } in identities {
                 if source == MARK_KEY {
                     state.mark = unpack(target);
-                } else if source == MOVING_KEY {
-                    state.moving = Some(target);
+                } else if source == moving_key(target) {
+                    state.moving.insert(target);
                 } else {
                     state.pair(source, target);
                     state.copied.extend(copied.map(|time| (source, time)));
@@ -405,21 +413,21 @@ impl Catalogue {
 
     /// Notes that a source collection's copy is about to become another collection, in another database.
     pub(crate) async fn move_begins(&self, source: CollectionUuid) -> Result<()> {
-        self.store.record_identity(Identity { source: MOVING_KEY, target: source, copied: None }).await?;
-        self.write().moving = Some(source);
+        self.store.record_identity(Identity { source: moving_key(source), target: source, copied: None }).await?;
+        self.write().moving.insert(source);
         Ok(())
     }
 
     /// It has, and what it became is recorded.
-    pub(crate) async fn move_ended(&self) -> Result<()> {
-        self.store.forget_identity(MOVING_KEY).await?;
-        self.write().moving = None;
+    pub(crate) async fn move_ended(&self, source: CollectionUuid) -> Result<()> {
+        self.store.forget_identity(moving_key(source)).await?;
+        self.write().moving.remove(&source);
         Ok(())
     }
 
     /// Whether that had begun, and nothing is recorded yet.
     pub(crate) fn is_moving(&self, source: CollectionUuid) -> bool {
-        self.read().moving == Some(source)
+        self.read().moving.contains(&source)
     }
 
     /// Whether it is known what became of a source collection.

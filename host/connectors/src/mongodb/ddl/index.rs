@@ -273,8 +273,7 @@ impl MongoSink {
         let target = self.target().await?;
         // What follows may note that it is done.
         let concern = if target.is_replicated { Concern::Majority } else { self.concern(target) };
-        // Nothing that was met has said what became of their collection: it is gone.
-        self.unplaced.lock().await.clear();
+        Executor::new(self, None, true, concern).meet_all_unplaced().await?;
         let mut postponed = self.postponed.lock().await;
         while let Some(Postponed { target, spec, time }) = postponed.last() {
             let name = self.namespaces.name(*target);

@@ -16,6 +16,7 @@ use crate::mongodb::patience::answered;
 /// A DDL of the collection that was being moved when the run was killed.
 #[derive(Debug)]
 pub(in crate::mongodb) struct Unplaced {
+    source: CollectionUuid,
     ddl: Ddl,
     /// The entry that asked for it.
     time: OpTime,
@@ -35,7 +36,7 @@ impl Executor<'_> {
         }
         if catalogue.stands_anywhere(source) {
             // It is recorded what it became.
-            return catalogue.move_ended().await;
+            return catalogue.move_ended(source).await;
         }
         match present.and_then(|info| info.uuid).filter(|uuid| !catalogue.is_claimed(*uuid)) {
             Some(uuid) => catalogue.must_claim(to, source, uuid).await?,
@@ -43,7 +44,7 @@ impl Executor<'_> {
         }
         self.forget_all_postponed(to).await;
         self.meet_unplaced(source, to).await?;
-        catalogue.move_ended().await
+        catalogue.move_ended(source).await
     }
 
     /// Whether the collection of a repeated entry has moved, and nobody knows yet where to.
@@ -60,15 +61,31 @@ impl Executor<'_> {
 
     /// Leaves it until the rename is met.
     pub(super) async fn leave_unplaced(&self, ddl: &Ddl) -> Result<Option<OpTime>> {
-        self.sink.unplaced.lock().await.push(Unplaced { ddl: ddl.clone(), time: self.time });
+        if let Some(source) = self.source {
+            self.sink.unplaced.lock().await.push(Unplaced { source, ddl: ddl.clone(), time: self.time });
+        }
         self.postponed.store(true, std::sync::atomic::Ordering::Relaxed);
         Ok(None)
     }
 
+    /// Meets again, at the overlap mark, what is left of collections that stand. Of the others nothing that was met has
+    /// said what became of them: they are gone.
+    pub(super) async fn meet_all_unplaced(&self) -> Result<()> {
+        let sources: Vec<CollectionUuid> = self.sink.unplaced.lock().await.iter().map(|left| left.source).collect();
+        for source in sources {
+            if let Some(place) = self.sink.catalogue.place_of(source) {
+                self.meet_unplaced(source, &place).await?;
+            }
+        }
+        self.sink.unplaced.lock().await.clear();
+        Ok(())
+    }
+
     /// Meets again what was left of `source`, now that its place is known.
-    async fn meet_unplaced(&self, source: CollectionUuid, place: &Namespace) -> Result<()> {
-        let unplaced = std::mem::take(&mut *self.sink.unplaced.lock().await);
-        for Unplaced { ddl, time } in unplaced {
+    pub(super) async fn meet_unplaced(&self, source: CollectionUuid, place: &Namespace) -> Result<()> {
+        let unplaced: Vec<Unplaced> =
+            self.sink.unplaced.lock().await.extract_if(.., |unplaced| unplaced.source == source).collect();
+        for Unplaced { ddl, time, .. } in unplaced {
             let again = Executor { time, ..Executor::new(self.sink, Some(source), self.overlap, self.concern) };
             if let Err(error) = Box::pin(again.execute(&ddl)).await {
                 self.sink.refused(ddl.name(), place, time, error)?;

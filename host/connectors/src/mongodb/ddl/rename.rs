@@ -46,15 +46,18 @@ impl Executor<'_> {
             self.sink.catalogue.move_begins(source).await?;
         }
         let time = match self.rename_now(from, to, occupant == Occupant::Replaced).await {
-            Err(error) if moving.is_some() && error.action() == Action::Stop => {
-                self.sink.catalogue.move_ended().await?;
+            Err(error) if error.action() == Action::Stop => {
+                if let Some(source) = moving {
+                    self.sink.catalogue.move_ended(source).await?;
+                }
                 return Err(error);
             }
             renamed => renamed?,
         };
         self.adopt(to).await?;
-        if moving.is_some() {
-            self.sink.catalogue.move_ended().await?;
+        if let Some(source) = moving {
+            self.meet_unplaced(source, to).await?;
+            self.sink.catalogue.move_ended(source).await?;
         }
         self.remove_replaced(to, drop_target).await?;
         if let Some(replaced) = drop_target.filter(|replaced| Some(*replaced) != self.source) {
