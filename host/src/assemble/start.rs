@@ -100,6 +100,8 @@ pub struct Ordered {
     pub capped: HashSet<CollectionUuid>,
     /// By database of the target: the databases of the source that go there.
     databases: HashMap<String, BTreeSet<String>>,
+    /// The names on the target that something on the source goes to.
+    taken: HashSet<NamespaceId>,
 }
 
 /// Looks for them, and lets the chain meet every name that the source has.
@@ -117,6 +119,7 @@ pub async fn ordered_collections(
         if let Some(target) = target {
             let databases = ordered.databases.entry(namespaces.name(target).database().to_owned()).or_default();
             databases.insert(plan.namespace.database().to_owned());
+            ordered.taken.insert(target);
         }
         if plan.kind == "collection" && keeps_order(&plan.options) {
             ordered.targets.extend(target);
@@ -128,17 +131,23 @@ pub async fn ordered_collections(
 }
 
 impl Ordered {
-    /// Lets the chain meet the views of the target under the names that they have or had on the source. One that went
-    /// there while nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`).
+    /// Lets the chain meet the views of the target under the names that they had on the source. One that went there while
+    /// nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`). Where it is
+    /// not certain which database it came from, none is guessed.
     ///
     /// # Errors
     /// The chain's.
     pub fn meet_views(&self, views: &[Namespace], chain: &Arc<dyn PluginChain>, namespaces: &Namespaces) -> Result<()> {
         for view in views {
-            let alike = BTreeSet::from([view.database().to_owned()]);
-            for database in self.databases.get(view.database()).unwrap_or(&alike) {
-                chain.route(namespaces.intern(Namespace::of(database, view.collection()).as_str()))?;
+            if self.taken.contains(&namespaces.intern(view.as_str())) {
+                continue;
             }
+            let database = match self.databases.get(view.database()) {
+                None => view.database(),
+                Some(databases) if databases.len() == 1 => databases.first().map_or("", String::as_str),
+                Some(_) => continue,
+            };
+            chain.route(namespaces.intern(Namespace::of(database, view.collection()).as_str()))?;
         }
         Ok(())
     }
