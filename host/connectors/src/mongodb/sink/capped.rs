@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use bson::{Document, RawDocument, doc};
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, kind};
@@ -26,7 +26,7 @@ use super::{MongoSink, cure, merge};
 use crate::mongodb::command::{self, Statement, StatementError};
 use crate::mongodb::literal::needs_literal;
 use crate::mongodb::originals::Originals;
-use crate::mongodb::patience::answered;
+use crate::mongodb::patience::{self, Asked, answered, worked_on};
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, ddl};
 
@@ -97,11 +97,14 @@ struct Sized {
 type Order = HashMap<DocumentKey, (usize, i64)>;
 
 /// What the source says of repeated documents and of those in front of them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Known {
     order: Order,
     /// Repeated ones that were deleted after what is repeated. What the source has under their keys was inserted anew.
     deleted: HashSet<DocumentKey>,
+    /// Nobody could say which were, so the order of documents must, where the limit is their number. Of bytes it cannot: a
+    /// plugin may have made documents larger than they are on the source.
+    by_order: bool,
 }
 
 /// Goes through repeated inserts as the server would, with the documents that it would evict first in `front`.
@@ -134,13 +137,14 @@ fn moved(repeated: &[Repeated]) -> HashSet<DocumentKey> {
 
 fn fate(room: Room, front: &VecDeque<&Sized>, one: &Repeated, source: &Known) -> Fate {
     let after = room.with(one.bytes);
+    let is_over_number = after.documents > after.documents_max;
     match (one.standing, source.order.get(&one.key)) {
         _ if !after.is_over() => Fate::Insert,
         (Some(standing), _) if standing < one.bytes => Fate::Move,
         (Some(_), _) => Fate::Insert,
         (None, None) => Fate::LeaveOut,
         // It comes once more, and the source had room for it beside those that would have to go for it now.
-        (None, Some(own)) if source.deleted.contains(&one.key) => {
+        (None, Some(own)) if source.deleted.contains(&one.key) || (source.by_order && is_over_number) => {
             let is_before = |document: &Sized| {
                 source.order.get(&document.key).is_some_and(|(of, number)| *of == own.0 && *number < own.1)
             };
@@ -226,14 +230,23 @@ impl MongoSink {
         Ok(match self.order(source, run, &front).await? {
             Some(order) => {
                 // The oplog is asked only where it makes a difference.
-                let every = Known { deleted: repeated.iter().map(|one| one.key).collect(), order };
-                let (all, none) = (every.clone(), Known { deleted: HashSet::new(), ..every });
-                let last = fates(room, &front, &repeated, &all);
-                if last == fates(room, &front, &repeated, &none) {
-                    return Ok(last);
+                let keys = repeated.iter().map(|one| one.key).collect();
+                let mut known = Known { order, deleted: keys, by_order: false };
+                let if_all = fates(room, &front, &repeated, &known);
+                known.deleted = HashSet::new();
+                if if_all == fates(room, &front, &repeated, &known) {
+                    return Ok(if_all);
                 }
-                let deleted = self.deleted_since(source, run).await?;
-                fates(room, &front, &repeated, &Known { deleted, ..all })
+                match self.deleted_since(source, run).await {
+                    Ok(deleted) => known.deleted = deleted,
+                    // A job by change stream goes without the privilege, and an oplog may have gone on.
+                    Err(error) if matches!(error.kind(), Kind::Unauthorized | Kind::HistoryLost) => {
+                        tracing::warn!(namespace = %place.name, %error, "what came back is told by the order of documents");
+                        known.by_order = true;
+                    }
+                    Err(error) => return Err(error),
+                }
+                fates(room, &front, &repeated, &known)
             }
             None => all_inserted,
         })
@@ -242,13 +255,14 @@ impl MongoSink {
     /// Which of the documents of `run` the source has deleted after what is repeated of them. Reads its oplog from the
     /// oldest of them on.
     async fn deleted_since(&self, source: &Originals, run: &[Item<'_>]) -> Result<HashSet<DocumentKey>> {
-        let Some(first) = run.first() else { return Ok(HashSet::new()) };
-        let name = self.namespaces.name(first.write.source);
         let mut deletes: HashMap<DocumentKey, u64> = HashMap::new();
-        for place in source.places(&name).await?.iter() {
-            for (key, time) in logged_deletes(place.client, &name, run).await? {
-                let newest = deletes.entry(key).or_default();
-                *newest = time.max(*newest);
+        for write in asked(run) {
+            let name = self.namespaces.name(write.source);
+            for place in source.places(&name).await?.iter() {
+                for (key, time) in logged_deletes(place.client, &name, write.collection, run).await? {
+                    let newest = deletes.entry(key).or_default();
+                    *newest = time.max(*newest);
+                }
             }
         }
         let mut deleted = HashSet::new();
@@ -297,12 +311,6 @@ impl MongoSink {
     /// What the source has of the repeated documents and of those in front, and in which order. `None` when a
     /// collection of theirs is gone: then its end is on the way.
     async fn order(&self, source: &Originals, run: &[Item<'_>], front: &[Sized]) -> Result<Option<Order>> {
-        let mut asked: Vec<&Write> = Vec::new();
-        for Item { write, .. } in run {
-            if !asked.iter().any(|one| (one.source, one.collection) == (write.source, write.collection)) {
-                asked.push(write);
-            }
-        }
         let keys: Vec<&[u8]> = run
             .iter()
             .map(|item| item.write.key.as_ref())
@@ -310,7 +318,7 @@ impl MongoSink {
             .collect();
         let newest = run.iter().map(|item| item.write.time).max().unwrap_or_default();
         let mut order = Order::new();
-        for (number, write) in asked.into_iter().enumerate() {
+        for (number, write) in asked(run).into_iter().enumerate() {
             let Some(found) = self.record_ids(source, write, &keys, newest).await? else { return Ok(None) };
             order.extend(found.into_iter().map(|(key, record)| (key, (number, record))));
         }
@@ -340,6 +348,17 @@ impl MongoSink {
             }
         }
     }
+}
+
+/// A write of each source collection among those of `run`.
+fn asked<'i>(run: &'i [Item<'_>]) -> Vec<&'i Write> {
+    let mut asked: Vec<&Write> = Vec::new();
+    for Item { write, .. } in run {
+        if !asked.iter().any(|one| (one.source, one.collection) == (write.source, write.collection)) {
+            asked.push(write);
+        }
+    }
+    asked
 }
 
 /// The statement that inserts `document` in the way of `statement`.
@@ -429,30 +448,41 @@ async fn record_ids(
     Ok(found)
 }
 
-/// The deletes of the documents of `run` that a server has logged since the oldest of their inserts, with their times.
-async fn logged_deletes(client: &Client, name: &Namespace, run: &[Item<'_>]) -> Result<Vec<(DocumentKey, u64)>> {
+/// The deletes in one collection, of documents of `run`, that a server has logged since the oldest of their inserts, with
+/// their times.
+async fn logged_deletes(
+    client: &Client,
+    name: &Namespace,
+    collection: Option<CollectionUuid>,
+    run: &[Item<'_>],
+) -> Result<Vec<(DocumentKey, u64)>> {
     let oplog = Namespace::of("local", "oplog.rs");
     let oldest = run.iter().map(|item| item.write.time.ts()).min().unwrap_or_default();
-    let collections: HashSet<CollectionUuid> = run.iter().filter_map(|item| item.write.collection).collect();
     let mut w = RawWriter::with_capacity(64 * run.len() + 256);
     w.string("find", oplog.collection());
     w.document("filter", |w| {
         w.document("ts", |w| w.value("$gt", kind::TIMESTAMP, &oldest.to_le_bytes()));
         w.string("op", "d");
-        if collections.is_empty() {
-            w.string("ns", name.as_str());
-        } else {
-            w.document("ui", |w| {
-                w.array("$in", |w| collections.iter().for_each(|uuid| w.binary("", UUID, uuid)));
-            });
+        match collection {
+            Some(uuid) => w.binary("ui", UUID, &uuid),
+            None => w.string("ns", name.as_str()),
         }
         among_at(w, "o._id", run.iter().map(|item| item.write.key.as_ref()));
     });
     w.document("projection", |w| ["ts", "o._id"].into_iter().for_each(|field| w.int(field, 1)));
     w.document("readConcern", |w| w.string("level", "majority"));
+    // As long as the oplog of the overlap is large.
+    let comment = patience::comment();
+    w.string("comment", &comment);
+    let command = Asked { side: Side::Source, client, criteria: None, comment: &comment };
+    let doing = &format!("look into the oplog for deletes in {name}");
+    let failed = |e| classify::error(Side::Source, doing, e);
+    let database = client.database(oplog.database());
+    let asked = database.run_raw_cursor_command(command::raw(w.finish())?).batch();
+    let mut cursor = worked_on(&command, doing, asked).await?.map_err(failed)?;
     let mut found = Vec::new();
-    for reply in batches(client, &oplog, Side::Source, "look for deletes", w).await? {
-        for entry in documents(&reply)? {
+    while let Some(reply) = worked_on(&command, doing, cursor.next()).await? {
+        for entry in documents(reply.map_err(failed)?.as_raw_document().as_bytes())? {
             let (Some(ts), Some(o)) = (raw::find(entry, "ts")?, raw::find(entry, "o")?) else { continue };
             let time = ts.value.try_into().map(u64::from_le_bytes).unwrap_or_default();
             found.push((DocumentKey::of_document(o.value)?, time));
@@ -498,7 +528,7 @@ mod tests {
 
     fn order(ids: &[i32]) -> Known {
         let order = ids.iter().zip(1..).map(|(id, at)| (key(*id), (0, at))).collect();
-        Known { order, deleted: HashSet::new() }
+        Known { order, deleted: HashSet::new(), by_order: false }
     }
 
     fn and_deleted(known: Known, ids: &[i32]) -> Known {
@@ -538,6 +568,11 @@ mod tests {
         let larger = [again(4, 150, None)];
         assert_eq!(fates(by_bytes, &front, &larger, &and_deleted(order(&[2, 3, 4]), &[4])), [Fate::LeaveOut]);
         assert_eq!(fates(by_bytes, &front, &repeated, &and_deleted(order(&[2, 3, 4]), &[4])), [Fate::Insert]);
+        // Nobody could say.
+        let by_order = Known { by_order: true, ..order(&[1, 2, 4]) };
+        assert_eq!(fates(ROOM, &front, &repeated, &by_order), [Fate::LeaveOut]);
+        assert_eq!(fates(by_bytes, &front, &repeated, &by_order), [Fate::Insert]);
+        assert_eq!(fates(Room::UNKNOWN, &front, &repeated, &by_order), [Fate::Insert]);
         // It came back before them: they are of later.
         assert_eq!(fates(by_bytes, &front, &repeated, &and_deleted(order(&[4, 1, 2]), &[4])), [Fate::Insert]);
     }
