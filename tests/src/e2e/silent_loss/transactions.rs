@@ -5,6 +5,7 @@
 //! is set as an operator would set it; the target begins empty.
 
 use mongodb::ClientSession;
+use mongodb::options::WriteConcern;
 use oplogue_engine::model::{OpTime, Position};
 
 use super::*;
@@ -34,7 +35,8 @@ async fn a_chain_whose_first_entries_are_older_than_the_position() -> Result<()>
     // A transaction of 40 MB does not fit the small cache that tests give a server.
     let rig = Rig::of(Options { cache_gb: 1.0, ..Options::guide_source() }, Options::guide_target()).await?;
     let client = rig.source.client();
-    client.database("shop").create_collection("big").await?;
+    // A transaction reads a snapshot of the majority.
+    client.database("shop").create_collection("big").write_concern(WriteConcern::majority()).await?;
     let mut session = client.start_session().await?;
     // MongoDB 4.4 may refuse one of this size with a write conflict, though nobody else writes.
     let pad = "p".repeat(2_000_000);
@@ -52,7 +54,8 @@ async fn prepared_before_the_position_and_ended_long_after() -> Result<()> {
     // Only a server without users lets a client prepare.
     let rig = Rig::of(Options::default().named("source"), Options::guide_target()).await?;
     let client = rig.source.client();
-    client.database("shop").create_collection("big").await?;
+    // A transaction reads a snapshot of the majority.
+    client.database("shop").create_collection("big").write_concern(WriteConcern::majority()).await?;
     let mut sessions = Vec::new();
     for number in 0..3 {
         let mut session = client.start_session().await?;
