@@ -13,6 +13,7 @@ mod indexes;
 mod limits;
 mod marks;
 mod pair;
+mod primary;
 mod rules;
 mod rulings;
 mod settle;

@@ -8,6 +8,7 @@ pub mod alone;
 pub mod classify;
 pub mod client;
 pub mod patience;
+pub(crate) mod primary;
 pub mod privileges;
 pub mod topology;
 mod transaction;

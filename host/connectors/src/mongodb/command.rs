@@ -18,7 +18,7 @@ use super::classify;
 use super::literal::needs_literal;
 use super::mark::{self, Mark, Numbering};
 use super::patch::exact;
-use super::patience::answered;
+use super::primary::{self, Primary};
 use super::shard_key::Route;
 use super::writer::RawWriter;
 
@@ -243,6 +243,8 @@ impl Concern {
 /// How commands are sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner<'a> {
+    /// The only server that may take them; `None` where there is no election.
+    pub(crate) primary: Option<&'a Primary>,
     pub(crate) concern: Concern,
     /// The user may bypass validators, so documents that the source accepted are not judged again.
     pub(crate) bypass_validation: bool,
@@ -291,7 +293,7 @@ pub(crate) async fn send(
             Some(mark) => mark::send(client, namespace, rest, manner, mark).await?,
             None => {
                 let (command, taken) = build(namespace.collection(), rest, manner, Numbering::None);
-                (run(client, namespace, command).await?, taken)
+                (run(client, namespace, command, manner.primary).await?, taken)
             }
         };
         total.matched += part.matched;
@@ -347,11 +349,16 @@ pub(crate) fn write_concern(writer: &mut RawWriter, concern: Concern) {
 ///
 /// # Errors
 /// When the command as a whole failed.
-pub(crate) async fn run(client: &Client, namespace: &Namespace, command: Vec<u8>) -> Result<Outcome> {
+pub(crate) async fn run(
+    client: &Client,
+    namespace: &Namespace,
+    command: Vec<u8>,
+    primary: Option<&Primary>,
+) -> Result<Outcome> {
     let command = raw(command)?;
     let database = client.database(namespace.database());
     let doing = &format!("write to {namespace}");
-    let reply = answered(Side::Sink, doing, database.run_raw_command(command)).await?;
+    let reply = primary::answered(primary, doing, database.run_raw_command(command)).await?;
     let reply = reply.map_err(|e| classify::error(Side::Sink, &format!("write to {namespace}"), e))?;
     read(namespace, &reply)
 }
@@ -448,7 +455,8 @@ mod tests {
         Document::from_reader(bytes).unwrap()
     }
 
-    const MANNER: Manner<'static> = Manner { concern: Concern::One, bypass_validation: false, mark: None };
+    const MANNER: Manner<'static> =
+        Manner { primary: None, concern: Concern::One, bypass_validation: false, mark: None };
 
     #[test]
     fn ids_that_look_like_operators_are_compared_as_values() {

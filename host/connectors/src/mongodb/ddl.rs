@@ -17,6 +17,7 @@ use oplogue_engine::sink::DdlOutcome;
 use super::command::Concern;
 use super::identity::{CollectionInfo, Shape, Standing};
 use super::patience::{self, Asked};
+use super::primary;
 use super::sink::MongoSink;
 use super::writer::RawWriter;
 use super::{classify, command};
@@ -395,7 +396,7 @@ impl Executor<'_> {
         });
         w.end();
         command::write_concern(&mut w, self.concern);
-        let outcome = command::run(&self.sink.client, name, w.finish()).await?;
+        let outcome = command::run(&self.sink.client, name, w.finish(), self.sink.primary()).await?;
         match outcome.errors.first() {
             None => Ok(outcome.operation_time),
             Some((_, error)) if error.code == ILLEGAL_OPERATION => {
@@ -455,12 +456,8 @@ impl Executor<'_> {
         let client = &self.sink.client;
         let database = client.database(database);
         let asked = database.run_raw_command(command);
-        let reply = patience::worked_on(
-            &Asked { side: Side::Sink, client, criteria: None, comment: &comment },
-            "run a DDL",
-            asked,
-        )
-        .await?;
+        let own = Asked { side: Side::Sink, client, criteria: None, comment: &comment };
+        let reply = primary::worked_on(self.sink.primary(), &own, "run a DDL", asked).await?;
         if let Ok(reply) = &reply
             && let Ok(concern) = reply.get_document("writeConcernError")
         {

@@ -14,7 +14,7 @@ use oplogue_engine::model::raw::kind;
 use oplogue_engine::model::{Namespace, Origin};
 
 use super::command::{self, Concern, Manner, Outcome, Statement};
-use super::patience::answered;
+use super::primary::{self, Primary};
 use super::{classify, writer::RawWriter};
 
 /// The origin of this job's own source, and the sessions that carry marks. One a client: a session that went back
@@ -119,11 +119,17 @@ impl Lease<'_> {
     ///
     /// # Errors
     /// `Unavailable` when it is not answered; the server's refusal is inside.
-    pub(crate) async fn run(&mut self, client: &Client, database: &str, command: Vec<u8>) -> Result<Reply> {
+    pub(crate) async fn run(
+        &mut self,
+        client: &Client,
+        database: &str,
+        command: Vec<u8>,
+        primary: Option<&Primary>,
+    ) -> Result<Reply> {
         let command = command::raw(command)?;
         let database = client.database(database);
         let asked = database.run_raw_command(command).session(self.session()?);
-        answered(Side::Sink, "send a marked command", asked).await
+        primary::answered(primary, "send a marked command", asked).await
     }
 
     /// The session, for a command that has its number already.
@@ -167,7 +173,7 @@ pub(crate) async fn send(
     let mut lease = mark.marks.lease(client).await?;
     let number = Numbering::Retryable(lease.number(mark.origin)?);
     let (command, taken) = command::build(namespace.collection(), statements, manner, number);
-    let reply = lease.run(client, namespace.database(), command).await?;
+    let reply = lease.run(client, namespace.database(), command, manner.primary).await?;
     let reply = reply.map_err(|e| classify::error(Side::Sink, &format!("write to {namespace}"), e))?;
     lease.done();
     Ok((command::read(namespace, &reply)?, taken))
@@ -180,5 +186,6 @@ pub(crate) async fn end(lease: &mut Lease<'_>, command: &str, number: i64, conce
     Numbering::Transaction { number, first: false }.append(&mut w);
     command::write_concern(&mut w, concern);
     let client = lease.session()?.client();
-    lease.run(&client, "admin", w.finish()).await
+    // No primary but the one that has the transaction can end it.
+    lease.run(&client, "admin", w.finish(), None).await
 }

@@ -30,6 +30,7 @@ use super::mark::{Mark, Marks};
 use super::originals::Originals;
 use super::patch::Dialect;
 use super::patience::answered;
+use super::primary::Primary;
 use super::privileges::{Need, Privileges};
 use super::{classify, topology};
 
@@ -131,7 +132,7 @@ pub struct MongoSink {
     leader: AtomicI64,
     /// When it was last asked for whether that one still leads, and it did.
     proved: std::sync::Mutex<Option<Instant>>,
-    ready: OnceCell<Target>,
+    ready: OnceCell<(Target, Primary)>,
 }
 
 /// What was found out about the target at the first use.
@@ -295,10 +296,15 @@ impl MongoSink {
     /// What the target is. Asked before everything that is written, and so the place to stop when the lease is lost.
     pub(super) async fn target(&self) -> Result<Target> {
         self.catalogue.still_held().await?;
-        self.ready.get_or_try_init(|| self.inspect()).await.copied()
+        self.ready.get_or_try_init(|| self.inspect()).await.map(|(target, _)| *target)
     }
 
-    async fn inspect(&self) -> Result<Target> {
+    /// The primary that everything is written to. `None` before the target was looked at.
+    pub(super) fn primary(&self) -> Option<&Primary> {
+        self.ready.get().map(|(_, primary)| primary)
+    }
+
+    async fn inspect(&self) -> Result<(Target, Primary)> {
         let doing = "ask the target what it is";
         let admin = self.client.database("admin");
         let hello = answered(Side::Sink, doing, admin.run_command(doc! { "hello": 1 })).await?;
@@ -319,13 +325,14 @@ impl MongoSink {
         let criteria = mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
         let privileges = Privileges::ask(Side::Sink, &self.client, &criteria).await?;
         self.catalogue.load(is_mongos).await?;
-        Ok(Target {
+        let target = Target {
             bypass_validation: privileges.allows(&bypass()),
             is_mongos,
             is_replicated: hello.get_str("setName").is_ok(),
             dialect,
             empties_capped: topology::version(&build) >= [5, 0, 7],
-        })
+        };
+        Ok((target, Primary::of(&hello)))
     }
 
     pub(super) async fn is_empty(&self, name: &Namespace) -> Result<bool> {
@@ -342,6 +349,7 @@ impl MongoSink {
     pub(super) fn manner(&self, target: Target, origin: Option<Origin>) -> Manner<'_> {
         let marks = self.marks.as_ref();
         Manner {
+            primary: self.primary(),
             concern: self.concern(target),
             bypass_validation: target.bypass_validation,
             mark: marks.map(|marks| Mark { marks, origin: origin.unwrap_or(marks.origin()) }),

@@ -18,6 +18,7 @@ use super::classify;
 use super::command::{self, Concern, Manner, Outcome, Statement};
 use super::mark::{self, Lease, Numbering};
 use super::patience::answered;
+use super::primary;
 
 /// How often a commit of unknown outcome is asked for again.
 const COMMIT_TRIES: usize = 8;
@@ -160,7 +161,7 @@ pub(super) async fn send(
         let session = transaction.session()?;
         let database = client.database(name.database());
         let asked = database.run_raw_command(command).session(session);
-        let outcome = match answered(Side::Sink, &format!("write to {name}"), asked).await? {
+        let outcome = match primary::answered(manner.primary, &format!("write to {name}"), asked).await? {
             Ok(reply) => command::read(name, &reply)?,
             Err(e) => match command::whole_error(&e) {
                 // In a transaction some servers report a statement's error as the command's own.

@@ -50,7 +50,7 @@ fn diff(diff: RawDocumentBuf) -> Patch {
 
 /// A statement as the server gets it.
 fn sent(statement: &Statement<'_>) -> Document {
-    let manner = Manner { concern: Concern::Majority, bypass_validation: false, mark: None };
+    let manner = Manner { primary: None, concern: Concern::Majority, bypass_validation: false, mark: None };
     let command = Document::from_reader(build("b", &[statement], manner, Numbering::None).0.as_slice()).unwrap();
     let statements = ["deletes", "updates", "documents"].into_iter().find_map(|name| command.get_array(name).ok());
     statements.unwrap()[0].as_document().unwrap().clone()
