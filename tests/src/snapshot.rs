@@ -350,6 +350,40 @@ async fn a_place_that_is_gone_costs_no_document() {
     assert_eq!(ids.len(), 6000, "{} were read", read.len());
 }
 
+/// Nobody has the name when the cursor is opened, and its owner is back when that is asked for.
+#[tokio::test]
+async fn a_name_that_nobody_had_shows_no_empty_collection() {
+    let copy = copy().await;
+    copy.insert("c", vec![doc! { "_id": 1 }]).await;
+    let shop = copy.set.client().database("shop");
+    for max_key_left in [false, true] {
+        let plan = copy.plans().await.remove("shop.c").unwrap();
+        let [whole] = copy.source.partition(&plan, 1 << 30).await.unwrap().try_into().unwrap();
+        let part = Partition { min: max_key_left.then(|| bound_of(&doc! { "_id": bson::Bson::MaxKey })), ..whole };
+        let mut cursor = copy.open(&part).await;
+        rename(&copy, "c", "away").await;
+        let slow = doc! { "failCommands": ["listCollections"], "blockConnection": true, "blockTimeMS": 1_500, "appName": "oplogue" };
+        copy.set.fail_command(doc! { "times": 1 }, slow).await.unwrap();
+        let back = async {
+            tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+            rename(&copy, "away", "c").await;
+        };
+        let (read, ()) = tokio::join!(cursor.next(), back);
+        copy.set.heal_commands().await.unwrap();
+        assert!(read.unwrap().is_none() && cursor.moved(), "an empty collection was read that is none");
+    }
+    assert_eq!(shop.collection::<Document>("c").count_documents(doc! {}).await.unwrap(), 1);
+}
+
+async fn rename(copy: &Copy, from: &str, to: &str) {
+    let command = doc! { "renameCollection": format!("shop.{from}"), "to": format!("shop.{to}") };
+    copy.set.client().database("admin").run_command(command).await.unwrap();
+}
+
+fn bound_of(document: &Document) -> bytes::Bytes {
+    bytes::Bytes::from(RawDocumentBuf::try_from(document).unwrap().into_bytes())
+}
+
 /// A server says what it has itself. A drop that an election may take back is no reason to leave documents unread.
 #[tokio::test]
 async fn a_collection_is_gone_when_a_majority_has_dropped_it() {

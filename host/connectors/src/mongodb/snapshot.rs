@@ -153,6 +153,7 @@ impl SnapshotReader for SnapshotSource {
         }
         let read = cursor::Read {
             client: self.client.clone(),
+            mode: self.options.mode,
             criteria: self.criteria(),
             partition: partition.clone(),
             uuid: partition.uuid.filter(|_| by_uuid),

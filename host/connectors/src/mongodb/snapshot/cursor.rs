@@ -4,6 +4,9 @@
 //! the wanted size. A new cursor starts at the last document that was delivered, which is then cut off if it is still
 //! there. A capped collection has no order by `_id`: it is read again from its start and skipped up to that document;
 //! if that was evicted, all that is left is newer and is delivered.
+//!
+//! From 6.0 on each read says which collection it means. Before, a name is all that a server takes, and under it another
+//! collection may stand just then, or none: see [`PartitionCursor::is_what_is_meant`].
 
 use async_trait::async_trait;
 use bson::spec::BinarySubtype;
@@ -21,10 +24,11 @@ use oplogue_engine::model::raw::{self, Elements, kind};
 use oplogue_engine::model::{CollectionUuid, DocumentKey, OpTime};
 use oplogue_engine::source::{Partition, ScanOrder, SnapshotCursor};
 
-use crate::mongodb::classify;
-use crate::mongodb::patience::{self, Asked, worked_on};
+use crate::mongodb::client::ConnectMode;
+use crate::mongodb::patience::{self, Asked, answered, worked_on};
 use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
 use crate::mongodb::snapshot::{INVALID_OPTIONS, UUID_MISMATCH};
+use crate::mongodb::{classify, tail};
 
 /// Documents of the first request, which shows how large documents are.
 const PROBE_DOCUMENTS: u32 = 200;
@@ -43,6 +47,8 @@ type Opening = BoxFuture<'static, Result<RawBatchCursor, DriverError>>;
 /// What is read, and how.
 pub(super) struct Read {
     pub(super) client: Client,
+    pub(super) mode: ConnectMode,
+    /// The member that is read.
     pub(super) criteria: SelectionCriteria,
     pub(super) partition: Partition,
     /// Identity of the collection, where the server takes it.
@@ -55,6 +61,11 @@ impl Read {
     /// The shard key's index, where the partition is a range of that.
     fn index(&self) -> Option<&Bytes> {
         self.partition.owned.as_ref()?.index.as_ref()
+    }
+
+    /// The collection that a read must be shown to be of, since the server does not take it.
+    fn unproved(&self) -> Option<CollectionUuid> {
+        self.partition.uuid.filter(|_| self.uuid.is_none())
     }
 
     /// A read of it. One waits as long as the server works on it: a prepared transaction can hold it up for hours.
@@ -111,6 +122,8 @@ pub(super) struct PartitionCursor {
     estimate: usize,
     /// The collection had another name at some time.
     moved: bool,
+    /// The first reply of a cursor must show that the collection was there.
+    is_first: bool,
     /// By which the server tells these reads from others.
     comment: String,
 }
@@ -133,6 +146,7 @@ impl PartitionCursor {
             skip: Skip::Nothing,
             delivered: None,
             moved: false,
+            is_first: false,
             comment: patience::comment(),
         }
     }
@@ -166,6 +180,10 @@ impl PartitionCursor {
             let mut permit = self.held.take().unwrap_or_else(Permit::none);
             let bytes = reply.as_raw_document().as_bytes().len();
             permit.resize(bytes);
+            if std::mem::take(&mut self.is_first) && reply::is_last(&reply)? {
+                self.is_elsewhere();
+                continue;
+            }
             if reply::is_last(&reply)? {
                 self.finish();
             }
@@ -206,12 +224,28 @@ impl PartitionCursor {
     /// The document whose `_id` is `MaxKey`, which no scan with a lower bound returns.
     async fn max_key(&mut self) -> Result<Option<(Bytes, Permit)>> {
         let mut permit = self.budget.acquire(self.estimate).await;
-        let mut command = self.of_one();
+        self.pick_member().await?;
+        let mut command = self.of_collection();
+        command.append(bson::cstr!("limit"), 1);
+        self.append_batch_size(&mut command);
         command.append(bson::cstr!("filter"), rawdoc! { "_id": bson::RawBson::MaxKey });
         let opened = self.find(command).await;
-        let Some(mut cursor) = self.unless_moved(opened)? else { return Ok(None) };
-        let reply = cursor.next().await.transpose().map_err(|e| classify::error(Side::Source, &self.doing(), e))?;
+        let Some(cursor) = self.unless_moved(opened)? else { return Ok(None) };
+        if !self.is_what_is_meant().await? {
+            self.is_elsewhere();
+            return Ok(None);
+        }
+        self.cursor.put(Some(cursor));
+        let mut reply = self.reply().await?;
+        if let Some(empty) = reply.take_if(|_| std::mem::take(&mut self.is_first)) {
+            if reply::is_last(&empty)? {
+                self.is_elsewhere();
+                return Ok(None);
+            }
+            reply = self.reply().await?;
+        }
         self.phase = Phase::Done;
+        self.cursor.put(None);
         let Some(reply) = reply else { return Ok(None) };
         permit.resize(reply.as_raw_document().as_bytes().len());
         let documents = reply::array(reply)?;
@@ -245,9 +279,7 @@ impl PartitionCursor {
         match opened {
             Ok(cursor) => Ok(Some(cursor)),
             Err(e) if classify::code(&e) == Some(UUID_MISMATCH) => {
-                self.moved = true;
-                self.phase = Phase::Done;
-                self.close();
+                self.is_elsewhere();
                 Ok(None)
             }
             Err(e) => Err(classify::error(Side::Source, &self.doing(), e)),
@@ -263,6 +295,7 @@ impl PartitionCursor {
             return Ok(false);
         }
         if self.opening.get().is_none() {
+            self.pick_member().await?;
             self.skip = match (&self.delivered, self.read.partition.order) {
                 (None, _) => Skip::Nothing,
                 // Keys repeat and hashes stand in no document: the range begins again.
@@ -285,9 +318,53 @@ impl PartitionCursor {
             return Box::pin(self.reopen()).await;
         }
         let Some(cursor) = self.unless_moved(opened)? else { return Ok(false) };
+        if !self.is_what_is_meant().await? {
+            self.is_elsewhere();
+            return Ok(false);
+        }
         self.cursor.put(Some(cursor));
         self.open = true;
         Ok(true)
+    }
+
+    /// Stays with one member where the collection of a name must be proved: what one calls so another may not.
+    async fn pick_member(&mut self) -> Result<()> {
+        if self.read.unproved().is_some() {
+            self.read.criteria = tail::pick_member(&self.read.client, self.read.mode).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a cursor that was opened by name is one of the collection that is meant. It was opened without documents
+    /// and so is open still: a rename or a drop kills it at its next reply. When the collection has the name now, after
+    /// the opening, and that reply comes, then it had the name all the time. A name that nobody had gives no open cursor,
+    /// which the first reply tells.
+    async fn is_what_is_meant(&mut self) -> Result<bool> {
+        let Some(meant) = self.read.unproved() else { return Ok(true) };
+        self.is_first = true;
+        let name = &self.read.partition.namespace;
+        let doing = format!("look whose name {name} is (needs `listCollections`)");
+        let failed = |e| classify::error(Side::Source, &doing, e);
+        let meant = Binary { subtype: BinarySubtype::Uuid, bytes: meant.to_vec() };
+        let filter = rawdoc! { "name": name.collection(), "info.uuid": meant };
+        let command = rawdoc! { "listCollections": 1, "filter": filter, "cursor": {} };
+        let database = self.read.client.database(name.database());
+        let asked = database.run_raw_cursor_command(command).selection_criteria(self.read.criteria.clone()).batch();
+        let listed = answered(Side::Source, &doing, asked).await?.map_err(failed)?;
+        let mut found = false;
+        reply::drain(Side::Source, &doing, listed, |_| {
+            found = true;
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// The collection is not there under the name: whoever asked for it looks where it is.
+    fn is_elsewhere(&mut self) {
+        self.moved = true;
+        self.phase = Phase::Done;
+        self.close();
     }
 
     /// A request that owns all it needs, so that it can be kept when the caller drops the future that waits for it.
@@ -324,7 +401,7 @@ impl PartitionCursor {
     fn command(&self) -> Result<RawDocumentBuf> {
         let partition = &self.read.partition;
         let mut command = self.of_collection();
-        command.append(bson::cstr!("batchSize"), i32::try_from(self.documents).unwrap_or(i32::MAX));
+        self.append_batch_size(&mut command);
         match partition.order {
             ScanOrder::Natural => command.append(bson::cstr!("hint"), rawdoc! { "$natural": 1 }),
             ScanOrder::Id => {
@@ -342,6 +419,12 @@ impl PartitionCursor {
             }
         }
         Ok(command)
+    }
+
+    /// How many documents come with the cursor itself.
+    fn append_batch_size(&self, command: &mut RawDocumentBuf) {
+        let documents = if self.read.unproved().is_some() { 0 } else { self.documents };
+        command.append(bson::cstr!("batchSize"), i32::try_from(documents).unwrap_or(i32::MAX));
     }
 
     /// Where a new scan begins.
@@ -430,6 +513,7 @@ impl PartitionCursor {
         self.cursor.put(None);
         self.held = None;
         self.open = false;
+        self.is_first = false;
     }
 
     fn doing(&self) -> String {
