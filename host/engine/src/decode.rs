@@ -33,9 +33,9 @@ use crate::model::{Change, ChangeBatch, Namespaces, OpTime, Operation, Position,
 use crate::spill::Stored;
 use across_shards::Across;
 use ending::Ending;
-use internal::{is_local_copy, is_of_resharding, is_of_the_server, is_of_views, refuse_resharding};
+use internal::{is_local_copy, is_of_resharding, is_of_the_server, is_of_views, refuse_move, refuse_resharding};
 use oplog::Entry;
-pub use options::{BehindCut, DecodeCounts, DecodeOptions};
+pub use options::{BehindCut, DecodeCounts, DecodeOptions, MustStay};
 pub use stream::StreamDecoder;
 use streams::Streams;
 use transaction::Transactions;
@@ -420,7 +420,13 @@ impl Decoder {
             self.counts.from_migrate += 1;
             // A copy has met the new collection, and leaves the changes of the old one out.
             let is_over = self.options.behind_cut == BehindCut::Copied && self.streams.is_behind_cut(entry.time);
-            return if is_over { Ok(()) } else { refuse_resharding(entry) };
+            if is_over {
+                return Ok(());
+            }
+            if let Some(must_stay) = &self.options.must_stay {
+                refuse_move(entry, must_stay)?;
+            }
+            return refuse_resharding(entry);
         }
         if is_of_resharding(entry.ns()) || is_of_the_server(entry) {
             self.counts.internal += 1;

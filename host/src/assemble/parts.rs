@@ -21,7 +21,7 @@ use oplogue_engine::budget::Budget;
 use oplogue_engine::checkpoint::Stage;
 use oplogue_engine::config::checked::{self, Conflicts, CreateIndex, FetchMethod};
 use oplogue_engine::conflict::Judge;
-use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, StreamDecoder};
+use oplogue_engine::decode::{BehindCut, Decode, DecodeOptions, Decoder, MustStay, StreamDecoder};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::full_sync::{FullSyncOptions, IndexTiming};
 use oplogue_engine::model::{CollectionUuid, OpTime, Position};
@@ -125,7 +125,7 @@ impl Job {
         let budget = Budget::new(self.config.limits.memory_bytes / COPIES_OF_A_DOCUMENT);
         match &self.servers.cluster {
             None => Arc::new(SnapshotSource::new(self.servers.source.clone(), options, budget)),
-            Some(Cluster { shards, config_servers, routing }) => {
+            Some(Cluster { shards, config_servers, routing, .. }) => {
                 let servers = (config_servers.clone(), routing.clone());
                 Arc::new(ShardedReader::new(shards, servers, &options, &budget, &self.config.checkpoint.db))
             }
@@ -221,6 +221,12 @@ impl Job {
         })
     }
 
+    /// What the chain lets pass, or may.
+    fn passes(&self) -> MustStay {
+        let (chain, namespaces) = (self.chain(), Arc::clone(&self.namespaces));
+        MustStay(Arc::new(move |name| !matches!(chain.route(namespaces.intern(name)), Ok(None))))
+    }
+
     fn decode_options(&self) -> DecodeOptions {
         let checkpoint = &self.config.checkpoint;
         DecodeOptions {
@@ -235,6 +241,12 @@ impl Job {
             },
             is_shard: self.servers.cluster.is_some(),
             capped: HashSet::new(),
+            must_stay: self
+                .servers
+                .cluster
+                .as_ref()
+                .filter(|cluster| cluster.unmarked_leftovers)
+                .map(|_| self.passes()),
             behind_cut: BehindCut::default(),
         }
     }

@@ -73,6 +73,8 @@ pub(super) struct Cluster {
     pub(super) shards: Vec<ShardClient>,
     pub(super) config_servers: Client,
     pub(super) routing: Routing,
+    /// No chunk may move: see [`Routing::has_unmarked_leftovers`].
+    pub(super) unmarked_leftovers: bool,
 }
 
 impl Cluster {
@@ -141,10 +143,9 @@ impl Servers {
         // Entries of one time come in the shards' order, which a checkpoint counts on, however `mongo_urls` lists them.
         shards.sort_by(|a, b| a.name.cmp(&b.name));
         let routing = reader::routing(&config_servers, &shards).await?;
-        if config.sync_mode != checked::SyncMode::Full {
-            routing.refuse_unmarked_leftovers().await?;
-        }
-        let cluster = Some(Cluster { shards, config_servers, routing });
+        let is_followed = config.sync_mode != checked::SyncMode::Full;
+        let unmarked_leftovers = is_followed && routing.has_unmarked_leftovers(&shards).await?;
+        let cluster = Some(Cluster { shards, config_servers, routing, unmarked_leftovers });
         let replica_set = CLUSTER_NAME.to_owned();
         Ok(Self { source, cluster, target, is_cluster_target, writing, store, replica_set, mode })
     }

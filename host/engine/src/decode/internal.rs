@@ -6,6 +6,7 @@
 
 use super::ddl;
 use super::oplog::Entry;
+use super::options::MustStay;
 use crate::error::{Error, Kind, Result, Side};
 
 /// The collection that is filled while another is being resharded: the documents are those of the other one.
@@ -40,6 +41,24 @@ pub(super) fn refuse_resharding(entry: &Entry) -> Result<()> {
             ),
         )),
     }
+}
+
+/// A shard that took documents of another one left copies of them there, for a while. Where their owner does not mark
+/// what it writes to those, a write that goes to all shards, or an expiry, would be taken for one of the documents.
+pub(super) fn refuse_move(entry: &Entry, MustStay(must_stay): &MustStay) -> Result<()> {
+    if entry.op != b'i' || !must_stay(entry.ns()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Side::Source,
+        Kind::CannotApply,
+        format!(
+            "documents of {} were moved to this shard (moveChunk or movePrimary), and before the feature compatibility \
+             version 6.0 the oplogs do not tell writes to what they leave behind from others: leave the balancer off, \
+             wait until config.rangeDeletions is empty on every shard, and copy again after `oplogue checkpoint reset`",
+            entry.ns()
+        ),
+    ))
 }
 
 /// Whether a namespace is where a database keeps its views. The server's own databases have none.

@@ -4,6 +4,8 @@
 //! because it came from there. Each such reason has its counter.
 
 use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
 
 use super::oplog::Entry;
 use crate::model::{CollectionUuid, Origin};
@@ -32,8 +34,21 @@ pub struct DecodeOptions {
     /// Of a shard: the capped collections that it has when reading begins. No chunk is ever in one, so what is written
     /// there as a migration is a copy within the shard (`cloneCollectionAsCapped`, which only shards of 4.4 take).
     pub capped: HashSet<CollectionUuid>,
+    /// Of a shard whose writes to the leftovers of moved chunks are not told from others (a feature compatibility version
+    /// before 6.0): the namespaces of which no chunk may move. `None` = chunks may move.
+    pub must_stay: Option<MustStay>,
     /// What to do with what was visible at the cut of a cluster's first start.
     pub behind_cut: BehindCut,
+}
+
+/// Tells of a full name whether documents of it must stay on their shard.
+#[derive(Clone)]
+pub struct MustStay(pub Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl fmt::Debug for MustStay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MustStay")
+    }
 }
 
 /// How the target came to have what was visible at the cut of a cluster's first start.

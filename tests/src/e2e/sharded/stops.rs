@@ -4,12 +4,13 @@
 //! been dropped before the stop.
 
 use anyhow::Result;
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use oplogue_tests::collector::{Collector, HAND_OVER};
+use oplogue_tests::servers::cluster::ORPHANS_KEPT;
 use oplogue_tests::servers::wire::check;
 use oplogue_tests::servers::{Options, User};
 
-use super::rig::{PATIENCE, Rig};
+use super::rig::{PATIENCE, Rig, USERS};
 
 #[tokio::test]
 async fn a_database_that_changes_its_primary_shard_stops_the_run_before_its_drop() -> Result<()> {
@@ -56,6 +57,34 @@ async fn a_running_balancer_is_refused_where_leftovers_are_not_told_apart() -> R
     collector.run()?;
     collector.wait_log(HAND_OVER, PATIENCE).await?;
     rig.finish(&["shop.users"], collector, &["the balancer of this cluster may run"]).await
+}
+
+/// There, somebody moves chunks by hand: of a collection that does not pass, and then of one that does.
+#[tokio::test]
+async fn a_chunk_that_moves_where_leftovers_are_not_told_apart_stops_the_run() -> Result<()> {
+    let kept = Options { parameters: vec![(ORPHANS_KEPT.to_owned(), "3600".to_owned())], ..Options::default() };
+    let rig = Rig::start(kept).await?;
+    rig.cluster.shard_collection("shop.visits", doc! { "k": 1 }, 1).await?;
+    let visit = doc! { "insert": "visits", "documents": [{ "_id": 1, "k": 1 }], "writeConcern": { "w": "majority" } };
+    check(rig.cluster.router(&rig.gossip).write("shop.visits", 1.0, visit).await?)?;
+    let older = doc! { "setFeatureCompatibilityVersion": "5.0", "writeConcern": { "w": "majority" } };
+    rig.cluster.command(&rig.cluster.config, "admin", older).await?;
+    let mut collector = Collector::start(&rig.config()?.set("filter.namespace.black", "shop.visits"))?;
+    collector.wait_log(HAND_OVER, PATIENCE).await?;
+    let (least, most) = (doc! { "k": Bson::MinKey }, doc! { "k": Bson::MaxKey });
+    rig.cluster.move_range("shop.visits", least, most, 1, false).await?;
+    rig.insert_users(0..20).await?;
+    rig.equal(&[USERS], &mut collector).await?;
+    rig.move_users(0, 500.0, 1, false).await?;
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(status.code() == Some(1), "{status}:\n{}", collector.log_end());
+    anyhow::ensure!(collector.log().contains("documents of shop.users were moved"), "{}", collector.log_end());
+    anyhow::ensure!(rig.differences(USERS).await?.is_empty(), "something was lost");
+    collector.run()?;
+    let status = collector.wait(PATIENCE).await?;
+    anyhow::ensure!(!status.success(), "{status}:\n{}", collector.log_end());
+    anyhow::ensure!(collector.log().contains("still has leftovers of a chunk"), "{}", collector.log_end());
+    Ok(())
 }
 
 #[tokio::test]
