@@ -99,6 +99,45 @@ async fn a_missing_document_is_read_from_the_source_and_is_then_ahead() {
     assert_eq!(found(&bench, "t.c").await, expected);
 }
 
+/// Nobody has the name when the source is read, and its owner is back when that is asked for: nothing is missing there.
+#[tokio::test]
+async fn a_document_is_read_from_its_collection_though_that_is_away_for_a_moment() {
+    for count in [1, 3] {
+        let (set, bench) = single(SinkOptions::default()).await;
+        let shop = bench.client.database("s");
+        let wholes: Vec<Document> = (0..count).map(|key| doc! { "_id": key, "x": 1, "y": 2 }).collect();
+        let things = shop.collection::<Document>("c");
+        things.insert_many(&wholes).write_concern(WriteConcern::majority()).await.unwrap();
+        let listed = shop.run_command(doc! { "listCollections": 1, "filter": { "name": "c" } }).await.unwrap();
+        let [entry] = &listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap()[..] else { panic!() };
+        let info = entry.as_document().unwrap().get_document("info").unwrap();
+        let Some(Bson::Binary(uuid)) = info.get("uuid") else { panic!("{info}") };
+        let collection = Some(uuid.bytes.clone().try_into().unwrap());
+        let update = |key: i32| {
+            let write = bench.write("s.c", "t.c", &id(key), patch(doc! { "u": { "x": 1 } }), false);
+            Write { collection, ..write }
+        };
+        let updates: Vec<Write> = (0..count).map(update).collect();
+        bench.client.database("t").create_collection("c").await.unwrap();
+        bench.sink.load().await.unwrap();
+        let rename = async |from: &str, to: &str| {
+            let command = doc! { "renameCollection": format!("s.{from}"), "to": format!("s.{to}") };
+            set.client().database("admin").run_command(command).await.unwrap();
+        };
+        rename("c", "away").await;
+        let slow = doc! { "failCommands": ["listCollections"], "blockConnection": true, "blockTimeMS": 1_500 };
+        set.fail_command(doc! { "times": 1 }, slow).await.unwrap();
+        let back = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            rename("away", "c").await;
+        };
+        let (report, ()) = tokio::join!(bench.sink.write(&updates), back);
+        set.heal_commands().await.unwrap();
+        assert_eq!(report.unwrap().refused, []);
+        assert_eq!(found(&bench, "t.c").await, wholes);
+    }
+}
+
 #[tokio::test]
 async fn a_missing_document_can_stop_the_run_or_be_ignored() {
     let (_set, bench) = single(SinkOptions { missing_document: MissingDocument::Stop, ..SinkOptions::default() }).await;

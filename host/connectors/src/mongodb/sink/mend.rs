@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use mongodb::Client;
+use mongodb::raw_batch_cursor::RawBatchCursor;
 use oplogue_engine::conflict::Ruling;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::raw::{self, Elements};
@@ -369,16 +370,27 @@ pub(super) async fn batches(
     doing: &str,
     command: RawWriter,
 ) -> Result<Vec<Bytes>> {
-    let command = command::raw(command.finish())?;
+    let mut cursor = open(client, name, side, doing, command).await?;
     let failed = |e| classify::error(side, &format!("{doing} of {name}"), e);
-    let database = client.database(name.database());
-    let asked = database.run_raw_cursor_command(command).batch();
-    let mut cursor = answered(side, doing, asked).await?.map_err(failed)?;
     let mut replies = Vec::new();
     while let Some(batch) = answered(side, doing, cursor.next()).await? {
         replies.push(Bytes::copy_from_slice(batch.map_err(failed)?.as_raw_document().as_bytes()));
     }
     Ok(replies)
+}
+
+/// Opens a cursor.
+pub(super) async fn open(
+    client: &Client,
+    name: &Namespace,
+    side: Side,
+    doing: &str,
+    command: RawWriter,
+) -> Result<RawBatchCursor> {
+    let command = command::raw(command.finish())?;
+    let database = client.database(name.database());
+    let asked = database.run_raw_cursor_command(command).batch();
+    answered(side, doing, asked).await?.map_err(|e| classify::error(side, &format!("{doing} of {name}"), e))
 }
 
 /// The documents of a cursor's reply.

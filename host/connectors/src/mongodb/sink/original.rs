@@ -7,16 +7,18 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use mongodb::Client;
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{DocumentKey, Namespace, NamespaceId, OpTime, raw};
+use oplogue_engine::model::{CollectionUuid, DocumentKey, Namespace, NamespaceId, OpTime, raw};
 use oplogue_engine::sink::Write;
 
 use super::MongoSink;
-use super::mend::{among, batches, documents};
-use crate::mongodb::command;
-use crate::mongodb::originals::Originals;
+use super::mend::{among, documents, open};
+use crate::mongodb::originals::{Originals, uuid_of};
+use crate::mongodb::patience::answered;
 use crate::mongodb::writer::RawWriter;
+use crate::mongodb::{classify, command, reply};
 
 /// How often a document of a cluster is looked for while chunks of its collection move: each time takes milliseconds, and
 /// a chunk takes seconds.
@@ -38,6 +40,9 @@ impl Original {
         passed.map_or(Self::Dropped, Self::Document)
     }
 }
+
+/// A document, if there is one, and the time of the reading.
+type Found = (Option<Bytes>, Option<OpTime>);
 
 /// Documents by their `_id`, and the time of the reading.
 struct Together {
@@ -92,14 +97,8 @@ impl MongoSink {
         let newest = writes.iter().map(|write| write.time).max().unwrap_or_default();
         let among =
             |w: &mut RawWriter| w.document("filter", |w| among(w, writes.iter().map(|write| write.key.as_ref())));
-        let found = find_since(client, &name, newest, among).await?;
-        // Its collection may have moved since: they are looked for one by one.
-        if let (Some(uuid), Some(source)) = (first.collection, &self.source)
-            && source.name_now(&name, uuid).await?.as_ref() != Some(&name)
-        {
-            return Ok(None);
-        }
-        Ok(Some(found))
+        // Its collection may have moved: then they are looked for one by one.
+        find_since(client, &name, newest, first.collection, among).await
     }
 
     /// [`Self::fetch`] only to look at the document.
@@ -116,21 +115,22 @@ impl MongoSink {
             let text = format!("read a whole document of {name}: the sink was given no source to read from");
             return Err(Error::new(Side::Internal, Kind::Bug, text));
         };
-        let (mut document, mut read_at) = fetch(source, &name, write).await?;
-        // Its collection may have moved since, and something else may stand under its name.
-        while let Some(uuid) = write.collection {
-            match source.name_now(&name, uuid).await? {
-                Some(now) if now == name => break,
-                Some(now) => {
-                    name = now;
-                    (document, read_at) = fetch(source, &name, write).await?;
-                }
-                None => {
-                    document = None;
-                    break;
-                }
+        let mut tries = 0;
+        let (document, read_at) = loop {
+            let found = fetch(source, &name, write).await?;
+            let Some(uuid) = write.collection else { break found.unwrap_or_default() };
+            // Its collection may have moved since, and something else may stand under its name.
+            match (source.name_now(&name, uuid).await?, found) {
+                (Some(now), Some(found)) if now == name => break found,
+                (Some(now), _) => name = now,
+                (None, found) => break (None, found.and_then(|(_, read_at)| read_at)),
             }
-        }
+            tries += 1;
+            if tries == READS_MAX {
+                let text = format!("{name} was renamed each time when a document was to be read from it");
+                return Err(Error::new(Side::Source, Kind::Unavailable, text));
+            }
+        };
         let passed = match document {
             Some(document) => Original::of_passed(self.passage.take(write, document).await?),
             None => Original::Absent,
@@ -139,15 +139,19 @@ impl MongoSink {
     }
 }
 
-/// The document and the time of the reading. Of a cluster the owner's is taken. A document that moves while the shards
+/// The document and the time of the reading; `None` when another collection, or none, had the name. Of a cluster the owner's is taken. A document that moves while the shards
 /// are asked one after the other may be met nowhere: they are asked again.
-async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<(Option<Bytes>, Option<OpTime>)> {
+async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<Option<Found>> {
     for _ in 0..READS_MAX {
         let ownership = source.ownership(name).await?;
         let since = source.all_at(name.database()).await?.max(Some(write.time)).unwrap_or_default();
         let (mut found, mut read_at) = (None, None);
         for place in source.places(name).await?.iter() {
-            let (document, time) = fetch_from(place.client, name, write, since).await?;
+            // A shard without chunks of a collection need not have it.
+            let meant = write.collection.filter(|_| matches!(source, Originals::ReplicaSet(_)));
+            let Some((document, time)) = fetch_from(place.client, name, write, since, meant).await? else {
+                return Ok(None);
+            };
             read_at = time.max(read_at);
             if let Some(document) = document
                 && place.owns(name, &document).await?
@@ -156,7 +160,7 @@ async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<(O
             }
         }
         if source.ownership(name).await? == ownership {
-            return Ok((found, read_at));
+            return Ok(Some((found, read_at)));
         }
     }
     let text = format!("chunks of {name} moved each time when a document was to be read from it");
@@ -168,41 +172,61 @@ async fn fetch_from(
     name: &Namespace,
     write: &Write,
     since: OpTime,
-) -> Result<(Option<Bytes>, Option<OpTime>)> {
-    let found = find_since(source, name, since, |w| {
+    meant: Option<CollectionUuid>,
+) -> Result<Option<Found>> {
+    let found = find_since(source, name, since, meant, |w| {
         command::selector(w, "filter", &write.key);
         w.int("limit", 1);
-        w.boolean("singleBatch", true);
     });
-    let Together { documents, read_at } = found.await?;
-    Ok((documents.into_values().next(), read_at))
+    let found = found.await?;
+    Ok(found.map(|Together { documents, read_at }| (documents.into_values().next(), read_at)))
 }
 
-/// What a `find` returns, majority-committed and not older than `since`; `question` is its filter and its options.
+/// What a `find` returns, majority-committed and not older than `since`; `question` is its filter and its options. `None`
+/// when `meant` did not have the name all the time: the cursor is opened without documents, and a rename or a drop before
+/// its next reply kills it, as in the full copy (`snapshot/cursor.rs`).
 async fn find_since(
     source: &Client,
     name: &Namespace,
     since: OpTime,
+    meant: Option<CollectionUuid>,
     question: impl FnOnce(&mut RawWriter),
-) -> Result<Together> {
+) -> Result<Option<Together>> {
     let mut w = RawWriter::with_capacity(512);
     w.string("find", name.collection());
     question(&mut w);
+    if meant.is_some() {
+        w.int("batchSize", 0);
+    }
     w.document("readConcern", |w| {
         w.string("level", "majority");
         if since.ts() > 0 {
             w.value("afterClusterTime", raw::kind::TIMESTAMP, &since.ts().to_le_bytes());
         }
     });
+    let doing = "read whole documents";
+    let mut cursor = open(source, name, Side::Source, doing, w).await?;
+    if meant.is_some() && uuid_of(source, name).await? != meant {
+        return Ok(None);
+    }
     let mut found = Together { documents: HashMap::new(), read_at: None };
-    for reply in batches(source, name, Side::Source, "read whole documents", w).await? {
-        if let Some(time) = raw::find(&reply, "operationTime")? {
+    let mut is_first = meant.is_some();
+    while let Some(reply) = answered(Side::Source, doing, cursor.next()).await? {
+        let reply = match reply.map_err(|e| classify::error(Side::Source, &format!("{doing} of {name}"), e)) {
+            Err(fault) if meant.is_some() && fault.kind() == Kind::CursorLost => return Ok(None),
+            reply => reply?,
+        };
+        if std::mem::take(&mut is_first) && reply::is_last(&reply)? {
+            return Ok(None);
+        }
+        let reply = reply.as_raw_document().as_bytes();
+        if let Some(time) = raw::find(reply, "operationTime")? {
             let time = OpTime::from_ts(raw::read_i64(time.value, 0)?.cast_unsigned());
             found.read_at = found.read_at.max(Some(time));
         }
-        for document in documents(&reply)? {
+        for document in documents(reply)? {
             found.documents.insert(DocumentKey::of_document(document)?, Bytes::copy_from_slice(document));
         }
     }
-    Ok(found)
+    Ok(Some(found))
 }
