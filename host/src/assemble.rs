@@ -236,6 +236,7 @@ impl Job {
             None => source.now().await?,
         };
         self.refuse_hidden().await?;
+        self.refuse_leftovers().await?;
         let sink = tokio::select! {
             biased;
             () = self.hooks.stop.cancelled() => return Ok(None),
@@ -405,6 +406,7 @@ impl Job {
     /// Source → decoder → chain → scheduler → sink → tracker → checkpoint: one incremental run, not started yet.
     async fn incremental(&self, position: &Position, stage: Stage) -> Result<Incremental> {
         self.refuse_hidden().await?;
+        self.refuse_leftovers().await?;
         let mut source = self.source();
         let position = &source.resolve(position).await?;
         // Behind a cut that no copy was begun at nothing is applied at all.

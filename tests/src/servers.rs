@@ -236,6 +236,17 @@ impl ReplicaSet {
         member.wait_up(READY_WITHIN).await
     }
 
+    /// Has the set read collections by name alone, as servers before 6.0 do: by an older feature compatibility version.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub async fn take_no_identities(&self) -> Result<()> {
+        if self.has("reads by a collection's identity", (6, 0)) {
+            self.admin(self.primary().await?, doc! { "setFeatureCompatibilityVersion": "5.0" }).await?;
+        }
+        Ok(())
+    }
+
     /// Freezes a member (SIGSTOP): it keeps its sockets and answers nothing.
     ///
     /// # Errors

@@ -354,12 +354,19 @@ async fn a_place_that_is_gone_costs_no_document() {
 #[tokio::test]
 async fn a_name_that_nobody_had_shows_no_empty_collection() {
     let copy = copy().await;
+    copy.set.take_no_identities().await.unwrap();
     copy.insert("c", vec![doc! { "_id": 1 }]).await;
+    // So that there is a choice of plans.
+    let two = mongodb::IndexModel::builder().keys(doc! { "_id": 1, "x": 1 }).build();
+    copy.set.client().database("shop").collection::<Document>("c").create_index(two).await.unwrap();
     let shop = copy.set.client().database("shop");
     for max_key_left in [false, true] {
         let plan = copy.plans().await.remove("shop.c").unwrap();
         let [whole] = copy.source.partition(&plan, 1 << 30).await.unwrap().try_into().unwrap();
         let part = Partition { min: max_key_left.then(|| bound_of(&doc! { "_id": bson::Bson::MaxKey })), ..whole };
+        let mut cursor = copy.open(&part).await;
+        assert_eq!(rest(cursor.as_mut()).await.len(), usize::from(!max_key_left));
+        assert!(!cursor.moved(), "it is there");
         let mut cursor = copy.open(&part).await;
         rename(&copy, "c", "away").await;
         let slow = doc! { "failCommands": ["listCollections"], "blockConnection": true, "blockTimeMS": 1_500, "appName": "oplogue" };

@@ -423,7 +423,7 @@ impl Decoder {
             if is_over {
                 return Ok(());
             }
-            if let Some(must_stay) = &self.options.must_stay {
+            if let Some(must_stay) = self.options.must_stay.as_ref().filter(|_| !is_of_the_server(entry)) {
                 refuse_move(entry, must_stay)?;
             }
             return refuse_resharding(entry);

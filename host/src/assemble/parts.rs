@@ -89,6 +89,33 @@ impl Job {
         Err(Error::new(Side::Source, Kind::Unsupported, text))
     }
 
+    /// Refuses to begin where a shard has leftovers of moved chunks, and its oplog will not tell writes to them from others.
+    pub(super) async fn refuse_leftovers(&self) -> Result<()> {
+        let Some(cluster) = self.servers.cluster.as_ref().filter(|cluster| cluster.unmarked_leftovers) else {
+            return Ok(());
+        };
+        let MustStay(must_stay) = self.passes();
+        for shard in &cluster.shards {
+            let Some(left) = shard.leftovers().await? else {
+                tracing::warn!(
+                    shard = %shard.name,
+                    "whether leftovers of moved chunks are there is not to be seen: let the user read the shard's database \
+                     `config`, or see to it that its config.rangeDeletions is empty"
+                );
+                continue;
+            };
+            if let Some(name) = left.iter().find(|name| must_stay(name)) {
+                let text = format!(
+                    "{} still has leftovers of a chunk of {name} that has moved away, and before 6.0 the oplogs do not tell \
+                     writes to them from others: wait until its config.rangeDeletions is empty",
+                    shard.name
+                );
+                return Err(Error::new(Side::Source, Kind::Unsupported, text));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn decoder(
         &self,
         from: &Position,

@@ -144,7 +144,7 @@ impl Servers {
         shards.sort_by(|a, b| a.name.cmp(&b.name));
         let routing = reader::routing(&config_servers, &shards).await?;
         let is_followed = config.sync_mode != checked::SyncMode::Full;
-        let unmarked_leftovers = is_followed && routing.has_unmarked_leftovers(&shards).await?;
+        let unmarked_leftovers = is_followed && routing.has_unmarked_leftovers().await?;
         let cluster = Some(Cluster { shards, config_servers, routing, unmarked_leftovers });
         let replica_set = CLUSTER_NAME.to_owned();
         Ok(Self { source, cluster, target, is_cluster_target, writing, store, replica_set, mode })

@@ -11,6 +11,7 @@ use mongodb::IndexModel;
 use mongodb::options::{Acknowledgment, ReadPreference, WriteConcern};
 use oplogue_connectors::mongodb::sink::{MissingDocument, SinkOptions};
 use oplogue_engine::error::Kind;
+use oplogue_engine::model::CollectionUuid;
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
 use oplogue_tests::servers::{Options, ReplicaSet, connect};
 
@@ -108,11 +109,7 @@ async fn a_document_is_read_from_its_collection_though_that_is_away_for_a_moment
         let wholes: Vec<Document> = (0..count).map(|key| doc! { "_id": key, "x": 1, "y": 2 }).collect();
         let things = shop.collection::<Document>("c");
         things.insert_many(&wholes).write_concern(WriteConcern::majority()).await.unwrap();
-        let listed = shop.run_command(doc! { "listCollections": 1, "filter": { "name": "c" } }).await.unwrap();
-        let [entry] = &listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap()[..] else { panic!() };
-        let info = entry.as_document().unwrap().get_document("info").unwrap();
-        let Some(Bson::Binary(uuid)) = info.get("uuid") else { panic!("{info}") };
-        let collection = Some(uuid.bytes.clone().try_into().unwrap());
+        let collection = Some(identity(&bench, "c").await);
         let update = |key: i32| {
             let write = bench.write("s.c", "t.c", &id(key), patch(doc! { "u": { "x": 1 } }), false);
             Write { collection, ..write }
@@ -136,6 +133,39 @@ async fn a_document_is_read_from_its_collection_though_that_is_away_for_a_moment
         assert_eq!(report.unwrap().refused, []);
         assert_eq!(found(&bench, "t.c").await, wholes);
     }
+}
+
+/// A server that chooses between two indexes comes to the end before its first reply, as if there were no collection.
+#[tokio::test]
+async fn a_document_that_is_gone_is_found_to_be_gone_whatever_indexes_there_are() {
+    let (_set, bench) = single(SinkOptions::default()).await;
+    let source = bench.client.database("s").collection::<Document>("c");
+    for keys in [doc! { "_id": 1, "x": 1 }, doc! { "_id": "hashed" }] {
+        source.create_index(IndexModel::builder().keys(keys).build()).await.unwrap();
+    }
+    let gone = [doc! { "_id": { "a": 1 } }, doc! { "_id": Bson::Null }, doc! { "_id": 7 }];
+    bench.client.database("t").create_collection("c").await.unwrap();
+    let collection = Some(identity(&bench, "c").await);
+    for writes in [&gone[..1], &gone[..]] {
+        let update = |key: &Document| {
+            let write = bench.write("s.c", "t.c", key, patch(doc! { "u": { "x": 1 } }), false);
+            Write { collection, ..write }
+        };
+        let updates: Vec<Write> = writes.iter().map(update).collect();
+        assert_eq!(bench.sink.write(&updates).await.unwrap().refused, []);
+    }
+    assert_eq!(bench.sink.counts().refetched, 3, "what was read before is still known to be ahead");
+    assert!(found(&bench, "t.c").await.is_empty());
+}
+
+/// The identity of a collection of the source.
+async fn identity(bench: &Bench, name: &str) -> CollectionUuid {
+    let command = doc! { "listCollections": 1, "filter": { "name": name } };
+    let listed = bench.client.database("s").run_command(command).await.unwrap();
+    let [entry] = &listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap()[..] else { panic!() };
+    let info = entry.as_document().unwrap().get_document("info").unwrap();
+    let Some(Bson::Binary(uuid)) = info.get("uuid") else { panic!("{info}") };
+    uuid.bytes.clone().try_into().unwrap()
 }
 
 #[tokio::test]

@@ -257,7 +257,6 @@ fn a_move(time: OpTime, entry: &Document) -> Option<Move> {
 }
 
 /// The UUID of a server's collection of this name.
-/// The identity of what has a name on one server.
 pub(super) async fn uuid_of(client: &Client, name: &Namespace) -> Result<Option<CollectionUuid>> {
     let listed = listed(client, name, doc! { "name": name.collection() }).await?;
     Ok(listed.first().and_then(|entry| entry.get_document("info").ok()?.get("uuid").and_then(identity::uuid)))

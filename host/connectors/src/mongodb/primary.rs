@@ -32,8 +32,17 @@ pub(crate) struct Primary {
 
 impl Primary {
     /// The one that answered `hello` with this.
-    pub(crate) fn of(hello: &Document) -> Self {
-        let Ok(election) = hello.get_object_id("electionId") else { return Self::default() };
+    ///
+    /// # Errors
+    /// `FailedOver` when it is a member that does not lead any more.
+    pub(crate) fn of(hello: &Document) -> Result<Self> {
+        let Ok(election) = hello.get_object_id("electionId") else {
+            if hello.get_str("setName").is_ok() && !hello.get_bool("isWritablePrimary").unwrap_or(false) {
+                let text = "ask the target what it is: its primary leads no more";
+                return Err(Error::new(Side::Sink, Kind::FailedOver, text));
+            }
+            return Ok(Self::default());
+        };
         let deposed = CancellationToken::new();
         let (descriptions, successor) = (Descriptions::default(), deposed.clone());
         let criteria = SelectionCriteria::Predicate(Arc::new(move |server| {
@@ -47,7 +56,7 @@ impl Primary {
             }
             leads == Some(election)
         }));
-        Self { criteria: Some(criteria), deposed }
+        Ok(Self { criteria: Some(criteria), deposed })
     }
 
     /// Waits for the answer to a request, unless a successor is elected: then it waits for a server that never comes, or

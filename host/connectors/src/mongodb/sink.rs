@@ -332,7 +332,7 @@ impl MongoSink {
             dialect,
             empties_capped: topology::version(&build) >= [5, 0, 7],
         };
-        Ok((target, Primary::of(&hello)))
+        Ok((target, Primary::of(&hello)?))
     }
 
     pub(super) async fn is_empty(&self, name: &Namespace) -> Result<bool> {
@@ -386,7 +386,8 @@ impl Sink for MongoSink {
             prepared.push(self.prepare(*namespace, group, target).await?);
         }
         let sent = self.write_together(&prepared, target).await?;
-        // All of them are awaited even when one fails, so that nothing is in flight when the pipeline rewinds.
+        // All of them are awaited even when one fails, so that nothing is in flight when the pipeline rewinds but what a
+        // deposed primary was sent.
         let flushes = prepared.iter().zip(sent).map(|(part, sent)| self.write_prepared(part, sent).boxed());
         let flushes: Vec<_> = flushes.collect();
         let parts: Vec<Result<FlushReport>> =

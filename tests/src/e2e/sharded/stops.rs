@@ -83,7 +83,7 @@ async fn a_chunk_that_moves_where_leftovers_are_not_told_apart_stops_the_run() -
     collector.run()?;
     let status = collector.wait(PATIENCE).await?;
     anyhow::ensure!(!status.success(), "{status}:\n{}", collector.log_end());
-    anyhow::ensure!(collector.log().contains("still has leftovers of a chunk"), "{}", collector.log_end());
+    anyhow::ensure!(collector.log().contains("leftovers of a chunk of shop.users"), "{}", collector.log_end());
     Ok(())
 }
 

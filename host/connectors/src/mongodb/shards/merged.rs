@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bson::{Document, doc};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::{join_all, try_join_all};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use mongodb::Client;
+use mongodb::options::{ReadPreference, SelectionCriteria};
 use oplogue_engine::budget::{Budget, Permit};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::metrics::Status;
@@ -27,7 +29,9 @@ use tokio::time::Instant;
 use super::moment::Moment;
 use super::order::{Blocked, Order};
 use super::routing::Routing;
+use crate::mongodb::classify;
 use crate::mongodb::oplog::{OplogOptions, OplogSource};
+use crate::mongodb::patience::answered;
 
 /// How long entries wait for a quiet shard before it is nudged. Each nudge is an entry of some hundred bytes in its
 /// oplog, and the delay of everything that happens elsewhere.
@@ -48,6 +52,27 @@ pub struct ShardClient {
     pub name: Arc<str>,
     /// The shard's own.
     pub client: Client,
+}
+
+impl ShardClient {
+    /// The namespaces of which this shard still has documents of chunks that have moved away, as it writes them down
+    /// until it has deleted them. `None` when the user may not read that.
+    ///
+    /// # Errors
+    /// Those of the shard.
+    pub async fn leftovers(&self) -> Result<Option<Vec<String>>> {
+        let doing = format!("look into config.rangeDeletions of {}", self.name);
+        let failed = |e| classify::error(Side::Source, &doing, e);
+        let ranges = self.client.database("config").collection::<Document>("rangeDeletions");
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let read = async { ranges.find(doc! {}).selection_criteria(primary).await?.try_collect().await };
+        let found: Vec<Document> = match answered(Side::Source, &doing, read).await?.map_err(failed) {
+            Ok(found) => found,
+            Err(fault) if fault.kind() == Kind::Unauthorized => return Ok(None),
+            Err(fault) => return Err(fault),
+        };
+        Ok(Some(found.iter().filter_map(|range| range.get_str("nss").ok().map(str::to_owned)).collect()))
+    }
 }
 
 struct Shard {

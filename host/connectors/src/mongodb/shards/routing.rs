@@ -14,9 +14,7 @@ use mongodb::{Client, Collection};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
-use super::merged::ShardClient;
 use super::moment::Moment;
-use crate::mongodb::patience::answered;
 use crate::mongodb::snapshot::{INVALID_OPTIONS, UUID_MISMATCH};
 use crate::mongodb::{classify, identity, topology};
 
@@ -104,9 +102,8 @@ impl Routing {
     /// then be taken for the owner's, so no chunk may move.
     ///
     /// # Errors
-    /// `Unsupported` when it is so and the balancer may run, or leftovers are there; `Unauthorized` without `find` on
-    /// `config` of the config servers.
-    pub async fn has_unmarked_leftovers(&self, shards: &[ShardClient]) -> Result<bool> {
+    /// `Unsupported` when it is so and the balancer may run; `Unauthorized` without `find` on `config`.
+    pub async fn has_unmarked_leftovers(&self) -> Result<bool> {
         let criteria = SelectionCriteria::ReadPreference(ReadPreference::Primary);
         let found = topology::inspect(Side::Source, &self.client, &criteria).await?;
         if found.at_least(6, 0) && self.is_compatible_with_6_0().await? {
@@ -118,9 +115,6 @@ impl Routing {
                 || matches!(balancer.get_str("mode"), Ok("off" | "autoSplitOnly"))
         });
         if is_off {
-            for shard in shards {
-                refuse_leftovers(shard).await?;
-            }
             return Ok(true);
         }
         let text = format!(
@@ -225,31 +219,6 @@ impl Routing {
         let find = from.find(filter).sort(doc! { "min": 1, "_id": 1 }).read_concern(ReadConcern::majority());
         let find = find.selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         find.await.map_err(failed)?.try_collect().await.map_err(failed)
-    }
-}
-
-/// Fails when a shard still has documents of chunks that have moved away, which it writes down until they are deleted.
-async fn refuse_leftovers(shard: &ShardClient) -> Result<()> {
-    let doing = format!("look into config.rangeDeletions of {}", shard.name);
-    let ranges: Collection<Document> = shard.client.database("config").collection("rangeDeletions");
-    let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-    let found = answered(Side::Source, &doing, ranges.find_one(doc! {}).selection_criteria(primary)).await?;
-    match found.map_err(|e| classify::error(Side::Source, &doing, e)) {
-        Ok(None) => Ok(()),
-        Ok(Some(range)) => {
-            let text = format!(
-                "{} still has leftovers of a chunk of {} that has moved away, and before 6.0 the oplogs do not tell writes to \
-                 them from others: wait until its config.rangeDeletions is empty",
-                shard.name,
-                text(&range, "nss"),
-            );
-            Err(Error::new(Side::Source, Kind::Unsupported, text))
-        }
-        Err(fault) if fault.kind() == Kind::Unauthorized => {
-            tracing::info!(shard = %shard.name, "whether leftovers of moved chunks are there is not to be seen (needs `find` on `config`)");
-            Ok(())
-        }
-        Err(fault) => Err(fault),
     }
 }
 

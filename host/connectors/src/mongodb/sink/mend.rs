@@ -370,8 +370,8 @@ pub(super) async fn batches(
     doing: &str,
     command: RawWriter,
 ) -> Result<Vec<Bytes>> {
-    let mut cursor = open(client, name, side, doing, command).await?;
     let failed = |e| classify::error(side, &format!("{doing} of {name}"), e);
+    let mut cursor = open(client, name, side, doing, command).await?.map_err(failed)?;
     let mut replies = Vec::new();
     while let Some(batch) = answered(side, doing, cursor.next()).await? {
         replies.push(Bytes::copy_from_slice(batch.map_err(failed)?.as_raw_document().as_bytes()));
@@ -379,18 +379,18 @@ pub(super) async fn batches(
     Ok(replies)
 }
 
-/// Opens a cursor.
+/// Opens a cursor; the server's refusal is inside.
 pub(super) async fn open(
     client: &Client,
     name: &Namespace,
     side: Side,
     doing: &str,
     command: RawWriter,
-) -> Result<RawBatchCursor> {
+) -> Result<std::result::Result<RawBatchCursor, mongodb::error::Error>> {
     let command = command::raw(command.finish())?;
     let database = client.database(name.database());
     let asked = database.run_raw_cursor_command(command).batch();
-    answered(side, doing, asked).await?.map_err(|e| classify::error(side, &format!("{doing} of {name}"), e))
+    answered(side, &format!("{doing} of {name}"), asked).await
 }
 
 /// The documents of a cursor's reply.

@@ -41,13 +41,28 @@ impl Original {
     }
 }
 
-/// A document, if there is one, and the time of the reading.
-type Found = (Option<Bytes>, Option<OpTime>);
+/// QueryPlanKilled: what an open cursor gets when its collection is renamed or dropped.
+const PLAN_KILLED: i32 = 175;
+
+/// BadValue: a hint names an index that is not there.
+const BAD_VALUE: i32 = 2;
+
+/// What was found for one write.
+#[derive(Default)]
+struct Found {
+    document: Option<Bytes>,
+    /// Time of the reading.
+    read_at: Option<OpTime>,
+    /// It is of the write's own collection.
+    is_proved: bool,
+}
 
 /// Documents by their `_id`, and the time of the reading.
 struct Together {
     documents: HashMap<DocumentKey, Bytes>,
     read_at: Option<OpTime>,
+    /// They are of the collection that was meant, which had the name all the time.
+    is_proved: bool,
 }
 
 impl MongoSink {
@@ -98,7 +113,8 @@ impl MongoSink {
         let among =
             |w: &mut RawWriter| w.document("filter", |w| among(w, writes.iter().map(|write| write.key.as_ref())));
         // Its collection may have moved: then they are looked for one by one.
-        find_since(client, &name, newest, first.collection, among).await
+        let found = find_since(client, &name, newest, first.collection, among).await?;
+        Ok(found.filter(|found| found.is_proved || first.collection.is_none()))
     }
 
     /// [`Self::fetch`] only to look at the document.
@@ -116,14 +132,17 @@ impl MongoSink {
             return Err(Error::new(Side::Internal, Kind::Bug, text));
         };
         let mut tries = 0;
-        let (document, read_at) = loop {
+        let Found { document, read_at, .. } = loop {
             let found = fetch(source, &name, write).await?;
             let Some(uuid) = write.collection else { break found.unwrap_or_default() };
+            if found.as_ref().is_some_and(|found| found.is_proved) {
+                break found.unwrap_or_default();
+            }
             // Its collection may have moved since, and something else may stand under its name.
             match (source.name_now(&name, uuid).await?, found) {
                 (Some(now), Some(found)) if now == name => break found,
                 (Some(now), _) => name = now,
-                (None, found) => break (None, found.and_then(|(_, read_at)| read_at)),
+                (None, found) => break Found { document: None, ..found.unwrap_or_default() },
             }
             tries += 1;
             if tries == READS_MAX {
@@ -139,28 +158,27 @@ impl MongoSink {
     }
 }
 
-/// The document and the time of the reading; `None` when another collection, or none, had the name. Of a cluster the owner's is taken. A document that moves while the shards
-/// are asked one after the other may be met nowhere: they are asked again.
+/// The document and the time of the reading; `None` when another collection, or none, had the name. Of a cluster the
+/// owner's is taken. A document that moves while the shards are asked one after the other may be met nowhere: they are
+/// asked again.
 async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<Option<Found>> {
     for _ in 0..READS_MAX {
         let ownership = source.ownership(name).await?;
         let since = source.all_at(name.database()).await?.max(Some(write.time)).unwrap_or_default();
-        let (mut found, mut read_at) = (None, None);
+        let mut found = Found::default();
         for place in source.places(name).await?.iter() {
             // A shard without chunks of a collection need not have it.
             let meant = write.collection.filter(|_| matches!(source, Originals::ReplicaSet(_)));
-            let Some((document, time)) = fetch_from(place.client, name, write, since, meant).await? else {
-                return Ok(None);
-            };
-            read_at = time.max(read_at);
-            if let Some(document) = document
+            let Some(here) = fetch_from(place.client, name, write, since, meant).await? else { return Ok(None) };
+            (found.read_at, found.is_proved) = (here.read_at.max(found.read_at), here.is_proved);
+            if let Some(document) = here.document
                 && place.owns(name, &document).await?
             {
-                found = Some(document);
+                found.document = Some(document);
             }
         }
         if source.ownership(name).await? == ownership {
-            return Ok(Some((found, read_at)));
+            return Ok(Some(found));
         }
     }
     let text = format!("chunks of {name} moved each time when a document was to be read from it");
@@ -179,42 +197,41 @@ async fn fetch_from(
         w.int("limit", 1);
     });
     let found = found.await?;
-    Ok(found.map(|Together { documents, read_at }| (documents.into_values().next(), read_at)))
+    Ok(found.map(|Together { documents, read_at, is_proved }| {
+        let document = documents.into_values().next();
+        Found { document, read_at, is_proved }
+    }))
 }
 
 /// What a `find` returns, majority-committed and not older than `since`; `question` is its filter and its options. `None`
 /// when `meant` did not have the name all the time: the cursor is opened without documents, and a rename or a drop before
-/// its next reply kills it, as in the full copy (`snapshot/cursor.rs`).
+/// its next reply kills it, as in the full copy (`snapshot/cursor.rs`). Where there is no index to hint at, nothing is proved.
 async fn find_since(
     source: &Client,
     name: &Namespace,
     since: OpTime,
     meant: Option<CollectionUuid>,
-    question: impl FnOnce(&mut RawWriter),
+    question: impl Fn(&mut RawWriter),
 ) -> Result<Option<Together>> {
-    let mut w = RawWriter::with_capacity(512);
-    w.string("find", name.collection());
-    question(&mut w);
-    if meant.is_some() {
-        w.int("batchSize", 0);
-    }
-    w.document("readConcern", |w| {
-        w.string("level", "majority");
-        if since.ts() > 0 {
-            w.value("afterClusterTime", raw::kind::TIMESTAMP, &since.ts().to_le_bytes());
-        }
-    });
     let doing = "read whole documents";
-    let mut cursor = open(source, name, Side::Source, doing, w).await?;
-    if meant.is_some() && uuid_of(source, name).await? != meant {
+    let failed = |e| classify::error(Side::Source, &format!("{doing} of {name}"), e);
+    let opening = |to_prove| open(source, name, Side::Source, doing, asked(name, since, to_prove, &question));
+    let mut opened = opening(meant.is_some()).await?;
+    let cannot = opened.as_ref().is_err_and(|e| meant.is_some() && classify::code(e) == Some(BAD_VALUE));
+    if cannot {
+        opened = opening(false).await?;
+    }
+    let mut cursor = opened.map_err(failed)?;
+    let is_proved = meant.is_some() && !cannot;
+    if is_proved && uuid_of(source, name).await? != meant {
         return Ok(None);
     }
-    let mut found = Together { documents: HashMap::new(), read_at: None };
-    let mut is_first = meant.is_some();
+    let mut found = Together { documents: HashMap::new(), read_at: None, is_proved };
+    let mut is_first = is_proved;
     while let Some(reply) = answered(Side::Source, doing, cursor.next()).await? {
-        let reply = match reply.map_err(|e| classify::error(Side::Source, &format!("{doing} of {name}"), e)) {
-            Err(fault) if meant.is_some() && fault.kind() == Kind::CursorLost => return Ok(None),
-            reply => reply?,
+        let reply = match reply {
+            Err(e) if is_proved && classify::code(&e) == Some(PLAN_KILLED) => return Ok(None),
+            reply => reply.map_err(failed)?,
         };
         if std::mem::take(&mut is_first) && reply::is_last(&reply)? {
             return Ok(None);
@@ -229,4 +246,23 @@ async fn find_since(
         }
     }
     Ok(Some(found))
+}
+
+/// The command of [`find_since`].
+fn asked(name: &Namespace, since: OpTime, to_prove: bool, question: impl Fn(&mut RawWriter)) -> RawWriter {
+    let mut w = RawWriter::with_capacity(512);
+    w.string("find", name.collection());
+    question(&mut w);
+    if to_prove {
+        w.int("batchSize", 0);
+        // With several plans to choose from a server may come to the end before its first reply.
+        w.document("hint", |w| w.int("_id", 1));
+    }
+    w.document("readConcern", |w| {
+        w.string("level", "majority");
+        if since.ts() > 0 {
+            w.value("afterClusterTime", raw::kind::TIMESTAMP, &since.ts().to_le_bytes());
+        }
+    });
+    w
 }

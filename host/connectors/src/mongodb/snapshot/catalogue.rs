@@ -138,10 +138,7 @@ impl Entry {
             Ok(String::from_utf8_lossy(found.unwrap_or_default()).into_owned())
         };
         let options = raw::find(bytes, "options")?.map(|element| bytes.slice(element.offset..element.end()));
-        let uuid = match raw::find(bytes, "info")? {
-            Some(info) => raw::find(info.value, "uuid")?.and_then(|element| uuid(element.kind, element.value)),
-            None => None,
-        };
+        let uuid = uuid_of_entry(bytes)?;
         let options = options.unwrap_or_else(|| Bytes::copy_from_slice(rawdoc! {}.as_bytes()));
         Ok(Self { name: text("name")?, kind: text("type")?, options, uuid })
     }
@@ -157,6 +154,14 @@ impl Entry {
             bytes: 0,
         }
     }
+}
+
+/// The identity in an entry of `listCollections`.
+pub(super) fn uuid_of_entry(bytes: &Bytes) -> Result<Option<CollectionUuid>> {
+    Ok(match raw::find(bytes, "info")? {
+        Some(info) => raw::find(info.value, "uuid")?.and_then(|element| uuid(element.kind, element.value)),
+        None => None,
+    })
 }
 
 /// A UUID is a binary value of 16 bytes and subtype 4: length, subtype, bytes.

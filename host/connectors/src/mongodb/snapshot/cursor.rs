@@ -27,6 +27,7 @@ use oplogue_engine::source::{Partition, ScanOrder, SnapshotCursor};
 use crate::mongodb::client::ConnectMode;
 use crate::mongodb::patience::{self, Asked, answered, worked_on};
 use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
+use crate::mongodb::snapshot::catalogue::uuid_of_entry;
 use crate::mongodb::snapshot::{INVALID_OPTIONS, UUID_MISMATCH};
 use crate::mongodb::{classify, tail};
 
@@ -228,8 +229,13 @@ impl PartitionCursor {
         let mut command = self.of_collection();
         command.append(bson::cstr!("limit"), 1);
         self.append_batch_size(&mut command);
+        // With several plans to choose from a server may come to the end before its first reply.
+        command.append(bson::cstr!("hint"), rawdoc! { "_id": 1 });
         command.append(bson::cstr!("filter"), rawdoc! { "_id": bson::RawBson::MaxKey });
         let opened = self.find(command).await;
+        if self.is_refused_identity(&opened) {
+            return Ok(None);
+        }
         let Some(cursor) = self.unless_moved(opened)? else { return Ok(None) };
         if !self.is_what_is_meant().await? {
             self.is_elsewhere();
@@ -286,7 +292,14 @@ impl PartitionCursor {
         }
     }
 
-    /// Opens a cursor behind the last document; false when nothing can come there.
+    /// Whether this is a server of 6.0 whose feature compatibility version is older, which not everybody may ask for: what
+    /// was asked is to be asked again, without the identity.
+    fn is_refused_identity(&mut self, opened: &Result<RawBatchCursor, DriverError>) -> bool {
+        let refused = opened.as_ref().is_err_and(|e| classify::code(e) == Some(INVALID_OPTIONS));
+        self.read.uuid.take_if(|_| refused).is_some()
+    }
+
+    /// Opens a cursor behind the last document; false when nothing can come there, or the phase is to be begun again.
     async fn reopen(&mut self) -> Result<bool> {
         let min = self.min().map(|min| raw::find(min, "_id")).transpose()?.flatten();
         if min.is_some_and(|id| id.kind == kind::MAX_KEY) {
@@ -312,10 +325,8 @@ impl PartitionCursor {
         let opened = worked_on(&self.read.asked(&self.comment), "open a cursor of the copy", opening).await;
         self.opening.put(None);
         let opened = opened?;
-        if self.read.uuid.is_some() && opened.as_ref().is_err_and(|e| classify::code(e) == Some(INVALID_OPTIONS)) {
-            // A server of 6.0 whose feature compatibility version is older; not everybody may ask for that.
-            self.read.uuid = None;
-            return Box::pin(self.reopen()).await;
+        if self.is_refused_identity(&opened) {
+            return Ok(false);
         }
         let Some(cursor) = self.unless_moved(opened)? else { return Ok(false) };
         if !self.is_what_is_meant().await? {
@@ -345,15 +356,14 @@ impl PartitionCursor {
         let name = &self.read.partition.namespace;
         let doing = format!("look whose name {name} is (needs `listCollections`)");
         let failed = |e| classify::error(Side::Source, &doing, e);
-        let meant = Binary { subtype: BinarySubtype::Uuid, bytes: meant.to_vec() };
-        let filter = rawdoc! { "name": name.collection(), "info.uuid": meant };
-        let command = rawdoc! { "listCollections": 1, "filter": filter, "cursor": {} };
+        // By the name alone, which a server looks up; with more it would walk over all there are.
+        let command = rawdoc! { "listCollections": 1, "filter": { "name": name.collection() }, "cursor": {} };
         let database = self.read.client.database(name.database());
         let asked = database.run_raw_cursor_command(command).selection_criteria(self.read.criteria.clone()).batch();
         let listed = answered(Side::Source, &doing, asked).await?.map_err(failed)?;
         let mut found = false;
-        reply::drain(Side::Source, &doing, listed, |_| {
-            found = true;
+        reply::drain(Side::Source, &doing, listed, |bytes| {
+            found |= uuid_of_entry(&bytes)? == Some(meant);
             Ok(())
         })
         .await?;
