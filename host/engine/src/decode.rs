@@ -423,10 +423,12 @@ impl Decoder {
             if is_over {
                 return Ok(());
             }
-            if let Some(must_stay) = self.options.must_stay.as_ref().filter(|_| !is_of_the_server(entry)) {
+            refuse_resharding(entry)?;
+            let is_users = !is_of_the_server(entry) && !is_of_resharding(entry.ns());
+            if let Some(must_stay) = self.options.must_stay.as_ref().filter(|_| is_users) {
                 refuse_move(entry, must_stay)?;
             }
-            return refuse_resharding(entry);
+            return Ok(());
         }
         if is_of_resharding(entry.ns()) || is_of_the_server(entry) {
             self.counts.internal += 1;

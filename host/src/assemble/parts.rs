@@ -104,13 +104,15 @@ impl Job {
                 );
                 continue;
             };
-            if let Some(name) = left.iter().find(|name| must_stay(name)) {
-                let text = format!(
-                    "{} still has leftovers of a chunk of {name} that has moved away, and before 6.0 the oplogs do not tell \
-                     writes to them from others: wait until its config.rangeDeletions is empty",
-                    shard.name
-                );
-                return Err(Error::new(Side::Source, Kind::Unsupported, text));
+            for name in left {
+                if must_stay(&name)? {
+                    let text = format!(
+                        "{} still has leftovers of a chunk of {name} that has moved away, and before 6.0 the oplogs do not \
+                         tell writes to them from others: wait until its config.rangeDeletions is empty",
+                        shard.name
+                    );
+                    return Err(Error::new(Side::Source, Kind::Unsupported, text));
+                }
             }
         }
         Ok(())
@@ -248,10 +250,10 @@ impl Job {
         })
     }
 
-    /// What the chain lets pass, or may.
+    /// What the chain lets pass.
     fn passes(&self) -> MustStay {
         let (chain, namespaces) = (self.chain(), Arc::clone(&self.namespaces));
-        MustStay(Arc::new(move |name| !matches!(chain.route(namespaces.intern(name)), Ok(None))))
+        MustStay(Arc::new(move |name| Ok(chain.route(namespaces.intern(name))?.is_some())))
     }
 
     fn decode_options(&self) -> DecodeOptions {

@@ -12,6 +12,7 @@ use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{CollectionUuid, Namespace, OpTime};
 
+use super::patience::answered;
 use super::shards::merged::ShardClient;
 use super::shards::routing::{Routing, Sharded};
 use super::sink::{Move, Moved};
@@ -263,10 +264,10 @@ pub(super) async fn uuid_of(client: &Client, name: &Namespace) -> Result<Option<
 }
 
 async fn listed(client: &Client, name: &Namespace, filter: Document) -> Result<Vec<Document>> {
-    let failed = |e| classify::error(Side::Source, &format!("look for {name} (needs `listCollections`)"), e);
+    let doing = format!("look for {name} (needs `listCollections`)");
     let command = doc! { "listCollections": 1, "filter": filter };
-    let cursor = client.database(name.database()).run_cursor_command(command).await.map_err(failed)?;
-    cursor.try_collect().await.map_err(failed)
+    let list = async { client.database(name.database()).run_cursor_command(command).await?.try_collect().await };
+    answered(Side::Source, &doing, list).await?.map_err(|e| classify::error(Side::Source, &doing, e))
 }
 
 impl Places<'_> {

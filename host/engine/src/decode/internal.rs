@@ -46,7 +46,7 @@ pub(super) fn refuse_resharding(entry: &Entry) -> Result<()> {
 /// A shard that took documents of another one left copies of them there, for a while. Where their owner does not mark
 /// what it writes to those, a write that goes to all shards, or an expiry, would be taken for one of the documents.
 pub(super) fn refuse_move(entry: &Entry, MustStay(must_stay): &MustStay) -> Result<()> {
-    if entry.op != b'i' || !must_stay(entry.ns()) {
+    if entry.op != b'i' || !must_stay(entry.ns())? {
         return Ok(());
     }
     Err(Error::new(

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::oplog::Entry;
+use crate::error::Result;
 use crate::model::{CollectionUuid, Origin};
 
 /// What the decoder needs to know of the job.
@@ -41,9 +42,12 @@ pub struct DecodeOptions {
     pub behind_cut: BehindCut,
 }
 
-/// Tells of a full name whether documents of it must stay on their shard.
+/// A question about a full name.
+type Ask = dyn Fn(&str) -> Result<bool> + Send + Sync;
+
+/// Tells of a full name whether documents of it must stay on their shard; fails where a plugin does that is asked.
 #[derive(Clone)]
-pub struct MustStay(pub Arc<dyn Fn(&str) -> bool + Send + Sync>);
+pub struct MustStay(pub Arc<Ask>);
 
 impl fmt::Debug for MustStay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

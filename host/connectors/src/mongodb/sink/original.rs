@@ -24,6 +24,10 @@ use crate::mongodb::{classify, command, reply};
 /// a chunk takes seconds.
 const READS_MAX: usize = 20;
 
+/// How often a collection may seem to be away that has its name: an index filter of the server takes the hint away by
+/// which that is told.
+const DOUBTS_MAX: usize = 3;
+
 /// What the source has for a write.
 #[derive(Debug)]
 pub(in crate::mongodb) enum Original {
@@ -131,9 +135,9 @@ impl MongoSink {
             let text = format!("read a whole document of {name}: the sink was given no source to read from");
             return Err(Error::new(Side::Internal, Kind::Bug, text));
         };
-        let mut tries = 0;
+        let (mut tries, mut doubts) = (0, 0);
         let Found { document, read_at, .. } = loop {
-            let found = fetch(source, &name, write).await?;
+            let found = fetch(source, &name, write, doubts < DOUBTS_MAX).await?;
             let Some(uuid) = write.collection else { break found.unwrap_or_default() };
             if found.as_ref().is_some_and(|found| found.is_proved) {
                 break found.unwrap_or_default();
@@ -141,7 +145,10 @@ impl MongoSink {
             // Its collection may have moved since, and something else may stand under its name.
             match (source.name_now(&name, uuid).await?, found) {
                 (Some(now), Some(found)) if now == name => break found,
-                (Some(now), _) => name = now,
+                (Some(now), found) => {
+                    doubts += usize::from(found.is_none() && now == name);
+                    name = now;
+                }
                 (None, found) => break Found { document: None, ..found.unwrap_or_default() },
             }
             tries += 1;
@@ -161,14 +168,14 @@ impl MongoSink {
 /// The document and the time of the reading; `None` when another collection, or none, had the name. Of a cluster the
 /// owner's is taken. A document that moves while the shards are asked one after the other may be met nowhere: they are
 /// asked again.
-async fn fetch(source: &Originals, name: &Namespace, write: &Write) -> Result<Option<Found>> {
+async fn fetch(source: &Originals, name: &Namespace, write: &Write, to_prove: bool) -> Result<Option<Found>> {
     for _ in 0..READS_MAX {
         let ownership = source.ownership(name).await?;
         let since = source.all_at(name.database()).await?.max(Some(write.time)).unwrap_or_default();
         let mut found = Found::default();
         for place in source.places(name).await?.iter() {
             // A shard without chunks of a collection need not have it.
-            let meant = write.collection.filter(|_| matches!(source, Originals::ReplicaSet(_)));
+            let meant = write.collection.filter(|_| to_prove && matches!(source, Originals::ReplicaSet(_)));
             let Some(here) = fetch_from(place.client, name, write, since, meant).await? else { return Ok(None) };
             (found.read_at, found.is_proved) = (here.read_at.max(found.read_at), here.is_proved);
             if let Some(document) = here.document
@@ -219,6 +226,9 @@ async fn find_since(
     let mut opened = opening(meant.is_some()).await?;
     let cannot = opened.as_ref().is_err_and(|e| meant.is_some() && classify::code(e) == Some(BAD_VALUE));
     if cannot {
+        if uuid_of(source, name).await? != meant {
+            return Ok(None);
+        }
         opened = opening(false).await?;
     }
     let mut cursor = opened.map_err(failed)?;

@@ -305,6 +305,7 @@ impl PartitionCursor {
         if min.is_some_and(|id| id.kind == kind::MAX_KEY) {
             // Nothing comes behind it, and the server refuses a range that starts there.
             self.phase = Phase::MaxKey;
+            self.held = None;
             return Ok(false);
         }
         if self.opening.get().is_none() {
