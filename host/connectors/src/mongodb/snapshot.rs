@@ -28,6 +28,9 @@ use super::{classify, reply};
 /// `InvalidOptions`: what the feature compatibility version does not allow.
 pub(super) const INVALID_OPTIONS: i32 = 72;
 
+/// QueryPlanKilled: what an open cursor gets when its collection is renamed or dropped.
+pub(super) const PLAN_KILLED: i32 = 175;
+
 /// The collection of this name has another identity.
 pub(super) const UUID_MISMATCH: i32 = 361;
 

@@ -17,6 +17,7 @@ use super::MongoSink;
 use super::mend::{among, documents, open};
 use crate::mongodb::originals::{Originals, uuid_of};
 use crate::mongodb::patience::answered;
+use crate::mongodb::snapshot::PLAN_KILLED;
 use crate::mongodb::writer::RawWriter;
 use crate::mongodb::{classify, command, reply};
 
@@ -44,9 +45,6 @@ impl Original {
         passed.map_or(Self::Dropped, Self::Document)
     }
 }
-
-/// QueryPlanKilled: what an open cursor gets when its collection is renamed or dropped.
-const PLAN_KILLED: i32 = 175;
 
 /// BadValue: a hint names an index that is not there.
 const BAD_VALUE: i32 = 2;

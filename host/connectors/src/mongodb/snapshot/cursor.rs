@@ -28,15 +28,13 @@ use crate::mongodb::client::ConnectMode;
 use crate::mongodb::patience::{self, Asked, answered, worked_on};
 use crate::mongodb::reply::{self, CursorSlot, REPLY_BYTES_MAX, Slot};
 use crate::mongodb::snapshot::catalogue::uuid_of_entry;
-use crate::mongodb::snapshot::{INVALID_OPTIONS, UUID_MISMATCH};
+use crate::mongodb::snapshot::{INVALID_OPTIONS, PLAN_KILLED, UUID_MISMATCH};
 use crate::mongodb::{classify, tail};
 
 /// Documents of the first request, which shows how large documents are.
 const PROBE_DOCUMENTS: u32 = 200;
 /// Documents of each request in natural order, where the cursor is not opened again to ask for another number.
 const NATURAL_DOCUMENTS: u32 = 1000;
-/// QueryPlanKilled: what an open cursor gets when its collection is renamed.
-const PLAN_KILLED: i32 = 175;
 /// More documents in one reply gain nothing.
 const REPLY_DOCUMENTS_MAX: usize = 100_000;
 /// A reply this many times off the wanted size makes the cursor ask for another number of documents.
@@ -233,14 +231,7 @@ impl PartitionCursor {
         command.append(bson::cstr!("hint"), rawdoc! { "_id": 1 });
         command.append(bson::cstr!("filter"), rawdoc! { "_id": bson::RawBson::MaxKey });
         let opened = self.find(command).await;
-        if self.is_refused_identity(&opened) {
-            return Ok(None);
-        }
-        let Some(cursor) = self.unless_moved(opened)? else { return Ok(None) };
-        if !self.is_what_is_meant().await? {
-            self.is_elsewhere();
-            return Ok(None);
-        }
+        let Some(cursor) = self.accepted(opened).await? else { return Ok(None) };
         self.cursor.put(Some(cursor));
         let mut reply = self.reply().await?;
         if let Some(empty) = reply.take_if(|_| std::mem::take(&mut self.is_first)) {
@@ -280,23 +271,26 @@ impl PartitionCursor {
         })
     }
 
-    /// The cursor; `None` at the end of a partition whose collection has another name now, or is dropped.
-    fn unless_moved(&mut self, opened: Result<RawBatchCursor, DriverError>) -> Result<Option<RawBatchCursor>> {
-        match opened {
-            Ok(cursor) => Ok(Some(cursor)),
-            Err(e) if classify::code(&e) == Some(UUID_MISMATCH) => {
-                self.is_elsewhere();
-                Ok(None)
-            }
-            Err(e) => Err(classify::error(Side::Source, &self.doing(), e)),
+    /// The cursor, if it is of the collection that is meant. `None` at the end of a partition whose collection has another
+    /// name now, or is dropped; and where a server of 6.0 with an older feature compatibility version, which not everybody
+    /// may ask for, refuses the identity: the phase is then begun again without it.
+    async fn accepted(&mut self, opened: Result<RawBatchCursor, DriverError>) -> Result<Option<RawBatchCursor>> {
+        let cursor = match opened {
+            Ok(cursor) => cursor,
+            Err(e) => match classify::code(&e) {
+                Some(INVALID_OPTIONS) if self.read.uuid.take().is_some() => return Ok(None),
+                Some(UUID_MISMATCH) => {
+                    self.is_elsewhere();
+                    return Ok(None);
+                }
+                _ => return Err(classify::error(Side::Source, &self.doing(), e)),
+            },
+        };
+        if self.is_what_is_meant().await? {
+            return Ok(Some(cursor));
         }
-    }
-
-    /// Whether this is a server of 6.0 whose feature compatibility version is older, which not everybody may ask for: what
-    /// was asked is to be asked again, without the identity.
-    fn is_refused_identity(&mut self, opened: &Result<RawBatchCursor, DriverError>) -> bool {
-        let refused = opened.as_ref().is_err_and(|e| classify::code(e) == Some(INVALID_OPTIONS));
-        self.read.uuid.take_if(|_| refused).is_some()
+        self.is_elsewhere();
+        Ok(None)
     }
 
     /// Opens a cursor behind the last document; false when nothing can come there, or the phase is to be begun again.
@@ -326,14 +320,7 @@ impl PartitionCursor {
         let opened = worked_on(&self.read.asked(&self.comment), "open a cursor of the copy", opening).await;
         self.opening.put(None);
         let opened = opened?;
-        if self.is_refused_identity(&opened) {
-            return Ok(false);
-        }
-        let Some(cursor) = self.unless_moved(opened)? else { return Ok(false) };
-        if !self.is_what_is_meant().await? {
-            self.is_elsewhere();
-            return Ok(false);
-        }
+        let Some(cursor) = self.accepted(opened).await? else { return Ok(false) };
         self.cursor.put(Some(cursor));
         self.open = true;
         Ok(true)
