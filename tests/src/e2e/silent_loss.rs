@@ -27,14 +27,6 @@ fn shop(set: &ReplicaSet, name: &str) -> Collection<Document> {
     set.client().database("shop").collection(name)
 }
 
-/// Makes every read of the collector on the source take that long, so that a test can act in the middle of a copy.
-async fn slow_reads(rig: &Rig, millis: i32) -> Result<()> {
-    let data = doc! {
-        "failCommands": ["find", "getMore"], "blockConnection": true, "blockTimeMS": millis, "appName": "oplogue",
-    };
-    rig.source.fail_command("alwaysOn", data).await
-}
-
 /// A namespace that does not pass leaks in a transaction neither by its writes nor by its creation, and an aborted
 /// one leaves nothing.
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! What happens to a collection while it is being copied.
 //!
-//! The reads of the copy are slowed down by the source's fail point, so that each test acts when a part of the
-//! documents is on the target and the rest is not. Every test makes sure that it did act in the middle.
+//! The source's fail point holds the copy when a part of the documents is on the target and the rest is not, until the
+//! test has acted, however long that takes. Every test makes sure that it did act in the middle.
 
 use mongodb::options::ReadPreference;
 
@@ -15,16 +15,53 @@ async fn fill(rig: &Rig, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts a collector whose copy of `shop.<name>` is in the middle when this returns.
+/// Holds every read of `shop.<name>` after the first one that the collector opens. That one is small and shows how large
+/// documents are; the next one brings the others.
+async fn hold(rig: &Rig, name: &str) -> Result<()> {
+    let data = doc! {
+        "failCommands": ["find"], "namespace": format!("shop.{name}"), "appName": "oplogue",
+        "blockConnection": true, "blockTimeMS": 600_000,
+    };
+    and_none_held(rig, name, rig.source.fail_command(doc! { "skip": 1 }, data)).await
+}
+
+/// Lets go what `hold` holds.
+async fn let_go(rig: &Rig, name: &str) -> Result<()> {
+    and_none_held(rig, name, rig.source.heal_commands()).await
+}
+
+/// Changes the fail point and ends the reads that stand in it: a server changes one only when nobody stands in it.
+async fn and_none_held(rig: &Rig, name: &str, change: impl Future<Output = Result<()>>) -> Result<()> {
+    let primary = rig.source.primary().await?;
+    let held = doc! { "currentOp": 1, "appName": "oplogue", "command.find": name };
+    let end_held = async || {
+        let found = rig.source.admin(primary, held.clone()).await?;
+        for operation in found.get_array("inprog")?.iter().filter_map(Bson::as_document) {
+            rig.source.admin(primary, doc! { "killOp": 1, "op": operation.get("opid").context("no opid")? }).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        anyhow::Ok(())
+    };
+    let mut change = std::pin::pin!(change);
+    loop {
+        tokio::select! {
+            changed = &mut change => return changed,
+            ended = end_held() => ended?,
+        }
+    }
+}
+
+/// What the collector says of the read that is killed to let it go.
+const LET_GO: &str = "operation was interrupted";
+
+/// Starts a collector whose copy of `shop.<name>` is in the middle when this returns, and stays there until `let_go`.
 async fn in_the_middle(rig: &Rig, config: &oplogue_tests::collector::PipelineConfig, name: &str) -> Result<Collector> {
-    slow_reads(rig, 3_000).await?;
+    hold(rig, name).await?;
     let collector = Collector::start(config)?;
     let copied = shop(&rig.target, name);
     until(&collector, "a part of the copy", async || Ok(copied.estimated_document_count().await? > 0)).await?;
-    // The middle lasts until the test is done with it, on a busy machine too.
-    slow_reads(rig, 12_000).await?;
     let now = copied.estimated_document_count().await?;
-    anyhow::ensure!(now < u64::try_from(DOCUMENTS)?, "the copy was over before the test could act");
+    anyhow::ensure!(now < u64::try_from(DOCUMENTS)?, "nothing held the copy");
     Ok(collector)
 }
 
@@ -34,7 +71,7 @@ async fn a_change_inside_the_range_that_is_copied_now() -> Result<()> {
     fill(&rig, "c00").await?;
     let collector = in_the_middle(&rig, &rig.config()?, "c00").await?;
     let changed = shop(&rig.source, "c00");
-    // What was read and what was not, in every way, some of it more than once. In few commands: the copy goes on.
+    // What was read and what was not, in every way, some of it more than once.
     let every = |rest: i32| doc! { "_id": { "$mod": [11, rest] } };
     changed.update_many(every(0), doc! { "$mul": { "n": -1 }, "$set": { "late": [1, 2] } }).await?;
     changed.delete_many(doc! { "$or": [every(1), every(2)] }).await?;
@@ -44,8 +81,8 @@ async fn a_change_inside_the_range_that_is_copied_now() -> Result<()> {
     changed.insert_many(again).await?;
     changed.update_many(every(0), doc! { "$push": { "late": { "$each": [3], "$slice": -2 } } }).await?;
     anyhow::ensure!(!collector.log().contains(HAND_OVER), "the copy was over before the changes");
-    rig.source.heal_commands().await?;
-    rig.finish(rig.comparison(), collector, &[]).await
+    let_go(&rig, "c00").await?;
+    rig.finish(rig.comparison(), collector, &[LET_GO]).await
 }
 
 #[tokio::test]
@@ -70,6 +107,8 @@ async fn shapes_change(killed: bool) -> Result<()> {
     run(doc! { "createIndexes": "stays", "indexes": [{ "key": { "n": -1 }, "name": "old" }] }).await?;
     // `collMod` needs more than the guide's rights.
     let config = rig.config()?.set("filter.ddl_enable", true).set("tunnel.address", rig.target.uri());
+    // The largest collection is read first: alone, it keeps the others from being read before they change.
+    let config = if killed { config } else { config.set("full_sync.reader.collection_parallel", 1) };
     let mut collector = in_the_middle(&rig, &config, "c00").await?;
     run(doc! { "createIndexes": "stays", "indexes": [{ "key": { "n": 1 }, "name": "short_lived" }] }).await?;
     run(doc! { "dropIndexes": "stays", "index": "short_lived" }).await?;
@@ -96,8 +135,8 @@ async fn shapes_change(killed: bool) -> Result<()> {
         collector.kill9();
         collector.run()?;
     }
-    rig.source.heal_commands().await?;
-    rig.finish(rig.comparison(), collector, &["an earlier full sync did not finish"]).await
+    let_go(&rig, "c00").await?;
+    rig.finish(rig.comparison(), collector, &["an earlier full sync did not finish", LET_GO]).await
 }
 
 #[tokio::test]
@@ -120,19 +159,20 @@ async fn killed_in_the_copy_of_ids_of_every_type() -> Result<()> {
     let ring = shop(&rig.source, "ring");
     ring.insert_many((0..400).rev().map(|id| doc! { "_id": id, "pad": &pad[..1_000] })).await?;
     let mut collector = in_the_middle(&rig, &rig.config()?, "c00").await?;
-    // Each start reads several times before it says what the test waits for.
-    slow_reads(&rig, 1_500).await?;
     for round in 0..3 {
         shop(&rig.source, "c00").delete_one(doc! { "_id": round.to_string() }).await?;
         shop(&rig.source, "c00").update_one(doc! { "_id": 400 + round }, doc! { "$set": { "n": "new" } }).await?;
         ring.insert_one(doc! { "_id": 1_000 + round }).await?;
         collector.kill9();
+        // Each start comes as far as the first one.
+        hold(&rig, "c00").await?;
         collector.run()?;
         let starts = usize::try_from(round)? + 1;
         collector.wait_log_times("an earlier full sync did not finish", starts, PATIENCE).await?;
     }
-    rig.source.heal_commands().await?;
-    rig.finish(rig.comparison(), collector, &["an earlier full sync did not finish"]).await
+    anyhow::ensure!(!collector.log().contains(HAND_OVER), "nothing held the copy");
+    let_go(&rig, "c00").await?;
+    rig.finish(rig.comparison(), collector, &["an earlier full sync did not finish", LET_GO]).await
 }
 
 /// The secondary that is read has not seen the newest documents, nor the newest collection, when the copy begins. What
