@@ -497,6 +497,7 @@ impl Job {
 
     /// The copy is safe when the target's majority has it, written under one primary.
     async fn wait_until_durable(&self, sink: &MongoSink, term: i64, newest: Option<OpTime>) -> Result<()> {
+        let mut said = false;
         loop {
             let durability = sink.durability().await?;
             if durability.term != term && !self.config.full_sync.majority_enable {
@@ -505,6 +506,9 @@ impl Job {
             }
             if newest.is_none_or(|newest| durability.majority.ts() >= newest.ts()) {
                 return Ok(());
+            }
+            if !std::mem::replace(&mut said, true) {
+                tracing::info!("waiting until the target's majority has the copy");
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

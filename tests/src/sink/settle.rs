@@ -4,6 +4,7 @@
 //! When a settlement is due is the pipeline's decision and never tested here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::IndexModel;
@@ -13,9 +14,13 @@ use oplogue_engine::error::Result;
 use oplogue_engine::model::{Change, ChangeBatch, NamespaceId};
 use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, PluginStats, retain};
 use oplogue_engine::sink::{Content, Patch, Refusal, Sink as _, Write};
+use oplogue_tests::patience;
 use oplogue_tests::servers::ReplicaSet;
 
 use super::support::{Bench, raw};
+
+/// A minute is far more than a settlement of two documents takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn unique(documents: &[Document]) -> (ReplicaSet, Bench) {
     let set = ReplicaSet::single().await.unwrap();
@@ -173,8 +178,9 @@ async fn a_document_that_cannot_be_taken_along_ends_the_search() {
     source.insert_many(&now).write_concern(WriteConcern::majority()).await.unwrap();
     let update = doc! { "$unset": { "gone": true } };
     let content = Content::Patch(vec![Patch::Modifiers(raw(&update))]);
-    let write = bench.write("s.c", "t.c", &doc! { "_id": 1 }, content, true);
-    let refused = bench.sink.settle(&[write], true).await.unwrap().refused;
+    let write = [bench.write("s.c", "t.c", &doc! { "_id": 1 }, content, true)];
+    let settled = tokio::time::timeout(patience::at_most(PATIENCE), bench.sink.settle(&write, true)).await;
+    let refused = settled.expect("the search does not end").unwrap().refused;
     assert!(matches!(refused.as_slice(), [(0, Refusal::UniqueKey { .. })]), "{refused:?}");
     assert_eq!(found(&bench).await, start);
 }
