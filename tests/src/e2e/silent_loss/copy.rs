@@ -110,6 +110,8 @@ async fn shapes_change(killed: bool) -> Result<()> {
     // The largest collection is read first: alone, it keeps the others from being read before they change.
     let config = if killed { config } else { config.set("full_sync.reader.collection_parallel", 1) };
     let mut collector = in_the_middle(&rig, &config, "c00").await?;
+    let read = shop(&rig.target, "stays").estimated_document_count().await?;
+    anyhow::ensure!(killed || read == 0, "{read} documents were read before they could change");
     run(doc! { "createIndexes": "stays", "indexes": [{ "key": { "n": 1 }, "name": "short_lived" }] }).await?;
     run(doc! { "dropIndexes": "stays", "index": "short_lived" }).await?;
     run(doc! { "dropIndexes": "stays", "index": "old" }).await?;
