@@ -424,7 +424,8 @@ impl Job {
         };
         let reader = self.reader();
         let ordered = start::ordered_collections(&*reader, &self.chain(), &self.namespaces).await?;
-        ordered.meet_views(&sink.views(), &self.chain(), &self.namespaces)?;
+        ordered.meet_views(&sink.views(), &sink.view_pairs(), &self.chain(), &self.namespaces)?;
+        sink.adopt_views(ordered.views).await?;
         let decoder = self.decoder(position, behind_cut, &ordered.capped);
         let indexes_wait = Arc::new(Waits::new(stage == Stage::CatchUp));
         let at_mark = self.indexes_at_mark(&sink, &indexes_wait);

@@ -8,9 +8,9 @@ use mongodb::options::{CollectionOptions, WriteConcern};
 use mongodb::{Client, Collection};
 use oplogue_connectors::mongodb::client::{ConnectOptions, connect};
 use oplogue_connectors::mongodb::store::{MongoStore, StoreOptions, StoredKind};
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Identity, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore as _, Found, Identity, Stage, ViewPair};
 use oplogue_engine::error::{Kind, Side};
-use oplogue_engine::model::{OpTime, Position};
+use oplogue_engine::model::{Namespace, OpTime, Position};
 use oplogue_tests::servers::{Options, ReplicaSet};
 
 const SECS: u32 = 1_700_000_000;
@@ -65,6 +65,8 @@ async fn only_the_holder_of_the_lease_writes_and_only_forwards() {
     assert!(late.to_string().contains("host-b:2"), "{late}");
     assert_eq!(first.record_identity(pair(1, 2)).await.unwrap_err().kind(), Kind::Fenced);
     assert_eq!(first.forget_identity([1; 16]).await.unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(first.record_view(&view("a.v", "b.v")).await.unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(first.forget_view(&Namespace::new("a.v")).await.unwrap_err().kind(), Kind::Fenced);
     second.save(&at(SECS + 1, 1)).await.unwrap();
     assert_eq!(store(&client, "c").acquire().await.unwrap(), Found::Ours(at(SECS + 1, 1)));
 }
@@ -91,6 +93,29 @@ async fn identities_are_kept_by_job() {
     next.acquire().await.unwrap();
     next.record_identity(pair(1, 6)).await.unwrap();
     assert_eq!(next.identities().await.unwrap(), [Identity { copied, ..pair(1, 6) }]);
+}
+
+fn view(source: &str, target: &str) -> ViewPair {
+    ViewPair { source: Namespace::new(source), target: Namespace::new(target) }
+}
+
+#[tokio::test]
+async fn views_are_kept_by_job() {
+    let set = ReplicaSet::start(Options::guide_source()).await.unwrap();
+    let client = guides_client(&set).await;
+    let held = store(&client, "a");
+    held.acquire().await.unwrap();
+    for (source, target) in [("a.v", "b.v"), ("a.w", "b.w"), ("a.v", "b.x"), ("a.dotted.name", "a.dotted.name")] {
+        held.record_view(&view(source, target)).await.unwrap();
+    }
+    held.record_identity(pair(1, 2)).await.unwrap();
+    held.forget_view(&Namespace::new("a.w")).await.unwrap();
+    held.forget_view(&Namespace::new("never.met")).await.unwrap();
+    let mut kept = store(&client, "b").views().await.unwrap();
+    kept.sort_by(|a, b| a.source.cmp(&b.source));
+    assert_eq!(kept, [view("a.dotted.name", "a.dotted.name"), view("a.v", "b.x")]);
+    assert_eq!(held.identities().await.unwrap(), [pair(1, 2)]);
+    assert_eq!(held.show().await.unwrap().len(), 1, "what stands beside a checkpoint is none");
 }
 
 #[tokio::test]
@@ -134,6 +159,7 @@ async fn an_operators_word_fences_a_running_instance() {
     running.acquire().await.unwrap();
     running.save(&at(SECS, 50)).await.unwrap();
     running.record_identity(pair(1, 2)).await.unwrap();
+    running.record_view(&view("a.v", "b.v")).await.unwrap();
 
     let operator = store(&client, "operator");
     operator.set(&Position::Oplog(OpTime::new(SECS, 3, -1))).await.unwrap();
@@ -170,6 +196,7 @@ async fn an_operators_word_fences_a_running_instance() {
     let next = store(&client, "next");
     assert_eq!(next.acquire().await.unwrap(), Found::Nothing, "not MongoShake's either");
     assert!(next.identities().await.unwrap().is_empty());
+    assert!(next.views().await.unwrap().is_empty());
     assert_eq!(running.save(&at(SECS, 70)).await.unwrap_err().kind(), Kind::Fenced, "the epoch went on");
     next.save(&at(SECS, 1)).await.unwrap();
 }

@@ -19,10 +19,10 @@ use futures_util::StreamExt as _;
 use mongodb::Client;
 use oplogue_connectors::mongodb::sink::{MongoSink, SinkOptions};
 use oplogue_engine::budget::Permit;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity, ViewPair};
 use oplogue_engine::decode::{DecodeOptions, Decoder};
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{CollectionUuid, NamespaceId, Namespaces, OpTime, RawBatch};
+use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, Namespaces, OpTime, RawBatch};
 use oplogue_engine::sink::{Content, Patch, Sink as _, Write};
 
 type Fallible<T> = std::result::Result<T, Box<dyn Error>>;
@@ -62,6 +62,18 @@ impl CheckpointStore for NoStore {
     }
 
     async fn forget_identity(&self, _: CollectionUuid) -> Result<()> {
+        Ok(())
+    }
+
+    async fn views(&self) -> Result<Vec<ViewPair>> {
+        Ok(Vec::new())
+    }
+
+    async fn record_view(&self, _: &ViewPair) -> Result<()> {
+        Ok(())
+    }
+
+    async fn forget_view(&self, _: &Namespace) -> Result<()> {
         Ok(())
     }
 }

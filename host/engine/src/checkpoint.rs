@@ -7,7 +7,7 @@
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::model::{CollectionUuid, OpTime, Position};
+use crate::model::{CollectionUuid, Namespace, OpTime, Position};
 use crate::plugin::GenerationInfo;
 
 /// The stage a job is in.
@@ -57,6 +57,15 @@ pub struct Identity {
     pub copied: Option<OpTime>,
 }
 
+/// A view of the source and what it became on the target. A view has no identity but its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewPair {
+    /// Its name on the source.
+    pub source: Namespace,
+    /// The name of the target's view.
+    pub target: Namespace,
+}
+
 /// Keeps checkpoints. One store object = one holder of the lease.
 #[async_trait]
 pub trait CheckpointStore: Send + Sync {
@@ -84,4 +93,13 @@ pub trait CheckpointStore: Send + Sync {
 
     /// Forgets a source collection that was dropped.
     async fn forget_identity(&self, source: CollectionUuid) -> Result<()>;
+
+    /// All pairs of views, in no order.
+    async fn views(&self) -> Result<Vec<ViewPair>>;
+
+    /// Records or replaces what a view of the source became, with majority concern.
+    async fn record_view(&self, pair: &ViewPair) -> Result<()>;
+
+    /// Forgets a view of the source that the target has no more.
+    async fn forget_view(&self, source: &Namespace) -> Result<()>;
 }

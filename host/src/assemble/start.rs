@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use oplogue_connectors::mongodb::oplog::{date_start, window_text};
-use oplogue_engine::checkpoint::{Found, Stage};
+use oplogue_engine::checkpoint::{Found, Stage, ViewPair};
 use oplogue_engine::config::Config;
 use oplogue_engine::config::checked::SyncMode;
 use oplogue_engine::error::{Error, Kind, Result, Side};
@@ -98,6 +98,8 @@ pub struct Ordered {
     pub collections: HashSet<CollectionUuid>,
     /// Those of them that are capped.
     pub capped: HashSet<CollectionUuid>,
+    /// The views, and where they go.
+    pub views: Vec<ViewPair>,
     /// By database of the target: the databases of the source that go there.
     databases: HashMap<String, BTreeSet<String>>,
     /// The names on the target that something on the source goes to.
@@ -120,6 +122,10 @@ pub async fn ordered_collections(
             let databases = ordered.databases.entry(namespaces.name(target).database().to_owned()).or_default();
             databases.insert(plan.namespace.database().to_owned());
             ordered.taken.insert(target);
+            if plan.kind == "view" {
+                let target = namespaces.name(target);
+                ordered.views.push(ViewPair { source: plan.namespace.clone(), target });
+            }
         }
         if plan.kind == "collection" && keeps_order(&plan.options) {
             ordered.targets.extend(target);
@@ -132,14 +138,25 @@ pub async fn ordered_collections(
 
 impl Ordered {
     /// Lets the chain meet the views of the target under the names that they had on the source. One that went there while
-    /// nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`). Where it is
-    /// not certain which database it came from, none is guessed.
+    /// nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`). What was
+    /// made before this job's first run nobody remembers: the name on the source is guessed, and where it is not certain
+    /// which database it came from, none is.
     ///
     /// # Errors
     /// The chain's.
-    pub fn meet_views(&self, views: &[Namespace], chain: &Arc<dyn PluginChain>, namespaces: &Namespaces) -> Result<()> {
+    pub fn meet_views(
+        &self,
+        views: &[Namespace],
+        remembered: &[ViewPair],
+        chain: &Arc<dyn PluginChain>,
+        namespaces: &Namespaces,
+    ) -> Result<()> {
+        for pair in remembered {
+            chain.route(namespaces.intern(pair.source.as_str()))?;
+        }
+        let explained: HashSet<&Namespace> = remembered.iter().map(|pair| &pair.target).collect();
         for view in views {
-            if self.taken.contains(&namespaces.intern(view.as_str())) {
+            if explained.contains(view) || self.taken.contains(&namespaces.intern(view.as_str())) {
                 continue;
             }
             let database = match self.databases.get(view.database()) {

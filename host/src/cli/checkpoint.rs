@@ -45,7 +45,7 @@ enum CheckpointCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Make the next run a first run: forget position and collection identities.
+    /// Make the next run a first run: forget position, identities of collections and names of views.
     Reset {
         #[command(flatten)]
         job: JobArgs,
@@ -117,7 +117,7 @@ async fn act(command: &CheckpointCommand, config: &Config, replica_set: Option<&
         }
         CheckpointCommand::Reset { yes, .. } => {
             let store = open(config, &replica_set_of(config, replica_set).await?).await?;
-            if !agreed(&store, "forget the position and the identities of all collections", *yes).await? {
+            if !agreed(&store, "forget the position, identities of collections and names of views", *yes).await? {
                 return Ok(Exit::Configuration);
             }
             store.reset().await?;

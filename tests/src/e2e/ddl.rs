@@ -9,6 +9,7 @@ mod adopted;
 mod border;
 mod refused;
 mod shared;
+mod views;
 
 use anyhow::{Context as _, Result};
 use bson::doc;

@@ -143,6 +143,8 @@ async fn views_and_indexes_follow_and_a_failed_index_is_named() {
     let names = bench.client.database("t").collection::<Document>("c").list_index_names().await.unwrap();
     assert_eq!(names, ["_id_", "b_1"]);
     assert_eq!(bench.documents("t.v").await.len(), 2);
+    let remembered = ("s.v".to_owned(), "t.v".to_owned());
+    assert_eq!(bench.store.view_names(), [remembered], "a run that is killed before it follows must know of it");
 }
 
 #[tokio::test]

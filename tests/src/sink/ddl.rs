@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use bson::{Document, doc};
 use oplogue_connectors::mongodb::sink::SinkOptions;
+use oplogue_engine::checkpoint::{CheckpointStore as _, ViewPair};
 use oplogue_engine::model::key::selector;
-use oplogue_engine::model::{Change, Ddl};
+use oplogue_engine::model::{Change, Ddl, Namespace};
 use oplogue_engine::schedule::coalesce;
 use oplogue_engine::sink::{Sink as _, Write};
 use oplogue_tests::compare::{self, Comparison};
@@ -224,6 +225,27 @@ async fn the_end_of_a_view_never_takes_a_collection() {
     assert_eq!(all.len(), 1);
     apply(&again, &all, true).await;
     assert_equal(&again, "after the view's end came again").await;
+}
+
+/// What a killed run remembered of a view that does not stand is forgotten at the next start.
+#[tokio::test]
+async fn a_view_is_remembered_while_it_stands() {
+    let (_source, _target, bench) = start().await;
+    let view = |name: &str| doc! { "create": name, "viewOn": "x", "pipeline": [] };
+    let pair = |name: &str| (format!("src.{name}"), format!("src.{name}"));
+    let since = now(&bench.source).await;
+    let redefined = doc! { "collMod": "v", "viewOn": "y", "pipeline": [] };
+    run(&bench, &[view("v"), view("w"), view("z"), redefined, doc! { "drop": "w" }]).await;
+    apply(&bench, &changes(&bench, since).await, false).await;
+    assert_equal(&bench, "views").await;
+    assert_eq!(bench.store.view_names(), [pair("v"), pair("z")]);
+    let again = bench.restarted();
+    let unmade = ViewPair { source: Namespace::new("src.unmade"), target: Namespace::new("src.unmade") };
+    again.store.record_view(&unmade).await.unwrap();
+    again.client.database("src").run_command(doc! { "drop": "z" }).await.unwrap();
+    again.sink.load().await.unwrap();
+    assert_eq!(again.store.view_names(), [pair("v")]);
+    assert_eq!(again.sink.view_pairs().len(), 1);
 }
 
 #[tokio::test]

@@ -14,23 +14,32 @@ use mongodb::Client;
 use oplogue_connectors::mongodb::conflict::ConflictLog;
 use oplogue_connectors::mongodb::sink::{MongoSink, Rules, SinkOptions};
 use oplogue_engine::budget::Permit;
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity, ViewPair};
 use oplogue_engine::decode::{DecodeOptions, Decoder};
 use oplogue_engine::error::Result;
-use oplogue_engine::model::{Change, CollectionUuid, Namespaces, OpTime, RawBatch};
+use oplogue_engine::model::{Change, CollectionUuid, Namespace, Namespaces, OpTime, RawBatch};
 use oplogue_engine::plugin::PluginChain;
 use oplogue_engine::sink::{Content, Write};
 
-/// Identity pairs in memory.
+/// Pairs in memory.
 #[derive(Default)]
 pub(super) struct MemoryStore {
     pub(super) pairs: Mutex<HashMap<CollectionUuid, Identity>>,
+    views: Mutex<HashMap<Namespace, ViewPair>>,
 }
 
 impl MemoryStore {
     /// Forgets which DDL was executed last, as if the checkpoint's store had lost that write.
     pub(super) fn forget_the_mark(&self) {
         self.pairs.lock().unwrap().remove(b"newest DDL done:");
+    }
+
+    /// What the store remembers of views: the name on the source and the one on the target, in the order of the first.
+    pub(super) fn view_names(&self) -> Vec<(String, String)> {
+        let views = self.views.lock().unwrap();
+        let mut names: Vec<_> = views.values().map(|pair| (pair.source.to_string(), pair.target.to_string())).collect();
+        names.sort();
+        names
     }
 
     /// Notes that a rename of a source collection across databases was begun, as a run does that is killed in it.
@@ -68,6 +77,20 @@ impl CheckpointStore for MemoryStore {
 
     async fn forget_identity(&self, source: CollectionUuid) -> Result<()> {
         self.pairs.lock().unwrap().remove(&source);
+        Ok(())
+    }
+
+    async fn views(&self) -> Result<Vec<ViewPair>> {
+        Ok(self.views.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn record_view(&self, pair: &ViewPair) -> Result<()> {
+        self.views.lock().unwrap().insert(pair.source.clone(), pair.clone());
+        Ok(())
+    }
+
+    async fn forget_view(&self, source: &Namespace) -> Result<()> {
+        self.views.lock().unwrap().remove(source);
         Ok(())
     }
 }

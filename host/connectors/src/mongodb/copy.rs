@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use oplogue_engine::checkpoint::ViewPair;
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::key::selector;
 use oplogue_engine::model::{Namespace, NamespaceId, OpTime};
@@ -136,6 +137,10 @@ impl MongoCopyTarget {
 
     async fn make(&self, plan: &CollectionPlan, name: &Namespace) -> Result<Option<OpTime>> {
         let executor = self.executor(plan).await?;
+        if plan.kind == "view" {
+            let pair = ViewPair { source: plan.namespace.clone(), target: name.clone() };
+            self.sink.catalogue.record_view(pair).await?;
+        }
         let command = create_command(name, &plan.options, self.concern().await?)?;
         let time = executor.run(name.database(), "create", name, command, &[]).await?;
         // Before the pair is recorded: a collection that a crash leaves unsharded is made anew.

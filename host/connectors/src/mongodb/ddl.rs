@@ -126,7 +126,7 @@ impl Executor<'_> {
             return self.leave_unplaced(ddl).await;
         }
         match ddl {
-            Ddl::Create { namespace, options } => self.create(&self.name(*namespace), options).await,
+            Ddl::Create { namespace, options } => self.create(*namespace, options).await,
             Ddl::Drop { namespace } => self.drop(*namespace).await,
             Ddl::DropDatabase { database } => self.drop_database(&self.name(*database)).await,
             Ddl::Rename { from, to, drop_target } => {
@@ -273,6 +273,7 @@ impl Executor<'_> {
         let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
         self.forget_all_postponed(name).await;
         self.sink.catalogue.refresh(name).await?;
+        self.sink.catalogue.forget_view(name).await?;
         Ok(time)
     }
 

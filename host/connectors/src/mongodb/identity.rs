@@ -29,6 +29,7 @@ use super::shard_key::ShardKey;
 
 mod claim;
 mod sharding;
+mod views;
 
 /// What a name of the target stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,8 @@ struct State {
     copied: HashMap<CollectionUuid, OpTime>,
     /// Unknown source collections that were looked at once.
     met: HashSet<CollectionUuid>,
+    /// What views of the source became: by the name on the source, the one on the target.
+    views: HashMap<Namespace, Namespace>,
     /// The newest executed DDL.
     mark: OpTime,
 }
@@ -175,7 +178,7 @@ impl Catalogue {
                 self.refresh_database(&database).await?;
             }
         }
-        Ok(())
+        self.load_views().await
     }
 
     /// Reads the catalogue of one database again and returns its names.
@@ -241,13 +244,6 @@ impl Catalogue {
         let doing = &format!("list the collections of {database}");
         let all: Vec<Document> = answered(Side::Sink, doing, list).await?.map_err(failed)?;
         Ok(all.iter().filter_map(|listed| entry(database, listed)).collect())
-    }
-
-    /// The names of all views.
-    pub(crate) fn views(&self) -> Vec<Namespace> {
-        let state = self.read();
-        let views = state.collections.iter().filter(|(_, info)| info.shape == Shape::View);
-        views.map(|(name, _)| name.clone()).collect()
     }
 
     /// What is known of a name, without asking the server.

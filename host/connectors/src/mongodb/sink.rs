@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bson::doc;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use mongodb::Client;
-use oplogue_engine::checkpoint::CheckpointStore;
+use oplogue_engine::checkpoint::{CheckpointStore, ViewPair};
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, Namespace, NamespaceId, Namespaces, OpTime, Origin};
 use oplogue_engine::plugin::{EmptyChain, Passage, PluginChain};
@@ -248,6 +248,20 @@ impl MongoSink {
     #[must_use]
     pub fn views(&self) -> Vec<Namespace> {
         self.catalogue.views()
+    }
+
+    /// Those of them that are known to come from a view of the source.
+    #[must_use]
+    pub fn view_pairs(&self) -> Vec<ViewPair> {
+        self.catalogue.view_pairs()
+    }
+
+    /// Remembers, beyond this run, which views of the source they are, as far as they stand on the target.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn adopt_views(&self, pairs: Vec<ViewPair>) -> Result<()> {
+        self.catalogue.adopt_views(pairs).await
     }
 
     /// What the sink met so far.

@@ -1,7 +1,7 @@
 //! Keeps checkpoints in a collection, in documents that an operator can read and a MongoShake user recognises.
 //!
-//! One document a job and replica set holds position, stage and lease; the identity pairs of collections stand beside
-//! it. Every write carries the lease's epoch in its filter, so a paused instance that wakes up changes nothing, and
+//! One document a job and replica set holds position, stage and lease; the identity pairs of collections and the pairs
+//! of views stand beside it. Every write carries the lease's epoch in its filter, so a paused instance that wakes up changes nothing, and
 //! the position only moves forward. Writes and reads have majority concern: what was stored survives a fail-over. A
 //! document of MongoShake in the same collection is read and never written.
 
@@ -21,9 +21,9 @@ use mongodb::options::{
     Acknowledgment, CollectionOptions, ReadConcern, ReadPreference, ReturnDocument, SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, Collection};
-use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity};
+use oplogue_engine::checkpoint::{Checkpoint, CheckpointStore, Found, Identity, ViewPair};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{CollectionUuid, Position};
+use oplogue_engine::model::{CollectionUuid, Namespace, Position};
 
 use super::classify;
 use super::patience::answered;
@@ -167,6 +167,36 @@ impl MongoStore {
         }
     }
 
+    /// Documents of a job beside its checkpoint.
+    async fn beside(&self, filter: Document, doing: &str) -> Result<Vec<Document>> {
+        let read = async { self.documents.find(filter).await?.try_collect().await };
+        answered(Side::Store, doing, read).await?.map_err(|e| self.fault(doing, e))
+    }
+
+    /// Makes or changes a document beside the checkpoint, unless a later holder of the lease wrote it.
+    async fn record(&self, id: String, fields: Document, doing: &str) -> Result<()> {
+        self.check_lease().await?;
+        let epoch = self.epoch()?;
+        let filter = doc! { "_id": id, "epoch": { "$lte": epoch } };
+        let mut written = doc! { "format": document::FORMAT, "epoch": epoch };
+        written.extend(fields);
+        let update = doc! { "$set": written };
+        match answered(Side::Store, doing, self.documents.update_one(filter, update).upsert(true)).await? {
+            Ok(_) => Ok(()),
+            // The pair is there with a higher epoch: the upsert met it as a duplicate.
+            Err(e) if classify::kind(Side::Store, &e) == Kind::Conflict => Err(self.fenced(self.own().await?.as_ref())),
+            Err(e) => Err(self.fault(doing, e)),
+        }
+    }
+
+    /// Deletes a document beside the checkpoint, unless a later holder of the lease wrote it.
+    async fn forget(&self, id: String, doing: &str) -> Result<()> {
+        self.check_lease().await?;
+        let filter = doc! { "_id": id, "epoch": { "$lte": self.epoch()? } };
+        let deleted = answered(Side::Store, doing, self.documents.delete_one(filter)).await?;
+        deleted.map(|_| ()).map_err(|e| self.fault(doing, e))
+    }
+
     fn held(&self, asked: Moment) {
         *self.held_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
     }
@@ -283,32 +313,31 @@ impl CheckpointStore for MongoStore {
     }
 
     async fn identities(&self) -> Result<Vec<Identity>> {
-        let doing = "read the identities of collections";
-        let read = async { self.documents.find(document::identities_of(&self.id())).await?.try_collect().await };
-        let found: Vec<Document> = answered(Side::Store, doing, read).await?.map_err(|e| self.fault(doing, e))?;
+        let found = self.beside(document::identities_of(&self.id()), "read the identities of collections").await?;
         found.iter().map(document::identity).collect()
     }
 
     async fn record_identity(&self, identity: Identity) -> Result<()> {
-        self.check_lease().await?;
         let id = document::identity_id(&self.id(), identity.source);
-        let filter = doc! { "_id": id, "epoch": { "$lte": self.epoch()? } };
-        let update = doc! { "$set": document::write_identity(&identity, self.epoch()?) };
-        let doing = "record the identity of a collection";
-        match answered(Side::Store, doing, self.documents.update_one(filter, update).upsert(true)).await? {
-            Ok(_) => Ok(()),
-            // The pair is there with a higher epoch: the upsert met it as a duplicate.
-            Err(e) if classify::kind(Side::Store, &e) == Kind::Conflict => Err(self.fenced(self.own().await?.as_ref())),
-            Err(e) => Err(self.fault(doing, e)),
-        }
+        self.record(id, document::write_identity(&identity), "record the identity of a collection").await
     }
 
     async fn forget_identity(&self, source: CollectionUuid) -> Result<()> {
-        self.check_lease().await?;
-        let filter = doc! { "_id": document::identity_id(&self.id(), source), "epoch": { "$lte": self.epoch()? } };
-        let doing = "forget the identity of a collection";
-        let deleted = answered(Side::Store, doing, self.documents.delete_one(filter)).await?;
-        deleted.map(|_| ()).map_err(|e| self.fault(doing, e))
+        self.forget(document::identity_id(&self.id(), source), "forget the identity of a collection").await
+    }
+
+    async fn views(&self) -> Result<Vec<ViewPair>> {
+        let found = self.beside(document::views_of(&self.id()), "read the names of views").await?;
+        found.iter().map(document::view).collect()
+    }
+
+    async fn record_view(&self, pair: &ViewPair) -> Result<()> {
+        let id = document::view_id(&self.id(), &pair.source);
+        self.record(id, document::write_view(pair), "record the name of a view").await
+    }
+
+    async fn forget_view(&self, source: &Namespace) -> Result<()> {
+        self.forget(document::view_id(&self.id(), source), "forget the name of a view").await
     }
 }
 

@@ -12,6 +12,7 @@ use oplogue_tests::collector::{Collector, PipelineConfig};
 
 use super::super::crash::kills;
 use super::super::rig::{PATIENCE, Rig, handed_over, passed};
+use super::views::forget_views;
 use super::{kill_now_and_then, rig_of, rig_with_members, source_version, with_ddl};
 
 /// What the collector may say when a collection that comes in is renamed once more while it is read.
@@ -163,12 +164,14 @@ async fn a_dropped_database_takes_only_what_passes() -> Result<()> {
     };
     passed(&rig, &collector).await?;
     assert_eq!(left().await?, ["foreign", "system.views", "view"]);
-    // Once more, while nobody is reading: after the start no list has the view any more, and no entry names it.
+    // Once more, while nobody is reading: after the start no list has the view any more, no entry names it, and nobody
+    // remembers it.
     fill(&source, "keep", 0..20).await?;
     source.database("lists").run_command(doc! { "create": "also", "viewOn": "keep", "pipeline": [] }).await?;
     passed(&rig, &collector).await?;
     assert_eq!(left().await?, ["also", "foreign", "kept", "system.views", "view"]);
     collector.terminate(PATIENCE).await?;
+    forget_views(&source).await?;
     source.database("lists").run_command(doc! { "dropDatabase": 1 }).await?;
     collector.run()?;
     passed(&rig, &collector).await?;

@@ -4,6 +4,7 @@
 //! server reports but does not take back. It never empties a collection that stands under the name already.
 
 use oplogue_engine::error::Result;
+use oplogue_engine::model::ddl::Routed;
 use oplogue_engine::model::raw::{self, Elements, Malformed};
 use oplogue_engine::model::{Namespace, OpTime};
 
@@ -21,9 +22,10 @@ const NOT_TAKEN: [&[u8]; 6] = [b"uuid", b"autoIndexId", b"idIndex", b"temp", b"f
 const NOT_TAKEN_OF_BUCKETS: [&[u8]; 2] = [b"validator", b"clusteredIndex"];
 
 impl Executor<'_> {
-    pub(super) async fn create(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
+    pub(super) async fn create(&self, namespace: Routed, options: &[u8]) -> Result<Option<OpTime>> {
+        let name = &self.name(namespace);
         if raw::find(options, "viewOn")?.is_some() {
-            return self.create_view(name, options).await;
+            return self.create_view(self.name_of(namespace.source), name, options).await;
         }
         let present = self.sink.catalogue.refresh(name).await?;
         // One that is made anew would stand beside what it has become.

@@ -4,6 +4,7 @@
 //! collection. The server logs nothing but its definition, and no UUID: what keeps a replay from harm is that nothing
 //! here ever drops anything that is not a view.
 
+use oplogue_engine::checkpoint::ViewPair;
 use oplogue_engine::error::Result;
 use oplogue_engine::model::raw::{self, Malformed};
 use oplogue_engine::model::{Namespace, OpTime};
@@ -22,13 +23,20 @@ const GRAPH_CONTAINS_CYCLE: i32 = 5;
 const OPTION_NOT_SUPPORTED_ON_VIEW: i32 = 167;
 
 impl Executor<'_> {
-    pub(super) async fn create_view(&self, name: &Namespace, options: &[u8]) -> Result<Option<OpTime>> {
+    /// `source` is the name that the view has there.
+    pub(super) async fn create_view(
+        &self,
+        source: Namespace,
+        name: &Namespace,
+        options: &[u8],
+    ) -> Result<Option<OpTime>> {
         if is_bucket_view(options)? {
             return Ok(skipped("create", name));
         }
         if self.is_view(name).await? {
             self.drop_now(name).await?;
         }
+        self.sink.catalogue.record_view(ViewPair { source, target: name.clone() }).await?;
         let w = create_command(name, options, self.concern)?;
         let tolerated: &[i32] = if self.overlap { &MET_LATER } else { &[] };
         let time = self.run(name.database(), "create (of a view)", name, w, tolerated).await?;

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
 use bytes::Bytes;
-use oplogue_engine::checkpoint::{Checkpoint, Identity, Stage};
+use oplogue_engine::checkpoint::{Checkpoint, Identity, Stage, ViewPair};
 use oplogue_engine::error::{Error, Kind, Result, Side};
-use oplogue_engine::model::{CollectionUuid, OpTime, Position, ShardPosition, ShardPositions};
+use oplogue_engine::model::{CollectionUuid, Namespace, OpTime, Position, ShardPosition, ShardPositions};
 use oplogue_engine::plugin::GenerationInfo;
 
 use super::super::topology;
@@ -210,9 +210,9 @@ pub(super) fn identities_of(job: &str) -> Document {
     doc! { "_id": { "$gte": format!("{job}/ui/"), "$lt": format!("{job}/ui0") } }
 }
 
-pub(super) fn write_identity(identity: &Identity, epoch: i64) -> Document {
+pub(super) fn write_identity(identity: &Identity) -> Document {
     let Identity { source, target, copied } = *identity;
-    let mut written = doc! { "format": FORMAT, "source": uuid(source), "target": uuid(target), "epoch": epoch };
+    let mut written = doc! { "source": uuid(source), "target": uuid(target) };
     if let Some(copied) = copied {
         written.insert("copied", Timestamp { time: copied.secs, increment: copied.inc });
     }
@@ -230,6 +230,29 @@ pub(super) fn identity(document: &Document) -> Result<Identity> {
     })?;
     let copied = document.get_timestamp("copied").ok().map(|at| OpTime::new(at.time, at.increment, -1));
     Ok(Identity { source, target, copied })
+}
+
+/// `<job>/<set>/view/<name on the source>`.
+pub(super) fn view_id(job: &str, source: &Namespace) -> String {
+    format!("{job}/view/{source}")
+}
+
+/// All documents of a job that pair views.
+pub(super) fn views_of(job: &str) -> Document {
+    doc! { "_id": { "$gte": format!("{job}/view/"), "$lt": format!("{job}/view0") } }
+}
+
+pub(super) fn write_view(pair: &ViewPair) -> Document {
+    doc! { "source": pair.source.as_str(), "target": pair.target.as_str() }
+}
+
+pub(super) fn view(document: &Document) -> Result<ViewPair> {
+    let side = |name| document.get_str(name).ok().map(Namespace::new);
+    let (source, target) = side("source").zip(side("target")).ok_or_else(|| {
+        let text = format!("read the names of the view {}: it holds no pair", super::id_text(document));
+        Error::new(Side::Store, Kind::Malformed, text)
+    })?;
+    Ok(ViewPair { source, target })
 }
 
 fn uuid(bytes: CollectionUuid) -> Binary {

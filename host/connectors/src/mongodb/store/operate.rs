@@ -42,7 +42,7 @@ pub struct Stored {
 }
 
 impl MongoStore {
-    /// All checkpoints of the collection, of every job; identities are left out.
+    /// All checkpoints of the collection, of every job; what stands beside them is left out.
     ///
     /// # Errors
     /// `Unavailable`, `Unauthorized`.
@@ -75,7 +75,7 @@ impl MongoStore {
         self.update(update, "set the checkpoint").await
     }
 
-    /// Makes the next run a first run: forgets position and identities, and no longer takes over a checkpoint of
+    /// Makes the next run a first run: forgets position, identities and views, and no longer takes over a checkpoint of
     /// MongoShake. A running instance is fenced.
     ///
     /// # Errors
@@ -88,8 +88,9 @@ impl MongoStore {
             "$currentDate": { "updated_at": true },
         };
         self.update(forgotten, "reset the checkpoint").await?;
-        let deleted = self.documents.delete_many(document::identities_of(&self.id())).await;
-        deleted.map(|_| ()).map_err(|e| self.fault("forget the identities of collections", e))
+        let beside = doc! { "$or": [document::identities_of(&self.id()), document::views_of(&self.id())] };
+        let deleted = self.documents.delete_many(beside).await;
+        deleted.map(|_| ()).map_err(|e| self.fault("forget the identities of collections and views", e))
     }
 
     async fn update(&self, update: Document, doing: &str) -> Result<()> {
