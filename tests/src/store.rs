@@ -22,10 +22,14 @@ fn checkpoints(client: &Client) -> Collection<Document> {
 }
 
 fn store(client: &Client, holder: &str) -> MongoStore {
+    store_of("copy-shop", client, holder)
+}
+
+fn store_of(job: &str, client: &Client, holder: &str) -> MongoStore {
     let options = StoreOptions {
         database: "mongoshake".to_owned(),
         collection: "ckpt_default".to_owned(),
-        job: "copy-shop".to_owned(),
+        job: job.to_owned(),
         replica_set: "source".to_owned(),
         holder: holder.to_owned(),
     };
@@ -109,13 +113,17 @@ async fn views_are_kept_by_job() {
         held.record_view(&view(source, target)).await.unwrap();
     }
     held.record_identity(pair(1, 2)).await.unwrap();
+    let other = store_of("other", &client, "a");
+    other.acquire().await.unwrap();
+    other.record_view(&view("a.v", "c.v")).await.unwrap();
     held.forget_view(&Namespace::new("a.w")).await.unwrap();
     held.forget_view(&Namespace::new("never.met")).await.unwrap();
     let mut kept = store(&client, "b").views().await.unwrap();
     kept.sort_by(|a, b| a.source.cmp(&b.source));
     assert_eq!(kept, [view("a.dotted.name", "a.dotted.name"), view("a.v", "b.x")]);
     assert_eq!(held.identities().await.unwrap(), [pair(1, 2)]);
-    assert_eq!(held.show().await.unwrap().len(), 1, "what stands beside a checkpoint is none");
+    assert_eq!(other.views().await.unwrap(), [view("a.v", "c.v")]);
+    assert_eq!(held.show().await.unwrap().len(), 2, "what stands beside a checkpoint is none");
 }
 
 #[tokio::test]

@@ -338,12 +338,16 @@ impl PluginChain for Chain {
     }
 
     fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
-        lock(&self.sources).insert(source);
         let mut router = lock(&self.router);
         match router.as_mut() {
             Some(worker) => worker.route(self, source),
             None => router.insert(Worker::new(self)?).route(self, source),
         }
+    }
+
+    fn meet(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
+        lock(&self.sources).insert(source);
+        self.route(source)
     }
 
     fn generations(&self) -> Vec<GenerationInfo> {

@@ -117,7 +117,7 @@ pub async fn ordered_collections(
 ) -> Result<Ordered> {
     let mut ordered = Ordered::default();
     for plan in reader.collections().await? {
-        let target = chain.route(namespaces.intern(plan.namespace.as_str()))?;
+        let target = chain.meet(namespaces.intern(plan.namespace.as_str()))?;
         if let Some(target) = target {
             let databases = ordered.databases.entry(namespaces.name(target).database().to_owned()).or_default();
             databases.insert(plan.namespace.database().to_owned());
@@ -138,9 +138,9 @@ pub async fn ordered_collections(
 
 impl Ordered {
     /// Lets the chain meet the views of the target under the names that they had on the source. One that went there while
-    /// nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`). What was
-    /// made before this job's first run nobody remembers: the name on the source is guessed, and where it is not certain
-    /// which database it came from, none is.
+    /// nobody was reading is in no list, and the entry that says so may name none (`drop` of `system.views`). One that went
+    /// before a run could remember it has its name on the source guessed, unless it is not certain which database it came
+    /// from.
     ///
     /// # Errors
     /// The chain's.
@@ -152,7 +152,11 @@ impl Ordered {
         namespaces: &Namespaces,
     ) -> Result<()> {
         for pair in remembered {
-            chain.route(namespaces.intern(pair.source.as_str()))?;
+            let source = namespaces.intern(pair.source.as_str());
+            // Under other rules it goes elsewhere, and no entry about it reaches the view that it was.
+            if chain.route(source)? == Some(namespaces.intern(pair.target.as_str())) {
+                chain.meet(source)?;
+            }
         }
         let explained: HashSet<&Namespace> = remembered.iter().map(|pair| &pair.target).collect();
         for view in views {
@@ -164,7 +168,7 @@ impl Ordered {
                 Some(databases) if databases.len() == 1 => databases.first().map_or("", String::as_str),
                 Some(_) => continue,
             };
-            chain.route(namespaces.intern(Namespace::of(database, view.collection()).as_str()))?;
+            chain.meet(namespaces.intern(Namespace::of(database, view.collection()).as_str()))?;
         }
         Ok(())
     }

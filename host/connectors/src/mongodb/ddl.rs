@@ -273,7 +273,7 @@ impl Executor<'_> {
         let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
         self.forget_all_postponed(name).await;
         self.sink.catalogue.refresh(name).await?;
-        self.sink.catalogue.forget_view(name).await?;
+        self.sink.catalogue.forget_views_at(name).await?;
         Ok(time)
     }
 

@@ -250,7 +250,7 @@ impl MongoSink {
         self.catalogue.views()
     }
 
-    /// Those of them that are known to come from a view of the source.
+    /// Which views of the source they are, as far as that is known.
     #[must_use]
     pub fn view_pairs(&self) -> Vec<ViewPair> {
         self.catalogue.view_pairs()

@@ -58,7 +58,7 @@ impl Plan {
         let mut plan = Self::default();
         for collection in collections {
             let source = namespaces.intern(collection.namespace.as_str());
-            match chain.route(source)? {
+            match chain.meet(source)? {
                 Some(target) => {
                     let collection = follow_renames(collection, target, chain, namespaces)?;
                     plan.collections.push(PlannedCollection { plan: collection, source, target });
@@ -83,7 +83,7 @@ impl Plan {
         let mut plan = Self::default();
         for collection in reader.collections().await?.into_iter().filter(|collection| collection.kind != "view") {
             let source = namespaces.intern(collection.namespace.as_str());
-            if let Some(target) = chain.route(source)? {
+            if let Some(target) = chain.meet(source)? {
                 plan.collections.push(PlannedCollection { plan: collection, source, target });
             }
         }

@@ -77,7 +77,12 @@ impl Worker {
         let outside = match ddl {
             Ddl::DropDatabase { database } | Ddl::DropViews { database } => {
                 let database = *database;
-                return self.drop_database(chain, change, at, database, first_out);
+                let views_only = matches!(ddl, Ddl::DropViews { .. });
+                self.drop_database(chain, change, at, database, first_out)?;
+                if !views_only {
+                    forget_database(chain, database);
+                }
+                return Ok(());
             }
             Ddl::Rename { .. } => first_out && second_out,
             Ddl::Create { .. }
@@ -183,7 +188,7 @@ impl Worker {
     /// database. Otherwise the collections that pass are dropped one by one.
     ///
     /// A server logs a drop of every collection before its `dropDatabase`, so collections that this process has never
-    /// seen are gone already.
+    /// seen are gone already, and so is what another collection or view of the source goes to by now: it stays.
     fn drop_database(
         &mut self,
         chain: &Chain,
@@ -210,24 +215,25 @@ impl Worker {
         if whole {
             return Ok(());
         }
-        if passing.is_empty() {
-            self.mark(at, fate::DROPPED);
-            return Ok(());
-        }
         let views_only = matches!(change.ddl.as_deref(), Some(Ddl::DropViews { .. }));
         let mut drops = Vec::with_capacity(passing.len());
-        for namespace in passing {
+        for &namespace in &passing {
+            if self.sharer(chain, namespace, &passing)?.is_some() {
+                continue;
+            }
             let ddl = if views_only { Ddl::DropView { namespace } } else { Ddl::Drop { namespace } };
-            let mut drop = Change {
+            drops.push(Change {
                 source: namespace.source,
                 target: namespace.target,
                 body: drop_command(chain, namespace.source),
                 collection: None,
                 ddl: Some(Box::new(ddl)),
                 ..change.clone()
-            };
-            self.narrow(chain, &mut drop)?;
-            drops.push(drop);
+            });
+        }
+        if drops.is_empty() {
+            self.mark(at, fate::DROPPED);
+            return Ok(());
         }
         self.expansions.push((at, drops));
         self.mark(at, fate::EXPANDED);
@@ -248,6 +254,13 @@ fn forget_gone(chain: &Chain, ddl: &Ddl) {
     if let Ddl::Drop { namespace } | Ddl::DropView { namespace } | Ddl::Rename { from: namespace, .. } = ddl {
         lock(&chain.sources).remove(&namespace.source);
     }
+}
+
+/// Nothing is left of a database that was dropped.
+fn forget_database(chain: &Chain, database: Routed) {
+    let name = |id: NamespaceId| chain.namespaces.name(id);
+    let gone = name(database.source);
+    lock(&chain.sources).retain(|id| name(*id).database() != gone.database());
 }
 
 fn refusal(ddl: &Ddl, namespace: Routed, why: &str) -> Ddl {

@@ -109,7 +109,7 @@ impl Worker {
     pub(super) fn process(&mut self, chain: &Chain, batch: &mut ChangeBatch) -> Result<ChainReport> {
         loop {
             self.refresh(chain);
-            let backup = self.active.trial.then(|| batch.changes.clone());
+            let backup = self.active.trial.then(|| (batch.changes.clone(), lock(&chain.sources).clone()));
             match self.run(chain, batch) {
                 Ok(report) => {
                     if backup.is_some() {
@@ -120,7 +120,12 @@ impl Worker {
                     return Ok(report);
                 }
                 Err(Halt::Error(error)) => return Err(error),
-                Err(Halt::Again) => batch.changes = backup.unwrap_or_default(),
+                Err(Halt::Again) => {
+                    let (changes, met) = backup.unwrap_or_default();
+                    batch.changes = changes;
+                    // What the first try saw the end of is there again.
+                    lock(&chain.sources).extend(met);
+                }
             }
         }
     }
@@ -129,7 +134,6 @@ impl Worker {
     pub(super) fn route(&mut self, chain: &Chain, source: NamespaceId) -> Result<Option<NamespaceId>> {
         loop {
             self.refresh(chain);
-            lock(&chain.sources).insert(source);
             match self.walk(chain, source) {
                 Ok(route) => return Ok(route),
                 Err(Halt::Error(error)) => return Err(error),

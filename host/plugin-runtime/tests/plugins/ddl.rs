@@ -5,6 +5,7 @@
 
 use bson::doc;
 use oplogue_engine::model::{Change, Ddl};
+use oplogue_engine::plugin::PluginChain as _;
 use serde_json::json;
 
 use crate::fixtures::{Stream, body, default_plugin};
@@ -195,6 +196,23 @@ fn a_target_database_that_two_sources_share_is_never_dropped_whole() {
     ];
     let after = stream.run(changes);
     assert_eq!(shown(&stream, &after[2..]), ["drop z.x"]);
+}
+
+#[test]
+fn a_dropped_database_leaves_what_another_one_goes_to() {
+    let mut stream = stream(&[], &["a:z", "b:z"]);
+    for name in ["a.v", "a.w", "b.v"] {
+        stream.chain.meet(stream.names.intern(name)).unwrap();
+    }
+    // Asked for, and not met.
+    stream.chain.route(stream.names.intern("a.u")).unwrap();
+    let changes = vec![
+        stream.ddl(Ddl::DropViews { database: stream.routed("a.$cmd") }),
+        drop_database(&stream, "a"),
+        stream.ddl(Ddl::Drop { namespace: stream.routed("b.v") }),
+    ];
+    let after = stream.run(changes);
+    assert_eq!(shown(&stream, &after), ["drop (view) z.w", "drop z.w", "drop z.v"]);
 }
 
 #[test]

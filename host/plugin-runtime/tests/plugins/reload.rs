@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bson::doc;
+use oplogue_engine::model::Ddl;
 use oplogue_engine::plugin::PluginChain as _;
 use oplogue_plugin_runtime::{ChainOptions, OnError, PluginSpec, ReloadOutcome};
 use serde_json::{Value, json};
 
 use crate::files::{guest, with_manifest};
-use crate::fixtures::{Stream, body, mask_field};
+use crate::fixtures::{Stream, body, default_plugin, mask_field};
 
 /// As a careful author replaces a file: written beside it, then renamed.
 fn replace(path: &Path, bytes: &[u8]) {
@@ -172,6 +173,31 @@ fn what_a_version_was_not_asked_about_is_no_trial() {
     }
     assert_eq!(mask_of_a_batch(&mut stream), "***", "the former version still stands by");
     assert_eq!(stream.chain.generations()[0].generation, 1);
+}
+
+#[test]
+fn what_a_batch_that_is_run_again_saw_the_end_of_is_met_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.wasm");
+    let manifest = |version: &str| json!({ "name": "m", "version": version, "kind": "transform", "wants": "full", "config": { "type": "object" } });
+    std::fs::write(&path, with_manifest(&mask_field(""), Some(&manifest("1")))).unwrap();
+    let config = json!({ "mask": ["ssn"], "process": "trap-on-poison" });
+    let mask = PluginSpec { on_error: OnError::Drop, ..PluginSpec::file("mask", &path, config) };
+    let rename = default_plugin("namespace-rename", json!({ "rules": ["a:z", "b:z"] }));
+    let mut stream = Stream::with(vec![rename, mask], ChainOptions { watch: false, trial_batches: 2, ..options() });
+    for name in ["a.view", "b.other"] {
+        stream.chain.meet(stream.names.intern(name)).unwrap();
+    }
+    replace(&path, &with_manifest(&guest("faulty"), Some(&manifest("2"))));
+    assert_eq!(stream.chain.reload("mask").unwrap().generation, 2);
+    let dropped = stream.ddl(Ddl::DropDatabase { database: stream.routed("a.$cmd") });
+    let mut changes = vec![dropped];
+    // More than one call shows, so that the drop is through before the fault.
+    changes.extend((0..5_000).map(|id| stream.insert("crm.p", &doc! { "_id": id })));
+    changes.push(stream.insert("crm.p", &doc! { "_id": 5_000, "poison": true }));
+    let after = stream.run(changes);
+    assert_eq!(stream.chain.generations()[1].generation, 1, "the new version is rolled back");
+    assert_eq!((after.len(), stream.targets(&after[..2])), (5_002, vec!["z.view".to_owned(), "crm.p".to_owned()]));
 }
 
 #[test]

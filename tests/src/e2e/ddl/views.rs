@@ -13,7 +13,7 @@ use oplogue_tests::collector::Collector;
 use super::super::rig::{PATIENCE, handed_over, passed};
 use super::{rig_of, source_version, with_ddl};
 
-const RULES: &str = "left:both;right:both;lone.named:lone.other";
+const RULES: &str = "left:both;right:both;lone.named:apart.other;lone.e:apart.e";
 
 async fn view(client: &Client, database: &str, name: &str, on: &str) -> Result<()> {
     client.database(database).run_command(doc! { "create": name, "viewOn": on, "pipeline": [] }).await?;
@@ -45,7 +45,7 @@ pub(super) async fn forget_views(source: &Client) -> Result<()> {
 async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     let rig = rig_of(&source_version()).await?;
     let (source, target) = (rig.source.client(), rig.target.client());
-    for (database, name) in [("left", "c"), ("right", "d"), ("lone", "e")] {
+    for (database, name) in [("left", "c"), ("right", "d"), ("lone", "e"), ("lone", "f")] {
         fill(&source, database, name).await?;
     }
     view(&source, "left", "early", "c").await?;
@@ -58,7 +58,8 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     view(&source, "left", "late", "c").await?;
     passed(&rig, &collector).await?;
     assert_eq!(names(&target, "both").await?, ["c", "d", "early", "late", "stays"]);
-    assert_eq!(names(&target, "lone").await?, ["e", "other"]);
+    assert_eq!(names(&target, "apart").await?, ["e", "other"]);
+    assert_eq!(names(&target, "lone").await?, ["f"]);
     collector.terminate(PATIENCE).await?;
     for database in ["left", "lone"] {
         source.database(database).drop().await?;
@@ -66,6 +67,7 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     collector.run()?;
     passed(&rig, &collector).await?;
     assert_eq!(names(&target, "both").await?, ["d", "stays"]);
+    assert!(names(&target, "apart").await?.is_empty());
     assert!(names(&target, "lone").await?.is_empty());
     // Views that stand on both sides before anybody remembers them: at a first run, or where another tool made them.
     fill(&source, "left", "c").await?;
@@ -81,6 +83,29 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     collector.run()?;
     passed(&rig, &collector).await?;
     assert_eq!(names(&target, "both").await?, ["d", "stays"]);
+    // Another view of the source takes the name on the target meanwhile, before that one goes and after.
+    for takes_it_first in [true, false] {
+        fill(&source, "left", "c").await?;
+        view(&source, "left", "early", "c").await?;
+        passed(&rig, &collector).await?;
+        collector.terminate(PATIENCE).await?;
+        if takes_it_first {
+            view(&source, "right", "early", "d").await?;
+        }
+        source.database("left").drop().await?;
+        if !takes_it_first {
+            view(&source, "right", "early", "d").await?;
+        }
+        collector.run()?;
+        passed(&rig, &collector).await?;
+        assert_eq!(names(&target, "both").await?, ["d", "early", "stays"]);
+        source.database("right").run_command(doc! { "drop": "early" }).await?;
+    }
+    // And a collection, whose end is its own business.
+    fill(&source, "right", "early").await?;
+    fill(&source, "right", "brief").await?;
+    source.database("right").run_command(doc! { "drop": "brief" }).await?;
+    passed(&rig, &collector).await?;
     let of_both_sides = rig.comparison().only(|name| name.starts_with("shop.") || name.starts_with("right."));
     rig.finish(of_both_sides.rename("right", "both"), collector, &[]).await
 }

@@ -2,8 +2,8 @@
 //!
 //! A view has no UUID, and the entry that takes all views of a database away (`drop` of `system.views`, the first half of
 //! a `dropDatabase`) names none of them. A run that was not reading when they went finds them in no list of the source
-//! either. So the name that a view has on the source is stored before the target has the view, and forgotten when the
-//! target has it no more.
+//! either. So the name that a view has on the source is stored before the target gets the view, or when a run finds it on
+//! both sides, and forgotten when the target has it no more.
 
 use oplogue_engine::checkpoint::ViewPair;
 use oplogue_engine::error::Result;
@@ -16,7 +16,7 @@ impl Catalogue {
     /// records it again.
     pub(super) async fn load_views(&self) -> Result<()> {
         let (standing, gone): (Vec<_>, Vec<_>) =
-            self.store.views().await?.into_iter().partition(|pair| self.is_view(&pair.target));
+            self.store.views().await?.into_iter().partition(|pair| self.has_view(&pair.target));
         self.write().views = standing.into_iter().map(|ViewPair { source, target }| (source, target)).collect();
         for pair in gone {
             self.store.forget_view(&pair.source).await?;
@@ -50,7 +50,7 @@ impl Catalogue {
     /// The same for every one of `pairs` that the target has.
     pub(crate) async fn adopt_views(&self, pairs: Vec<ViewPair>) -> Result<()> {
         for pair in pairs {
-            if self.is_view(&pair.target) {
+            if self.has_view(&pair.target) {
                 self.record_view(pair).await?;
             }
         }
@@ -58,16 +58,20 @@ impl Catalogue {
     }
 
     /// Forgets what became of views that were `target`, which is dropped.
-    pub(crate) async fn forget_view(&self, target: &Namespace) -> Result<()> {
-        let pairs = self.view_pairs();
-        for ViewPair { source, .. } in pairs.iter().filter(|pair| pair.target == *target) {
-            self.store.forget_view(source).await?;
-            self.write().views.remove(source);
+    pub(crate) async fn forget_views_at(&self, target: &Namespace) -> Result<()> {
+        let sources: Vec<Namespace> = {
+            let state = self.read();
+            state.views.iter().filter(|(_, at)| *at == target).map(|(source, _)| source.clone()).collect()
+        };
+        for source in sources {
+            self.store.forget_view(&source).await?;
+            self.write().views.remove(&source);
         }
         Ok(())
     }
 
-    fn is_view(&self, name: &Namespace) -> bool {
+    /// As far as the cached catalogue knows.
+    fn has_view(&self, name: &Namespace) -> bool {
         self.info(name).is_some_and(|info| info.shape == Shape::View)
     }
 }
