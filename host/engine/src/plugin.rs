@@ -41,14 +41,16 @@ pub trait PluginChain: Send + Sync {
     /// `PluginFault` when a router traps.
     fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>>;
 
-    /// [`Self::route`] of what the source has, or had when an entry was logged that is still to come. What a chain has met
-    /// is what an entry about a whole database is about.
+    /// [`Self::route`] of what the source has. What a chain has met is what an entry about a whole database is about.
     ///
     /// # Errors
     /// `PluginFault` when a router traps.
     fn meet(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
         self.route(source)
     }
+
+    /// Takes note of a view that the source may have had when an entry was logged that is still to come.
+    fn recall(&self, _view: NamespaceId) {}
 
     /// The active generation of each plugin, in chain order, for the checkpoint.
     fn generations(&self) -> Vec<GenerationInfo>;

@@ -9,7 +9,7 @@ mod faults;
 mod routes;
 mod worker;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,9 +62,18 @@ pub struct Chain {
     log: ReloadLog,
     pub(crate) dead_letters: Option<DeadLetterFile>,
     /// Namespaces that arrived from the source, as opposed to names that a plugin made.
-    pub(crate) sources: Mutex<HashSet<NamespaceId>>,
+    pub(crate) sources: Mutex<HashMap<NamespaceId, Met>>,
     router: Mutex<Option<Worker>>,
     watcher: Mutex<Option<Watcher>>,
+}
+
+/// What the chain knows of a namespace that arrived from the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Met {
+    /// The source has it, as far as the stream has come.
+    Present,
+    /// It is, or was, a view that may be gone: it keeps nobody else's collection or view, and only a view goes for it.
+    Past,
 }
 
 impl Chain {
@@ -346,8 +355,12 @@ impl PluginChain for Chain {
     }
 
     fn meet(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
-        lock(&self.sources).insert(source);
+        lock(&self.sources).insert(source, Met::Present);
         self.route(source)
+    }
+
+    fn recall(&self, view: NamespaceId) {
+        lock(&self.sources).entry(view).or_insert(Met::Past);
     }
 
     fn generations(&self) -> Vec<GenerationInfo> {

@@ -155,7 +155,7 @@ impl Ordered {
             let source = namespaces.intern(pair.source.as_str());
             // Under other rules it goes elsewhere, and no entry about it reaches the view that it was.
             if chain.route(source)? == Some(namespaces.intern(pair.target.as_str())) {
-                chain.meet(source)?;
+                chain.recall(source);
             }
         }
         let explained: HashSet<&Namespace> = remembered.iter().map(|pair| &pair.target).collect();
@@ -168,7 +168,7 @@ impl Ordered {
                 Some(databases) if databases.len() == 1 => databases.first().map_or("", String::as_str),
                 Some(_) => continue,
             };
-            chain.meet(namespaces.intern(Namespace::of(database, view.collection()).as_str()))?;
+            chain.recall(namespaces.intern(Namespace::of(database, view.collection()).as_str()));
         }
         Ok(())
     }

@@ -268,12 +268,18 @@ impl Executor<'_> {
 
     /// Drops whatever stands under `name`.
     pub(super) async fn drop_now(&self, name: &Namespace) -> Result<Option<OpTime>> {
+        let time = self.take_away(name).await?;
+        self.sink.catalogue.forget_views_at(name).await?;
+        Ok(time)
+    }
+
+    /// The same where another view takes the place: it is still remembered what else was that view.
+    async fn take_away(&self, name: &Namespace) -> Result<Option<OpTime>> {
         let mut w = self.command("drop", visible(name));
         command::write_concern(&mut w, self.concern);
         let time = self.run(name.database(), "drop", name, w, &[NAMESPACE_NOT_FOUND]).await?;
         self.forget_all_postponed(name).await;
         self.sink.catalogue.refresh(name).await?;
-        self.sink.catalogue.forget_views_at(name).await?;
         Ok(time)
     }
 

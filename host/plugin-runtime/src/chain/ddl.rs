@@ -5,13 +5,15 @@
 //! A DDL never has a wider effect on the target than the source's had on what passes: where several source
 //! collections are written to one target collection, what would destroy or change that one as a whole is refused.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use oplogue_engine::error::Error;
 use oplogue_engine::model::ddl::Routed;
 use oplogue_engine::model::{Change, Ddl, NamespaceId, Operation, view};
 
 use super::worker::{Halt, Worker, bug, fate};
-use super::{Chain, lock};
+use super::{Chain, Met, lock};
 use crate::columns::Pending;
 use crate::generation::Decision;
 
@@ -74,6 +76,12 @@ impl Worker {
         let ddl = change.ddl.as_deref().ok_or_else(|| bug("a DDL entry has no command"))?;
         change.target = ddl.namespaces().first().map_or(change.target, |routed| routed.target);
         forget_gone(chain, ddl);
+        if let Ddl::DropView { namespace } = ddl
+            && self.sharer(chain, *namespace, &[*namespace])?.is_some()
+        {
+            self.mark(at, fate::DROPPED);
+            return Ok(());
+        }
         let outside = match ddl {
             Ddl::DropDatabase { database } | Ddl::DropViews { database } => {
                 let database = *database;
@@ -151,8 +159,8 @@ impl Worker {
 
     /// Another collection of the source that is written to the target collection of `routed`.
     fn sharer(&mut self, chain: &Chain, routed: Routed, own: &[Routed]) -> Result<Option<NamespaceId>, Halt> {
-        for id in known(chain) {
-            let is_own = own.iter().any(|routed| routed.source == id);
+        for (id, met) in known(chain) {
+            let is_own = met == Met::Past || own.iter().any(|routed| routed.source == id);
             if !is_own && self.walk(chain, id)? == Some(routed.target) {
                 return Ok(Some(id));
             }
@@ -188,7 +196,7 @@ impl Worker {
     /// database. Otherwise the collections that pass are dropped one by one.
     ///
     /// A server logs a drop of every collection before its `dropDatabase`, so collections that this process has never
-    /// seen are gone already, and so is what another collection or view of the source goes to by now: it stays.
+    /// seen are gone already. What a name of another database goes to as well stays: nobody can tell whose it is.
     fn drop_database(
         &mut self,
         chain: &Chain,
@@ -200,15 +208,17 @@ impl Worker {
         let name = |id: NamespaceId| chain.namespaces.name(id);
         let (source, target) = (name(database.source), name(database.target));
         let mut passing = Vec::new();
+        let mut shared = HashSet::new();
         let mut whole = !routed_out;
-        for id in known(chain) {
+        for (id, met) in known(chain) {
             let namespace = name(id);
             let to = self.walk(chain, id)?;
             let goes_there = to.is_some_and(|to| name(to).database() == target.database());
             if namespace.database() == source.database() {
                 whole &= goes_there;
-                passing.extend(to.map(|target| Routed { source: id, target }));
+                passing.extend(to.map(|target| (Routed { source: id, target }, met)));
             } else {
+                shared.extend(to.filter(|_| met == Met::Present));
                 whole &= !goes_there;
             }
         }
@@ -217,11 +227,10 @@ impl Worker {
         }
         let views_only = matches!(change.ddl.as_deref(), Some(Ddl::DropViews { .. }));
         let mut drops = Vec::with_capacity(passing.len());
-        for &namespace in &passing {
-            if self.sharer(chain, namespace, &passing)?.is_some() {
-                continue;
-            }
-            let ddl = if views_only { Ddl::DropView { namespace } } else { Ddl::Drop { namespace } };
+        passing.retain(|(namespace, _)| !shared.contains(&namespace.target));
+        for (namespace, met) in passing {
+            let ddl =
+                if views_only || met == Met::Past { Ddl::DropView { namespace } } else { Ddl::Drop { namespace } };
             drops.push(Change {
                 source: namespace.source,
                 target: namespace.target,
@@ -242,10 +251,10 @@ impl Worker {
 }
 
 /// The collections and views of the source that this process has met, in a fixed order.
-fn known(chain: &Chain) -> Vec<NamespaceId> {
-    let mut known: Vec<NamespaceId> = lock(&chain.sources).iter().copied().collect();
-    known.retain(|id| !chain.namespaces.name(*id).is_command());
-    known.sort_unstable();
+fn known(chain: &Chain) -> Vec<(NamespaceId, Met)> {
+    let mut known: Vec<(NamespaceId, Met)> = lock(&chain.sources).iter().map(|(id, met)| (*id, *met)).collect();
+    known.retain(|(id, _)| !chain.namespaces.name(*id).is_command());
+    known.sort_unstable_by_key(|(id, _)| *id);
     known
 }
 
@@ -256,11 +265,15 @@ fn forget_gone(chain: &Chain, ddl: &Ddl) {
     }
 }
 
-/// Nothing is left of a database that was dropped.
+/// What is still known of a database that was dropped is its views, whose ends nothing has named.
 fn forget_database(chain: &Chain, database: Routed) {
     let name = |id: NamespaceId| chain.namespaces.name(id);
     let gone = name(database.source);
-    lock(&chain.sources).retain(|id| name(*id).database() != gone.database());
+    for (id, met) in lock(&chain.sources).iter_mut() {
+        if name(*id).database() == gone.database() {
+            *met = Met::Past;
+        }
+    }
 }
 
 fn refusal(ddl: &Ddl, namespace: Routed, why: &str) -> Ddl {

@@ -12,7 +12,7 @@ use oplogue_engine::model::{Change, ChangeBatch, NamespaceId, Operation};
 use oplogue_engine::plugin::ChainReport;
 
 use super::routes::{Hop, Routes};
-use super::{Active, Chain, lock, plugin_fault};
+use super::{Active, Chain, Met, lock, plugin_fault};
 use crate::columns::{Body, Columns, Pending};
 use crate::dead_letter::DeadLetter;
 use crate::edits::{Checked, Outcome, check_namespace};
@@ -216,9 +216,12 @@ impl Worker {
     fn enter(&mut self, chain: &Chain, changes: &mut [Change], at: usize) -> Result<(), Halt> {
         if let Some(change) = changes.get(at) {
             match &change.ddl {
-                Some(ddl) => lock(&chain.sources).extend(ddl.namespaces().iter().map(|routed| routed.source)),
+                Some(ddl) => {
+                    let met = ddl.namespaces();
+                    lock(&chain.sources).extend(met.iter().map(|routed| (routed.source, Met::Present)));
+                }
                 None if self.routes.get(0, change.target) == Hop::Unknown => {
-                    lock(&chain.sources).insert(change.target);
+                    lock(&chain.sources).insert(change.target, Met::Present);
                 }
                 None => {}
             }

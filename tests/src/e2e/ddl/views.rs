@@ -9,8 +9,9 @@ use bson::{Document, doc};
 use mongodb::Client;
 use mongodb::options::WriteConcern;
 use oplogue_tests::collector::Collector;
+use oplogue_tests::compare::Comparison;
 
-use super::super::rig::{PATIENCE, handed_over, passed};
+use super::super::rig::{PATIENCE, Rig, handed_over, passed};
 use super::{rig_of, source_version, with_ddl};
 
 const RULES: &str = "left:both;right:both;lone.named:apart.other;lone.e:apart.e";
@@ -83,7 +84,18 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     collector.run()?;
     passed(&rig, &collector).await?;
     assert_eq!(names(&target, "both").await?, ["d", "stays"]);
-    // Another view of the source takes the name on the target meanwhile, before that one goes and after.
+    rig.finish(both_sides(&rig), collector, &[]).await
+}
+
+#[tokio::test]
+async fn a_view_stays_while_another_one_goes_there() -> Result<()> {
+    let rig = rig_of(&source_version()).await?;
+    let (source, target) = (rig.source.client(), rig.target.client());
+    let config = with_ddl(&rig)?.set("filter.namespace.white", "shop;left;right").set("transform.namespace", RULES);
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    fill(&source, "right", "d").await?;
+    // Another view of the source takes the name on the target, before that one goes and after.
     for takes_it_first in [true, false] {
         fill(&source, "left", "c").await?;
         view(&source, "left", "early", "c").await?;
@@ -98,14 +110,58 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
         }
         collector.run()?;
         passed(&rig, &collector).await?;
-        assert_eq!(names(&target, "both").await?, ["d", "early", "stays"]);
+        assert_eq!(names(&target, "both").await?, ["d", "early"]);
         source.database("right").run_command(doc! { "drop": "early" }).await?;
+        passed(&rig, &collector).await?;
+        assert_eq!(names(&target, "both").await?, ["d"]);
     }
-    // And a collection, whose end is its own business.
-    fill(&source, "right", "early").await?;
-    fill(&source, "right", "brief").await?;
-    source.database("right").run_command(doc! { "drop": "brief" }).await?;
+    // Both are there, go one after the other, and the one that is gone keeps nothing.
+    fill(&source, "left", "c").await?;
+    for (database, on) in [("left", "c"), ("right", "d")] {
+        view(&source, database, "early", on).await?;
+        view(&source, database, "named", on).await?;
+    }
     passed(&rig, &collector).await?;
-    let of_both_sides = rig.comparison().only(|name| name.starts_with("shop.") || name.starts_with("right."));
-    rig.finish(of_both_sides.rename("right", "both"), collector, &[]).await
+    source.database("left").run_command(doc! { "drop": "named" }).await?;
+    source.database("left").drop().await?;
+    passed(&rig, &collector).await?;
+    assert_eq!(names(&target, "both").await?, ["d", "early", "named"]);
+    collector.terminate(PATIENCE).await?;
+    collector.run()?;
+    passed(&rig, &collector).await?;
+    collector.terminate(PATIENCE).await?;
+    source.database("right").drop().await?;
+    collector.run()?;
+    passed(&rig, &collector).await?;
+    assert!(names(&target, "both").await?.is_empty());
+    rig.finish(both_sides(&rig), collector, &[]).await
+}
+
+/// A collection takes the name of a view that went, and what is left of that view keeps nothing of it.
+#[tokio::test]
+async fn a_collection_takes_the_name_of_a_view_that_went_unseen() -> Result<()> {
+    let rig = rig_of(&source_version()).await?;
+    let (source, target) = (rig.source.client(), rig.target.client());
+    let config = with_ddl(&rig)?.set("filter.namespace.white", "shop;left;right").set("transform.namespace", RULES);
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    fill(&source, "left", "c").await?;
+    view(&source, "left", "early", "c").await?;
+    passed(&rig, &collector).await?;
+    collector.terminate(PATIENCE).await?;
+    source.database("left").drop().await?;
+    fill(&source, "right", "early").await?;
+    collector.run()?;
+    passed(&rig, &collector).await?;
+    let found = both_sides(&rig).run().await?;
+    anyhow::ensure!(found.is_empty(), "{}", oplogue_tests::compare::report(&found));
+    source.database("right").run_command(doc! { "drop": "early" }).await?;
+    passed(&rig, &collector).await?;
+    assert!(names(&target, "both").await?.is_empty());
+    rig.finish(both_sides(&rig), collector, &[]).await
+}
+
+fn both_sides(rig: &Rig) -> Comparison {
+    let comparison = rig.comparison().only(|name| name.starts_with("shop.") || name.starts_with("right."));
+    comparison.rename("right", "both")
 }

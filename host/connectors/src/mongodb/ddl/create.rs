@@ -27,7 +27,12 @@ impl Executor<'_> {
         if raw::find(options, "viewOn")?.is_some() {
             return self.create_view(self.name_of(namespace.source), name, options).await;
         }
-        let present = self.sink.catalogue.refresh(name).await?;
+        let mut present = self.sink.catalogue.refresh(name).await?;
+        if self.sink.catalogue.is_view_of_another(name, &self.name_of(namespace.source)) {
+            // It went, or the collection takes its place: it holds no data.
+            self.drop_now(name).await?;
+            present = None;
+        }
         // One that is made anew would stand beside what it has become.
         if self.is_in_copy() || self.has_moved() {
             return Ok(skipped("create", name));

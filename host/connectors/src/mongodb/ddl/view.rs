@@ -34,7 +34,7 @@ impl Executor<'_> {
             return Ok(skipped("create", name));
         }
         if self.is_view(name).await? {
-            self.drop_now(name).await?;
+            self.take_away(name).await?;
         }
         self.sink.catalogue.record_view(ViewPair { source, target: name.clone() }).await?;
         let w = create_command(name, options, self.concern)?;

@@ -57,7 +57,7 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Forgets what became of views that were `target`, which is dropped.
+    /// Forgets the views that were `target`, which is dropped.
     pub(crate) async fn forget_views_at(&self, target: &Namespace) -> Result<()> {
         let sources: Vec<Namespace> = {
             let state = self.read();
@@ -68,6 +68,16 @@ impl Catalogue {
             self.write().views.remove(&source);
         }
         Ok(())
+    }
+
+    /// Whether a view stands under a name of the target that is known to be another one of the source than `source`.
+    pub(crate) fn is_view_of_another(&self, target: &Namespace, source: &Namespace) -> bool {
+        if !self.has_view(target) {
+            return false;
+        }
+        let state = self.read();
+        let mut of = state.views.iter().filter(|(_, at)| *at == target).map(|(of, _)| of).peekable();
+        of.peek().is_some() && of.all(|of| of != source)
     }
 
     /// As far as the cached catalogue knows.
