@@ -26,6 +26,18 @@ pub struct ChainReport {
     pub dead: u64,
 }
 
+/// What a chain knows of a namespace of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Met {
+    /// The source has it, as far as the stream has come, and it is no view.
+    Collection,
+    /// The source has this view.
+    View,
+    /// The source may have had such a view when an entry was logged that is still to come. Only a view goes for it, and it
+    /// keeps nothing that another name goes to.
+    Past,
+}
+
 /// A loaded chain that makes workers and can be replaced plugin by plugin while it runs.
 pub trait PluginChain: Send + Sync {
     /// A worker with instances of its own. Made once for each thread.
@@ -41,16 +53,14 @@ pub trait PluginChain: Send + Sync {
     /// `PluginFault` when a router traps.
     fn route(&self, source: NamespaceId) -> Result<Option<NamespaceId>>;
 
-    /// [`Self::route`] of what the source has. What a chain has met is what an entry about a whole database is about.
+    /// [`Self::route`] of what the source has or had. What a chain has met is what an entry about a whole database is
+    /// about.
     ///
     /// # Errors
     /// `PluginFault` when a router traps.
-    fn meet(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
+    fn meet(&self, source: NamespaceId, _met: Met) -> Result<Option<NamespaceId>> {
         self.route(source)
     }
-
-    /// Takes note of a view that the source may have had when an entry was logged that is still to come.
-    fn recall(&self, _view: NamespaceId) {}
 
     /// The active generation of each plugin, in chain order, for the checkpoint.
     fn generations(&self) -> Vec<GenerationInfo>;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{ChangeBatch, NamespaceId, Namespaces};
-use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, PluginChain, PluginStats};
+use oplogue_engine::plugin::{ChainReport, ChainWorker, GenerationInfo, Met, PluginChain, PluginStats};
 
 use crate::dead_letter::DeadLetterFile;
 use crate::engine::Runtime;
@@ -65,15 +65,6 @@ pub struct Chain {
     pub(crate) sources: Mutex<HashMap<NamespaceId, Met>>,
     router: Mutex<Option<Worker>>,
     watcher: Mutex<Option<Watcher>>,
-}
-
-/// What the chain knows of a namespace that arrived from the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Met {
-    /// The source has it, as far as the stream has come.
-    Present,
-    /// It is, or was, a view that may be gone: it keeps nobody else's collection or view, and only a view goes for it.
-    Past,
 }
 
 impl Chain {
@@ -354,13 +345,15 @@ impl PluginChain for Chain {
         }
     }
 
-    fn meet(&self, source: NamespaceId) -> Result<Option<NamespaceId>> {
-        lock(&self.sources).insert(source, Met::Present);
+    fn meet(&self, source: NamespaceId, met: Met) -> Result<Option<NamespaceId>> {
+        {
+            let mut known = lock(&self.sources);
+            let is = known.entry(source).or_insert(met);
+            if met != Met::Past {
+                *is = met;
+            }
+        }
         self.route(source)
-    }
-
-    fn recall(&self, view: NamespaceId) {
-        lock(&self.sources).entry(view).or_insert(Met::Past);
     }
 
     fn generations(&self) -> Vec<GenerationInfo> {

@@ -16,7 +16,7 @@ use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::ddl::is_capped;
 use oplogue_engine::model::{CollectionUuid, Namespace, NamespaceId, Namespaces, OpTime, Position};
 use oplogue_engine::pipeline::state::keeps_order;
-use oplogue_engine::plugin::PluginChain;
+use oplogue_engine::plugin::{Met, PluginChain};
 use oplogue_engine::source::{SnapshotReader, Window};
 
 /// What to do first.
@@ -117,7 +117,8 @@ pub async fn ordered_collections(
 ) -> Result<Ordered> {
     let mut ordered = Ordered::default();
     for plan in reader.collections().await? {
-        let target = chain.meet(namespaces.intern(plan.namespace.as_str()))?;
+        let met = if plan.kind == "view" { Met::View } else { Met::Collection };
+        let target = chain.meet(namespaces.intern(plan.namespace.as_str()), met)?;
         if let Some(target) = target {
             let databases = ordered.databases.entry(namespaces.name(target).database().to_owned()).or_default();
             databases.insert(plan.namespace.database().to_owned());
@@ -155,7 +156,7 @@ impl Ordered {
             let source = namespaces.intern(pair.source.as_str());
             // Under other rules it goes elsewhere, and no entry about it reaches the view that it was.
             if chain.route(source)? == Some(namespaces.intern(pair.target.as_str())) {
-                chain.recall(source);
+                chain.meet(source, Met::Past)?;
             }
         }
         let explained: HashSet<&Namespace> = remembered.iter().map(|pair| &pair.target).collect();
@@ -168,7 +169,7 @@ impl Ordered {
                 Some(databases) if databases.len() == 1 => databases.first().map_or("", String::as_str),
                 Some(_) => continue,
             };
-            chain.recall(namespaces.intern(Namespace::of(database, view.collection()).as_str()));
+            chain.meet(namespaces.intern(Namespace::of(database, view.collection()).as_str()), Met::Past)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result, Side};
 use crate::model::{Namespace, NamespaceId, Namespaces, view};
-use crate::plugin::PluginChain;
+use crate::plugin::{Met, PluginChain};
 use crate::source::{CollectionPlan, SnapshotReader};
 
 /// One collection and its place on the target.
@@ -58,7 +58,8 @@ impl Plan {
         let mut plan = Self::default();
         for collection in collections {
             let source = namespaces.intern(collection.namespace.as_str());
-            match chain.meet(source)? {
+            let met = if collection.kind == "view" { Met::View } else { Met::Collection };
+            match chain.meet(source, met)? {
                 Some(target) => {
                     let collection = follow_renames(collection, target, chain, namespaces)?;
                     plan.collections.push(PlannedCollection { plan: collection, source, target });
@@ -83,7 +84,7 @@ impl Plan {
         let mut plan = Self::default();
         for collection in reader.collections().await?.into_iter().filter(|collection| collection.kind != "view") {
             let source = namespaces.intern(collection.namespace.as_str());
-            if let Some(target) = chain.meet(source)? {
+            if let Some(target) = chain.meet(source, Met::Collection)? {
                 plan.collections.push(PlannedCollection { plan: collection, source, target });
             }
         }

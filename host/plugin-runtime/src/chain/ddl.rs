@@ -10,10 +10,11 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use oplogue_engine::error::Error;
 use oplogue_engine::model::ddl::Routed;
-use oplogue_engine::model::{Change, Ddl, NamespaceId, Operation, view};
+use oplogue_engine::model::{Change, Ddl, NamespaceId, Operation, raw, view};
+use oplogue_engine::plugin::Met;
 
 use super::worker::{Halt, Worker, bug, fate};
-use super::{Chain, Met, lock};
+use super::{Chain, lock};
 use crate::columns::Pending;
 use crate::generation::Decision;
 
@@ -77,7 +78,7 @@ impl Worker {
         change.target = ddl.namespaces().first().map_or(change.target, |routed| routed.target);
         forget_gone(chain, ddl);
         if let Ddl::DropView { namespace } = ddl
-            && self.sharer(chain, *namespace, &[*namespace])?.is_some()
+            && self.sharer(chain, *namespace, &[*namespace], &[Met::View])?.is_some()
         {
             self.mark(at, fate::DROPPED);
             return Ok(());
@@ -138,7 +139,7 @@ impl Worker {
             let names = ddl.namespaces();
             let mut shared = None;
             for routed in &names {
-                if let Some(other) = self.sharer(chain, *routed, &names)? {
+                if let Some(other) = self.sharer(chain, *routed, &names, &[Met::Collection, Met::View])? {
                     let other = chain.namespaces.name(other);
                     shared = Some(refusal(
                         ddl,
@@ -157,10 +158,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Another collection of the source that is written to the target collection of `routed`.
-    fn sharer(&mut self, chain: &Chain, routed: Routed, own: &[Routed]) -> Result<Option<NamespaceId>, Halt> {
+    /// Another name of the source, known as one `of` these, that goes to the target of `routed`.
+    fn sharer(
+        &mut self,
+        chain: &Chain,
+        routed: Routed,
+        own: &[Routed],
+        of: &[Met],
+    ) -> Result<Option<NamespaceId>, Halt> {
         for (id, met) in known(chain) {
-            let is_own = met == Met::Past || own.iter().any(|routed| routed.source == id);
+            let is_own = !of.contains(&met) || own.iter().any(|routed| routed.source == id);
             if !is_own && self.walk(chain, id)? == Some(routed.target) {
                 return Ok(Some(id));
             }
@@ -196,7 +203,8 @@ impl Worker {
     /// database. Otherwise the collections that pass are dropped one by one.
     ///
     /// A server logs a drop of every collection before its `dropDatabase`, so collections that this process has never
-    /// seen are gone already. What a name of another database goes to as well stays: nobody can tell whose it is.
+    /// seen are gone already. What a collection or view of another database goes to as well stays, since nobody can tell
+    /// whose it is; but a view does not stay for a collection, which could not be there beside it.
     fn drop_database(
         &mut self,
         chain: &Chain,
@@ -208,7 +216,7 @@ impl Worker {
         let name = |id: NamespaceId| chain.namespaces.name(id);
         let (source, target) = (name(database.source), name(database.target));
         let mut passing = Vec::new();
-        let mut shared = HashSet::new();
+        let (mut shared, mut shared_views) = (HashSet::new(), HashSet::new());
         let mut whole = !routed_out;
         for (id, met) in known(chain) {
             let namespace = name(id);
@@ -218,7 +226,8 @@ impl Worker {
                 whole &= goes_there;
                 passing.extend(to.map(|target| (Routed { source: id, target }, met)));
             } else {
-                shared.extend(to.filter(|_| met == Met::Present));
+                shared.extend(to.filter(|_| met != Met::Past));
+                shared_views.extend(to.filter(|_| met == Met::View));
                 whole &= !goes_there;
             }
         }
@@ -227,10 +236,13 @@ impl Worker {
         }
         let views_only = matches!(change.ddl.as_deref(), Some(Ddl::DropViews { .. }));
         let mut drops = Vec::with_capacity(passing.len());
-        passing.retain(|(namespace, _)| !shared.contains(&namespace.target));
         for (namespace, met) in passing {
-            let ddl =
-                if views_only || met == Met::Past { Ddl::DropView { namespace } } else { Ddl::Drop { namespace } };
+            let view = views_only || met == Met::Past;
+            let shared = if view { &shared_views } else { &shared };
+            if shared.contains(&namespace.target) {
+                continue;
+            }
+            let ddl = if view { Ddl::DropView { namespace } } else { Ddl::Drop { namespace } };
             drops.push(Change {
                 source: namespace.source,
                 target: namespace.target,
@@ -265,7 +277,8 @@ fn forget_gone(chain: &Chain, ddl: &Ddl) {
     }
 }
 
-/// What is still known of a database that was dropped is its views, whose ends nothing has named.
+/// What is still known of a database that was dropped are views, whose ends nothing has named, and what the list at the
+/// start knew of a later one, which its entries bring back.
 fn forget_database(chain: &Chain, database: Routed) {
     let name = |id: NamespaceId| chain.namespaces.name(id);
     let gone = name(database.source);
@@ -273,6 +286,26 @@ fn forget_database(chain: &Chain, database: Routed) {
         if name(*id).database() == gone.database() {
             *met = Met::Past;
         }
+    }
+}
+
+/// Whether a DDL says of its name that it is a view.
+pub(super) fn is_of_a_view(ddl: &Ddl) -> bool {
+    match ddl {
+        // What is malformed is met as such where it is read.
+        Ddl::Create { options, .. } => raw::find(options, "viewOn").is_ok_and(|on| on.is_some()),
+        Ddl::DropView { .. } => true,
+        Ddl::Drop { .. }
+        | Ddl::DropDatabase { .. }
+        | Ddl::DropViews { .. }
+        | Ddl::Rename { .. }
+        | Ddl::CreateIndexes { .. }
+        | Ddl::DropIndexes { .. }
+        | Ddl::CollMod { .. }
+        | Ddl::ConvertToCapped { .. }
+        | Ddl::EmptyCapped { .. }
+        | Ddl::CopyIn { .. }
+        | Ddl::Refused { .. } => false,
     }
 }
 

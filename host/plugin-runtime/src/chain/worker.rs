@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use oplogue_engine::error::{Error, Kind, Result, Side};
 use oplogue_engine::model::{Change, ChangeBatch, NamespaceId, Operation};
-use oplogue_engine::plugin::ChainReport;
+use oplogue_engine::plugin::{ChainReport, Met};
 
+use super::ddl::is_of_a_view;
 use super::routes::{Hop, Routes};
-use super::{Active, Chain, Met, lock, plugin_fault};
+use super::{Active, Chain, lock, plugin_fault};
 use crate::columns::{Body, Columns, Pending};
 use crate::dead_letter::DeadLetter;
 use crate::edits::{Checked, Outcome, check_namespace};
@@ -217,11 +218,11 @@ impl Worker {
         if let Some(change) = changes.get(at) {
             match &change.ddl {
                 Some(ddl) => {
-                    let met = ddl.namespaces();
-                    lock(&chain.sources).extend(met.iter().map(|routed| (routed.source, Met::Present)));
+                    let met = if is_of_a_view(ddl) { Met::View } else { Met::Collection };
+                    lock(&chain.sources).extend(ddl.namespaces().iter().map(|routed| (routed.source, met)));
                 }
                 None if self.routes.get(0, change.target) == Hop::Unknown => {
-                    lock(&chain.sources).insert(change.target, Met::Present);
+                    lock(&chain.sources).insert(change.target, Met::Collection);
                 }
                 None => {}
             }

@@ -5,7 +5,7 @@
 
 use bson::doc;
 use oplogue_engine::model::{Change, Ddl};
-use oplogue_engine::plugin::PluginChain as _;
+use oplogue_engine::plugin::{Met, PluginChain as _};
 use serde_json::json;
 
 use crate::fixtures::{Stream, body, default_plugin};
@@ -202,7 +202,7 @@ fn a_target_database_that_two_sources_share_is_never_dropped_whole() {
 fn a_dropped_database_leaves_what_another_one_goes_to() {
     let mut stream = stream(&[], &["a:z", "b:z"]);
     for name in ["a.v", "a.w", "b.v"] {
-        stream.chain.meet(stream.names.intern(name)).unwrap();
+        stream.chain.meet(stream.names.intern(name), Met::View).unwrap();
     }
     // Asked for, and not met.
     stream.chain.route(stream.names.intern("a.u")).unwrap();
@@ -213,6 +213,39 @@ fn a_dropped_database_leaves_what_another_one_goes_to() {
     ];
     let after = stream.run(changes);
     assert_eq!(shown(&stream, &after), ["drop (view) z.w", "drop z.w", "drop z.v"]);
+}
+
+#[test]
+fn a_view_that_is_gone_keeps_nothing_and_takes_only_views() {
+    let mut stream = stream(&[], &["a:z", "b:z"]);
+    stream.chain.meet(stream.names.intern("a.v"), Met::Past).unwrap();
+    for (name, met) in [("a.x", Met::Collection), ("b.v", Met::View), ("b.x", Met::View)] {
+        stream.chain.meet(stream.names.intern(name), met).unwrap();
+        stream.chain.meet(stream.names.intern(name), Met::Past).unwrap();
+    }
+    let views = |stream: &Stream, database: &str| {
+        stream.ddl(Ddl::DropViews { database: stream.routed(&format!("{database}.$cmd")) })
+    };
+    // `b.x` stands beside a collection and cannot be what stands there; `b.v` goes, though `a.v` went to the same name.
+    let changes = ["b", "b", "a"].map(|database| drop_database(&stream, database));
+    let changes = [vec![views(&stream, "b")], changes.into()].concat();
+    let after = stream.run(changes);
+    let views_of_b = ["drop (view) z.v", "drop (view) z.x"];
+    // What is known of a database that went does not let another one go whole.
+    let expected = [views_of_b.as_slice(), &["drop z.v"], &views_of_b, &["drop (view) z.v", "drop z.x"]];
+    assert_eq!(shown(&stream, &after), expected.concat());
+}
+
+#[test]
+fn a_view_that_is_dropped_by_name_stays_while_another_one_goes_there() {
+    let mut stream = stream(&[], &["a:z", "b:z"]);
+    for (name, met) in [("b.v", Met::View), ("b.c", Met::Collection)] {
+        stream.chain.meet(stream.names.intern(name), met).unwrap();
+    }
+    let drop_view = |stream: &Stream, name: &str| stream.ddl(Ddl::DropView { namespace: stream.routed(name) });
+    let changes = vec![drop_view(&stream, "a.v"), drop_view(&stream, "a.c"), drop_view(&stream, "b.v")];
+    let after = stream.run(changes);
+    assert_eq!(shown(&stream, &after), ["drop (view) z.c", "drop (view) z.v"]);
 }
 
 #[test]

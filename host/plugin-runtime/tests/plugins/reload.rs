@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bson::doc;
 use oplogue_engine::model::Ddl;
-use oplogue_engine::plugin::PluginChain as _;
+use oplogue_engine::plugin::{Met, PluginChain as _};
 use oplogue_plugin_runtime::{ChainOptions, OnError, PluginSpec, ReloadOutcome};
 use serde_json::{Value, json};
 
@@ -186,7 +186,7 @@ fn what_a_batch_that_is_run_again_saw_the_end_of_is_met_still() {
     let rename = default_plugin("namespace-rename", json!({ "rules": ["a:z", "b:z"] }));
     let mut stream = Stream::with(vec![rename, mask], ChainOptions { watch: false, trial_batches: 2, ..options() });
     for name in ["a.view", "b.other"] {
-        stream.chain.meet(stream.names.intern(name)).unwrap();
+        stream.chain.meet(stream.names.intern(name), Met::View).unwrap();
     }
     replace(&path, &with_manifest(&guest("faulty"), Some(&manifest("2"))));
     assert_eq!(stream.chain.reload("mask").unwrap().generation, 2);

@@ -5,6 +5,8 @@
 //! either. So the name that a view has on the source is stored before the target gets the view, or when a run finds it on
 //! both sides, and forgotten when the target has it no more.
 
+use std::collections::HashSet;
+
 use oplogue_engine::checkpoint::ViewPair;
 use oplogue_engine::error::Result;
 use oplogue_engine::model::Namespace;
@@ -47,10 +49,11 @@ impl Catalogue {
         Ok(())
     }
 
-    /// The same for every one of `pairs` that the target has.
+    /// The same for every one of `pairs` that the target has and that nobody knows yet.
     pub(crate) async fn adopt_views(&self, pairs: Vec<ViewPair>) -> Result<()> {
+        let known: HashSet<Namespace> = self.read().views.values().cloned().collect();
         for pair in pairs {
-            if self.has_view(&pair.target) {
+            if self.has_view(&pair.target) && !known.contains(&pair.target) {
                 self.record_view(pair).await?;
             }
         }
