@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Client;
+use mongodb::options::WriteConcern;
 use oplogue_connectors::mongodb::mark::Marks;
 use oplogue_connectors::mongodb::sink::{MongoSink, SinkOptions};
 use oplogue_engine::checkpoint::CheckpointStore;
@@ -60,7 +61,8 @@ async fn what_waits_for_a_primary_is_not_sent_to_its_successor() {
     shop.create_collection("made").await.unwrap();
     let entries = oplog(&bench.client, since, doc! { "op": "c" }).await;
     let [create] = decoded(&bench, since, entries).try_into().unwrap();
-    shop.collection::<Document>("made").drop().await.unwrap();
+    // A drop that the kill took back would leave nothing to make.
+    shop.collection::<Document>("made").drop().write_concern(WriteConcern::majority()).await.unwrap();
     let marked = marked(&bench);
     let first = |sink: &'static str, id| (sink, inserts(&bench, &["t.a"], id..id + 1));
     for ((name, writes), sink) in [first("plain", 1), first("marked", 2)].iter().zip([&*bench.sink, &marked]) {
