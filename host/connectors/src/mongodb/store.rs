@@ -1,9 +1,9 @@
 //! Keeps checkpoints in a collection, in documents that an operator can read and a MongoShake user recognises.
 //!
 //! One document a job and replica set holds position, stage and lease; the identity pairs of collections and the pairs
-//! of views stand beside it. Every write carries the lease's epoch in its filter, so a paused instance that wakes up changes nothing, and
-//! the position only moves forward. Writes and reads have majority concern: what was stored survives a fail-over. A
-//! document of MongoShake in the same collection is read and never written.
+//! of views stand beside it. Every write carries the lease's epoch in its filter, so a paused instance that wakes up
+//! changes nothing, and the position only moves forward. Writes and reads have majority concern: what was stored survives
+//! a fail-over. A document of MongoShake in the same collection is read and never written.
 
 mod document;
 mod operate;
