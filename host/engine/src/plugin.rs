@@ -14,6 +14,7 @@ use crate::budget::Permit;
 use crate::error::Result;
 use crate::model::{Change, ChangeBatch, NamespaceId, Operation, Position};
 use crate::sink::Write;
+use crate::source::CollectionPlan;
 use crate::supervise::off_thread;
 
 /// What one pass of a batch through the chain did. For every batch, `seen = kept + dropped + dead`.
@@ -36,6 +37,14 @@ pub enum Met {
     /// The source may have had such a view when an entry was logged that is still to come. Only a view goes for it, and it
     /// keeps nothing that another name goes to.
     Past,
+}
+
+impl Met {
+    /// As what a list of the source's collections shows one.
+    #[must_use]
+    pub fn of(plan: &CollectionPlan) -> Self {
+        if plan.kind == "view" { Self::View } else { Self::Collection }
+    }
 }
 
 /// A loaded chain that makes workers and can be replaced plugin by plugin while it runs.

@@ -117,13 +117,13 @@ pub async fn ordered_collections(
 ) -> Result<Ordered> {
     let mut ordered = Ordered::default();
     for plan in reader.collections().await? {
-        let met = if plan.kind == "view" { Met::View } else { Met::Collection };
+        let met = Met::of(&plan);
         let target = chain.meet(namespaces.intern(plan.namespace.as_str()), met)?;
         if let Some(target) = target {
             let databases = ordered.databases.entry(namespaces.name(target).database().to_owned()).or_default();
             databases.insert(plan.namespace.database().to_owned());
             ordered.taken.insert(target);
-            if plan.kind == "view" {
+            if met == Met::View {
                 let target = namespaces.name(target);
                 ordered.views.push(ViewPair { source: plan.namespace.clone(), target });
             }

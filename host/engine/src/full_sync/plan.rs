@@ -58,8 +58,7 @@ impl Plan {
         let mut plan = Self::default();
         for collection in collections {
             let source = namespaces.intern(collection.namespace.as_str());
-            let met = if collection.kind == "view" { Met::View } else { Met::Collection };
-            match chain.meet(source, met)? {
+            match chain.meet(source, Met::of(&collection))? {
                 Some(target) => {
                     let collection = follow_renames(collection, target, chain, namespaces)?;
                     plan.collections.push(PlannedCollection { plan: collection, source, target });
@@ -84,7 +83,7 @@ impl Plan {
         let mut plan = Self::default();
         for collection in reader.collections().await?.into_iter().filter(|collection| collection.kind != "view") {
             let source = namespaces.intern(collection.namespace.as_str());
-            if let Some(target) = chain.meet(source, Met::Collection)? {
+            if let Some(target) = chain.meet(source, Met::of(&collection))? {
                 plan.collections.push(PlannedCollection { plan: collection, source, target });
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! After a start they are in no list of the source, and the entry that takes all views of a database away names none of
 //! them. So the store remembers which view of the target came from where, also where a rename gave it another name or
-//! several databases of the source go to one of the target. No data is compared: a view has none.
+//! several databases of the source go to one of the target. What other DDL makes of views is shown in `sink::ddl`, never
+//! here.
 
 use anyhow::Result;
 use bson::{Document, doc};
@@ -42,6 +43,25 @@ pub(super) async fn forget_views(source: &Client) -> Result<()> {
     Ok(())
 }
 
+/// Two databases of the source go to one of the target.
+async fn two_into_one() -> Result<(Rig, Collector)> {
+    let rig = rig_of(&source_version()).await?;
+    let config = with_ddl(&rig)?.set("filter.namespace.white", "shop;left;right").set("transform.namespace", RULES);
+    let mut collector = Collector::start(&config)?;
+    handed_over(&mut collector).await?;
+    Ok((rig, collector))
+}
+
+/// Makes a view that arrives at the target, and ends the collector.
+async fn early_and_stop(rig: &Rig, collector: &mut Collector) -> Result<()> {
+    let source = rig.source.client();
+    fill(&source, "left", "c").await?;
+    view(&source, "left", "early", "c").await?;
+    passed(rig, collector).await?;
+    collector.terminate(PATIENCE).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     let rig = rig_of(&source_version()).await?;
@@ -71,10 +91,7 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
     assert!(names(&target, "apart").await?.is_empty());
     assert!(names(&target, "lone").await?.is_empty());
     // Views that stand on both sides before anybody remembers them: at a first run, or where another tool made them.
-    fill(&source, "left", "c").await?;
-    view(&source, "left", "early", "c").await?;
-    passed(&rig, &collector).await?;
-    collector.terminate(PATIENCE).await?;
+    early_and_stop(&rig, &mut collector).await?;
     forget_views(&source).await?;
     collector.run()?;
     passed(&rig, &collector).await?;
@@ -89,18 +106,12 @@ async fn views_that_went_unseen_go_under_every_name() -> Result<()> {
 
 #[tokio::test]
 async fn a_view_stays_while_another_one_goes_there() -> Result<()> {
-    let rig = rig_of(&source_version()).await?;
+    let (rig, mut collector) = two_into_one().await?;
     let (source, target) = (rig.source.client(), rig.target.client());
-    let config = with_ddl(&rig)?.set("filter.namespace.white", "shop;left;right").set("transform.namespace", RULES);
-    let mut collector = Collector::start(&config)?;
-    handed_over(&mut collector).await?;
     fill(&source, "right", "d").await?;
     // Another view of the source takes the name on the target, before that one goes and after.
     for takes_it_first in [true, false] {
-        fill(&source, "left", "c").await?;
-        view(&source, "left", "early", "c").await?;
-        passed(&rig, &collector).await?;
-        collector.terminate(PATIENCE).await?;
+        early_and_stop(&rig, &mut collector).await?;
         if takes_it_first {
             view(&source, "right", "early", "d").await?;
         }
@@ -143,15 +154,9 @@ async fn a_view_stays_while_another_one_goes_there() -> Result<()> {
 /// A collection takes the name of a view that went, and what is left of that view keeps nothing of it.
 #[tokio::test]
 async fn a_collection_takes_the_name_of_a_view_that_went_unseen() -> Result<()> {
-    let rig = rig_of(&source_version()).await?;
+    let (rig, mut collector) = two_into_one().await?;
     let (source, target) = (rig.source.client(), rig.target.client());
-    let config = with_ddl(&rig)?.set("filter.namespace.white", "shop;left;right").set("transform.namespace", RULES);
-    let mut collector = Collector::start(&config)?;
-    handed_over(&mut collector).await?;
-    fill(&source, "left", "c").await?;
-    view(&source, "left", "early", "c").await?;
-    passed(&rig, &collector).await?;
-    collector.terminate(PATIENCE).await?;
+    early_and_stop(&rig, &mut collector).await?;
     source.database("left").drop().await?;
     fill(&source, "right", "early").await?;
     collector.run()?;
@@ -161,10 +166,7 @@ async fn a_collection_takes_the_name_of_a_view_that_went_unseen() -> Result<()> 
     passed(&rig, &collector).await?;
     assert!(names(&target, "both").await?.is_empty());
     // Once more, and by the next start it has become a view.
-    fill(&source, "left", "c").await?;
-    view(&source, "left", "early", "c").await?;
-    passed(&rig, &collector).await?;
-    collector.terminate(PATIENCE).await?;
+    early_and_stop(&rig, &mut collector).await?;
     source.database("left").drop().await?;
     fill(&source, "right", "early").await?;
     source.database("right").run_command(doc! { "drop": "early" }).await?;
